@@ -1,0 +1,33 @@
+"""Randomness outside the directions: batches, sampling, splits, each from a key of its own.
+
+Every draw is a pure function of (seed, domain, coordinates). Only NumPy's raw Philox bits are
+used, whose stream NumPy guarantees; its distributions may change between versions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def raw_bits(seed: int, domain: str, coordinates: Sequence[int], count: int) -> NDArray[np.uint64]:
+    """`count` independent 64-bit words for (`seed`, `domain`, `coordinates`)."""
+    text = "/".join([domain, str(seed), *map(str, coordinates)])
+    digest = hashlib.blake2b(text.encode(), digest_size=16, person=b"hiso-keys").digest()
+    key = np.frombuffer(digest, dtype="<u8").astype(np.uint64)
+    return np.random.Philox(key=key).random_raw(count)
+
+
+def permutation(seed: int, domain: str, *coordinates: int, size: int) -> NDArray[np.int64]:
+    """A uniform permutation of `range(size)`, int64."""
+    return np.argsort(raw_bits(seed, domain, coordinates, size), kind="stable")
+
+
+def choose(seed: int, domain: str, *coordinates: int, size: int, count: int) -> list[int]:
+    """`count` distinct members of `range(size)`, in ascending order."""
+    if not 0 <= count <= size:
+        raise ValueError(f"cannot choose {count} of {size}")
+    return sorted(permutation(seed, domain, *coordinates, size=size)[:count].tolist())

@@ -1,0 +1,95 @@
+"""What a method is: hyper-parameters, named state, and a few pure elementwise pieces.
+
+One round r with τ local steps does, for every weight w by itself:
+
+    d = denom(state_r)                                     frozen for the round
+    for k in 0..τ-1:
+        dx = s1 / d            with s1 = Σ c·u over the record's terms of step k
+        w, step_state = step(w, step_state, dx)
+        if k feeds curvature:  round_state = learn(round_state, dx, s2)   with s2 = Σ κ·u²
+
+and a probe measures the loss at w + (mu·u)/d. All numbers are float32.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from hiso.core.ops import Value
+from hiso.errors import SettingsError
+
+Feed = Literal["first", "last", "all"]
+Values = Mapping[str, Value]
+"""State or hyper-parameters by name, seen for one weight (all at once)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """Base of all methods: a frozen dataclass whose float fields are its hyper-parameters.
+
+    A subclass sets `name`, the initial value of each state it has, and overrides those pieces
+    in which it differs from plain gradient descent along the measured directions. The pieces
+    must be built from `+ - * /` and `hiso.core.ops`; `docs/methods.md` walks through one.
+
+    Attributes:
+        name: Name on the command line and in the ledger.
+        step_state: Initial values of state that moves with every local step (momentum).
+        round_state: Initial values of state that is frozen in a round and learned at its end.
+        curvature: Whether a direction also needs κ = [f(x+μz) + f(x−μz) − 2f(x)] / μ².
+        feed: Which local steps of a round reach `learn`.
+        lr: Learning rate η.
+    """
+
+    name: ClassVar[str]
+    step_state: ClassVar[Mapping[str, float]] = {}
+    round_state: ClassVar[Mapping[str, float]] = {}
+    curvature: ClassVar[bool] = False
+
+    lr: float = 3e-4
+    feed: Feed = "first"
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"{name} = {value} must be a finite number >= 0"
+            for name, value in self.hyper.items()
+            if not (np.isfinite(np.float32(value)) and value >= 0)
+        ]
+        if self.feed not in ("first", "last", "all"):
+            problems.append(f"feed = {self.feed!r} must be first, last or all")
+        if problems:
+            raise SettingsError(f"{self.name}: " + "; ".join(problems))
+
+    @property
+    def hyper(self) -> dict[str, float]:
+        """The numeric hyper-parameters by name; a record may change them from round to round."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "feed"}
+
+    @property
+    def state(self) -> dict[str, float]:
+        """Initial value of every state, in the order of storage and of the digest."""
+        return {**self.step_state, **self.round_state}
+
+    def feeds(self, step: int, steps: int) -> bool:
+        """Whether local step `step` of `steps` reaches `learn`."""
+        if not self.round_state:
+            return False
+        return {"first": step == 0, "last": step == steps - 1, "all": True}[self.feed]
+
+    def denom(self, state: Values, hyper: Values) -> Value | None:
+        """What a direction is divided by, or None for 1."""
+        del state, hyper
+
+    def step(self, w: Value, state: Values, dx: Value, hyper: Values) -> tuple[Value, Values]:
+        """One local step: the new weight and the new step state."""
+        del state
+        return w - hyper["lr"] * dx, {}
+
+    def learn(self, state: Values, dx: Value, s2: Value, hyper: Values) -> Values:
+        """The new round state, from the step dx and, with `curvature`, s2 = Σ κ·u²."""
+        del dx, s2, hyper
+        return state

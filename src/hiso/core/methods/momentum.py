@@ -1,0 +1,29 @@
+"""Heavy-ball momentum: state that moves with every local step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from hiso.core.method import Method, Values
+from hiso.core.ops import Value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Momentum(Method):
+    """m ← beta·m + dx;  w ← w − lr·m.
+
+    Source: Polyak (1964), with dx = (1/P) Σ_p g_p u_p in place of the gradient. During a
+    client's local steps m walks with its own scalars; the record then moves the shared m.
+    """
+
+    name: ClassVar[str] = "momentum"
+    step_state: ClassVar[Mapping[str, float]] = {"m": 0.0}
+
+    beta: float = 0.9
+
+    def step(self, w: Value, state: Values, dx: Value, hyper: Values) -> tuple[Value, Values]:
+        """One heavy-ball step."""
+        m = hyper["beta"] * state["m"] + dx
+        return w - hyper["lr"] * m, {"m": m}

@@ -1,0 +1,165 @@
+"""The record: all that one round adds to the log, and all that replay reads.
+
+Canonical bytes, little-endian, in this order (`FORMAT` 1):
+
+    magic "HISO" · format u16 · flags u16 (bit 0: curvature) · round u32 · terms u32 · changes u16
+    each change, in ascending order of name:  length u8 · name (UTF-8) · value f32
+    step u16[terms] · stream u32[terms] · direction u16[terms] · coefficient f32[terms]
+    curvature f32[terms], if flagged
+
+The chain hash of a log is SHA-256(previous chain hash + record bytes); it starts from the hash
+of the run's identity, so no two runs share one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hiso.errors import ProtocolError
+
+FORMAT = 1
+_MAGIC = b"HISO"
+_HEADER = struct.Struct("<4sHHIIH")
+_CURVATURE = 1
+MAX_ROUND = MAX_STREAM = 2**32 - 1
+MAX_STEP = MAX_DIRECTION = 2**16 - 1
+
+
+@dataclass(frozen=True, eq=False)
+class Record:
+    """One committed round: ordered terms with their final coefficients, and what changed.
+
+    The step that a record stands for is, per local step k, Σ over its terms of
+    `coefficient` · u(round, k, stream, direction), divided by the method's denominator.
+    Coefficients are final: averaged over clients, divided by P, rounded to float32 once.
+
+    Attributes:
+        round: Position of the record in the log, from 0.
+        step: Local step k of each term, uint16 [terms]; ascending from 0 without gaps.
+        stream: 0 for a direction that all clients share, i + 1 for client i's own, uint32 [terms].
+        direction: Index p of the direction, uint16 [terms].
+        coefficient: The factor of the direction, float32 [terms]; finite.
+        curvature: The factor of its square (methods that ask for it), float32 [terms].
+        changes: Hyper-parameters that take a new value from this round on, float32.
+
+    Raises:
+        ProtocolError: A field is out of range, of another length, or not finite.
+    """
+
+    round: int
+    step: NDArray[np.uint16]
+    stream: NDArray[np.uint32]
+    direction: NDArray[np.uint16]
+    coefficient: NDArray[np.float32]
+    curvature: NDArray[np.float32] | None = None
+    changes: Mapping[str, float] = field(default_factory=dict[str, float])
+
+    def __post_init__(self) -> None:
+        problems = list(self._problems())
+        if problems:
+            raise ProtocolError(f"record of round {self.round}: " + "; ".join(problems))
+
+    def _problems(self) -> Iterable[str]:
+        if not 0 <= self.round <= MAX_ROUND:
+            yield f"the round must lie in [0, {MAX_ROUND}]"
+        dtypes = {"step": "u2", "stream": "u4", "direction": "u2", "coefficient": "f4"}
+        if self.curvature is not None:
+            dtypes["curvature"] = "f4"
+        for name, dtype in dtypes.items():
+            array: NDArray[Any] = getattr(self, name)
+            if array.dtype != np.dtype(dtype) or array.shape != self.coefficient.shape:
+                yield f"{name} is {array.dtype}{list(array.shape)}, not {dtype}[{self.terms}]"
+            elif dtype == "f4" and not np.isfinite(array).all():
+                yield f"{name} is not finite"
+        if self.coefficient.ndim != 1 or not self.coefficient.size:
+            yield "a record needs at least one term"
+        elif self.step[0] != 0 or not np.isin(np.diff(self.step.astype(np.int64)), (0, 1)).all():
+            yield "local steps must ascend from 0 without gaps"
+        for name, value in self.changes.items():
+            if not np.isfinite(np.float32(value)) or not 0 < len(name.encode()) < 256:
+                yield f"change {name!r} = {value} is not a named finite number"
+
+    @property
+    def terms(self) -> int:
+        """Number of terms."""
+        return int(self.coefficient.size)
+
+    @property
+    def steps(self) -> int:
+        """Number of local steps τ."""
+        return int(self.step[-1]) + 1
+
+    @property
+    def scalars(self) -> int:
+        """float32 numbers that a client needs to replay this record (seeds travel never)."""
+        return self.terms * (1 if self.curvature is None else 2) + len(self.changes)
+
+    def to_bytes(self) -> bytes:
+        """The canonical bytes: equal records have equal bytes on every machine."""
+        flags = 0 if self.curvature is None else _CURVATURE
+        parts = [_HEADER.pack(_MAGIC, FORMAT, flags, self.round, self.terms, len(self.changes))]
+        for name in sorted(self.changes):
+            encoded = name.encode()
+            parts.append(struct.pack("<B", len(encoded)) + encoded)
+            parts.append(struct.pack("<f", self.changes[name]))
+        parts += [
+            self.step.astype("<u2").tobytes(),
+            self.stream.astype("<u4").tobytes(),
+            self.direction.astype("<u2").tobytes(),
+            self.coefficient.astype("<f4").tobytes(),
+        ]
+        if self.curvature is not None:
+            parts.append(self.curvature.astype("<f4").tobytes())
+        return b"".join(parts)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Record:
+        """Reads canonical bytes.
+
+        Raises:
+            ProtocolError: The bytes are cut short, too long, of another format, or not canonical.
+        """
+        try:
+            magic, version, flags, number, terms, changed = _HEADER.unpack_from(data)
+            if magic != _MAGIC:
+                raise ProtocolError("these bytes are no hiso record")
+            if version != FORMAT:
+                raise ProtocolError(
+                    f"record format {version} is not the one this hiso writes ({FORMAT}): "
+                    "use the version of hiso that made the run"
+                )
+            at = _HEADER.size
+            changes: dict[str, float] = {}
+            for _ in range(changed):
+                (length,) = struct.unpack_from("<B", data, at)
+                name = data[at + 1 : at + 1 + length].decode()
+                (changes[name],) = struct.unpack_from("<f", data, at + 1 + length)
+                at += 1 + length + 4
+            columns: list[NDArray[Any]] = []
+            dtypes = ["<u2", "<u4", "<u2", "<f4"] + ["<f4"] * (flags & _CURVATURE)
+            for dtype in dtypes:
+                column = np.frombuffer(data, dtype, terms, at)
+                columns.append(column.astype(column.dtype.newbyteorder("="), copy=False))
+                at += column.nbytes
+            record = cls(number, *columns, changes=changes)
+        except (struct.error, ValueError) as error:
+            raise ProtocolError(f"record of {len(data)} bytes is malformed: {error}") from error
+        if record.to_bytes() != data:
+            raise ProtocolError(f"record of round {number} is not in canonical form")
+        return record
+
+    def chain(self, previous: bytes) -> bytes:
+        """Chain hash of the log that ends with this record, 32 bytes."""
+        return hashlib.sha256(previous + self.to_bytes()).digest()
+
+
+def chain_root(identity: bytes) -> bytes:
+    """Chain hash of an empty log for the run with this canonical `identity`."""
+    return hashlib.sha256(b"hiso-run\0" + identity).digest()

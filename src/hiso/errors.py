@@ -1,0 +1,59 @@
+"""Every error that hiso raises on purpose, with the exit code of the command line.
+
+A message says what was wrong, where, and what to do. Exit codes:
+
+| code | meaning |
+|---|---|
+| 0 | done |
+| 1 | a defect in hiso or in a library: please report it |
+| 2 | `SettingsError`: a setting, flag or file of settings is wrong |
+| 3 | `RunConflict`: the run folder belongs to another run, or to other settings |
+| 4 | `Diverged`: the loss is not finite or has exploded; nothing of that round was recorded |
+| 5 | `LoadError`: a model, task or data set cannot be loaded as asked |
+| 6 | `ProtocolError`: a record, plan, ledger or replica does not belong where it was used |
+| 130 | interrupted; the ledger holds every finished round, start again to go on |
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class HisoError(Exception):
+    """The root of hiso's errors: catch it to catch them all."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class SettingsError(HisoError):
+    """A setting is unknown, out of range, or at odds with another one."""
+
+    exit_code = 2
+
+
+class RunConflict(HisoError):
+    """A run folder holds another run than the one that was asked for."""
+
+    exit_code = 3
+
+
+class Diverged(HisoError):
+    """The loss is not finite or has exploded. The ledger keeps the last good round."""
+
+    exit_code = 4
+
+
+class NonFiniteLoss(Diverged):
+    """A loss measured by a client is NaN or infinite."""
+
+
+class LoadError(HisoError):
+    """A model, task or data set cannot be loaded as asked."""
+
+    exit_code = 5
+
+
+class ProtocolError(HisoError):
+    """A record, plan, ledger or replica does not fit the run it is used in."""
+
+    exit_code = 6
