@@ -1,0 +1,1 @@
+"""hiso: federated fine-tuning of language models that sends numbers, not tensors."""

@@ -1,0 +1,137 @@
+"""Measuring directional derivatives with forward passes only, as a state machine.
+
+A probe asks for losses point by point and is told them; who computes them, for how many clients
+at once and on what device, is the engine's business.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hiso.errors import NonFiniteLoss
+
+Scheme = Literal["forward", "central"]
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """Where a loss is wanted: w_k + sign · (mu·u)/denom, u = u(round, step, stream, direction).
+
+    With `sign` 0 the point is w_k itself, and stream and direction are 0.
+    """
+
+    step: int
+    stream: int = 0
+    direction: int = 0
+    sign: int = 0
+
+
+class Probe:
+    """τ local steps of P directions for one client in one round.
+
+    forward:  g = [f(x + μz; ξ) − f(x; ξ)] / μ                 (HiSo, Eq. 8), P + 1 passes a step
+    central:  g = [f(x + μz; ξ) − f(x − μz; ξ)] / (2μ)         2P passes a step
+    κ     =  [f(x + μz; ξ) + f(x − μz; ξ) − 2f(x; ξ)] / μ²     2P + 1 passes a step, central g
+
+    The differences are taken in float64 from the losses as they are told, and each result is
+    rounded to float32 once. The batch ξ is one and the same for all points of a step.
+
+    Example:
+        >>> probe = Probe(client=0, round=0, steps=1, directions=1, mu=0.5)
+        >>> while (point := probe.ask()) is not None:
+        ...     probe.tell(3.0 if point.sign else 1.0)
+        >>> float(probe.scalars[0, 0])
+        4.0
+
+    Attributes:
+        scalars: g, float32 [τ, P], filled as losses are told.
+        curvature: κ, float32 [τ, P], or None.
+        loss: Mean loss of the client's first batch at (forward) or around (central) the shared
+            weights; NaN until it is known.
+        mu: μ as the kernels use it, rounded to float32.
+    """
+
+    def __init__(
+        self,
+        *,
+        client: int,
+        round: int,
+        steps: int,
+        directions: int,
+        mu: float,
+        scheme: Scheme = "forward",
+        stream: int = 0,
+        curvature: bool = False,
+    ) -> None:
+        self.client, self.round, self.stream = client, round, stream
+        self.mu = float(np.float32(mu))
+        self.scalars = np.zeros((steps, directions), np.float32)
+        self.curvature = np.zeros((steps, directions), np.float32) if curvature else None
+        self.loss = math.nan
+        self._base = scheme == "forward" or curvature
+        self._signs = (1, -1) if scheme == "central" or curvature else (1,)
+        self._points = self._order()
+        self._wanted: Point | None = next(self._points)
+        self._losses: dict[tuple[int, int], float] = {}
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(τ, P)."""
+        steps, directions = self.scalars.shape
+        return steps, directions
+
+    def _order(self) -> Iterator[Point]:
+        steps, directions = self.shape
+        for k in range(steps):
+            if self._base:
+                yield Point(k)
+            for p in range(directions):
+                for sign in self._signs:
+                    yield Point(k, self.stream, p, sign)
+
+    def ask(self) -> Point | None:
+        """The next point, or None when all is measured. Asking twice gives the same point."""
+        return self._wanted
+
+    def tell(self, loss: float) -> None:
+        """The batch's mean loss at the point asked for.
+
+        Raises:
+            NonFiniteLoss: The loss is NaN or infinite. Nothing was changed by the probe.
+            RuntimeError: No point was asked for.
+        """
+        point = self._wanted
+        if point is None:
+            raise RuntimeError("all losses of this probe are known already")
+        if not math.isfinite(loss):
+            where = f"direction {point.direction} ({point.sign:+d}mu)" if point.sign else "w itself"
+            raise NonFiniteLoss(
+                f"the loss is {loss} for client {self.client} in round {self.round}, local step "
+                f"{point.step}, at {where}. The replica is as it was before the probe. Lower lr or "
+                "mu, raise the method's floor, or use a wider dtype; then go on from an earlier "
+                "round with --rollback."
+            )
+        self._losses[point.direction, point.sign] = loss
+        self._wanted = next(self._points, None)
+        if self._wanted is None or self._wanted.step != point.step:
+            self._finish(point.step)
+            self._losses.clear()
+
+    def _finish(self, k: int) -> None:
+        at, mu = self._losses, self.mu
+        for p in range(self.shape[1]):
+            if -1 in self._signs:
+                g = (at[p, 1] - at[p, -1]) / (2 * mu)
+            else:
+                g = (at[p, 1] - at[0, 0]) / mu
+            self.scalars[k, p] = g
+            if self.curvature is not None:
+                self.curvature[k, p] = (at[p, 1] + at[p, -1] - 2 * at[0, 0]) / (mu * mu)
+        if k == 0:
+            self.loss = at[0, 0] if self._base else math.fsum(at.values()) / len(at)
