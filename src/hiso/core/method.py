@@ -81,15 +81,15 @@ class Method:
         return {"first": step == 0, "last": step == steps - 1, "all": True}[self.feed]
 
     def denom(self, state: Values, hyper: Values) -> Value | None:
-        """What a direction is divided by, or None for 1."""
+        """What a direction is divided by, from the round state; None for 1."""
         del state, hyper
 
     def step(self, w: Value, state: Values, dx: Value, hyper: Values) -> tuple[Value, Values]:
-        """One local step: the new weight and the new step state."""
+        """One local step: the new weight and the new step state, from the step state."""
         del state
         return w - hyper["lr"] * dx, {}
 
     def learn(self, state: Values, dx: Value, s2: Value, hyper: Values) -> Values:
-        """The new round state, from the step dx and, with `curvature`, s2 = Σ κ·u²."""
+        """The new round state from the old, the step dx and, with `curvature`, s2 = Σ κ·u²."""
         del dx, s2, hyper
         return state

@@ -1,0 +1,146 @@
+"""The two passes over memory that everything is made of, and the backends that do them.
+
+`perturb` writes w + (mu·u)/denom in one pass; `fold` applies any number of local steps of any
+number of rounds in one pass and fingerprints the result. All backends give the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hiso.core.layout import Layout
+from hiso.core.method import Method
+from hiso.core.noise import Noise
+from hiso.core.record import Record
+
+Backend = Literal["auto", "numba", "reference"]
+
+DIGEST_STRIDE = 0x9E3779B97F4A7C15
+DIGEST_MULTIPLIER = 0xD6E8FEB86659FD93
+"""Digest: Σ mix(bits(x) + stride·(index + array·2^40)) mod 2^64 over all weights and states, where
+mix(x) = three times `x ^= x >> 32`, with `x *= multiplier` in between. `array` is 0 for w, then
+counts the states; `index` is the position in the flat buffer."""
+DIGEST_ARRAY = 1 << 40
+
+
+@dataclass(frozen=True, eq=False)
+class Steps:
+    """Local steps of one or more rounds, flattened for a kernel: S steps, N terms, H hypers."""
+
+    round: NDArray[np.uint64]
+    """[S]"""
+    first: NDArray[np.bool_]
+    """[S]: whether the round starts here, so that the denominator is taken anew."""
+    feeds: NDArray[np.bool_]
+    """[S]: whether the step reaches `learn`."""
+    start: NDArray[np.int64]
+    """[S + 1]: terms of step s are start[s] .. start[s + 1] - 1."""
+    counter: NDArray[np.uint64]
+    """[N]: counter word c1."""
+    stream: NDArray[np.uint64]
+    """[N]"""
+    coefficient: NDArray[np.float32]
+    """[N]"""
+    curvature: NDArray[np.float32]
+    """[N], zeros for methods without it."""
+    hyper: NDArray[np.float32]
+    """[S, H], columns in the order of `method.hyper`."""
+
+
+def pack(
+    method: Method, records: Sequence[Record], hyper: Mapping[str, float]
+) -> tuple[Steps, dict[str, float]]:
+    """Flattens records, starting from the hyper-parameters in force; also gives the last ones."""
+    rounds: list[int] = []
+    first: list[bool] = []
+    feeds: list[bool] = []
+    hypers: list[list[float]] = []
+    counts: list[NDArray[np.int64]] = []
+    now = dict(hyper)
+    for record in records:
+        now.update(record.changes)
+        steps = record.steps
+        rounds += [record.round] * steps
+        first += [k == 0 for k in range(steps)]
+        feeds += [method.feeds(k, steps) for k in range(steps)]
+        hypers += [list(now.values())] * steps
+        counts.append(np.bincount(record.step, minlength=steps))
+    zeros = np.zeros(0, np.float32)
+    return Steps(
+        round=np.array(rounds, np.uint64),
+        first=np.array(first, np.bool_),
+        feeds=np.array(feeds, np.bool_),
+        start=np.concatenate([[0], *counts]).cumsum().astype(np.int64),
+        counter=_join([r.direction + r.step.astype(np.uint64) * 2**16 for r in records], "u8"),
+        stream=_join([r.stream for r in records], "u8"),
+        coefficient=_join([zeros, *(r.coefficient for r in records)], "f4"),
+        curvature=_join(
+            [np.zeros_like(r.coefficient) if r.curvature is None else r.curvature for r in records],
+            "f4",
+        ),
+        hyper=np.array(hypers, np.float32).reshape(len(rounds), len(now)),
+    ), now
+
+
+def _join(parts: Sequence[NDArray[Any]], dtype: str) -> NDArray[Any]:
+    return np.concatenate([np.zeros(0, dtype), *parts]).astype(dtype)
+
+
+@dataclass(frozen=True)
+class Spot:
+    """Which direction a perturbation follows."""
+
+    round: int
+    step: int
+    stream: int
+    direction: int
+
+
+class Kernels(Protocol):
+    """A backend for one method, noise, seed and layout. Buffers are flat, padded, contiguous."""
+
+    name: str
+
+    def perturb(
+        self,
+        out: Tensor,
+        w: Tensor,
+        state: Mapping[str, Tensor],
+        hyper: Mapping[str, float],
+        spot: Spot,
+        mu: float,
+        tiles: range,
+    ) -> None:
+        """out ← cast(w + (mu·u)/denom) on `tiles`; `out` holds just these, in its own dtype."""
+        ...
+
+    def fold(self, w: Tensor, state: Mapping[str, Tensor], steps: Steps) -> int:
+        """Applies `steps` to w and state in place; returns the digest of the result."""
+        ...
+
+
+def load_kernels(
+    backend: Backend, method: Method, noise: Noise, seed: int, layout: Layout
+) -> Kernels:
+    """The kernels of a backend; `auto` is numba, the fast one for CPUs."""
+    if backend == "reference":
+        from hiso.core.kernels.reference import ReferenceKernels
+
+        return ReferenceKernels(method, noise, seed, layout)
+    from hiso.core.kernels.numba_backend import NumbaKernels
+
+    return NumbaKernels(method, noise, seed, layout)
+
+
+def numpy_state(state: Mapping[str, Tensor]) -> dict[str, NDArray[np.float32]]:
+    """The state's buffers as NumPy views."""
+    return {name: tensor.numpy() for name, tensor in state.items()}
+
+
+TileTask = Callable[[int, int], int]

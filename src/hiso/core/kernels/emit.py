@@ -1,0 +1,86 @@
+"""Prints a method's expression graph as source, each distinct node once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from hiso.core.method import Method
+from hiso.core.ops import Expr, lift, var
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How a kernel language writes what differs between languages."""
+
+    const: str
+    sqrt: str
+    select: str
+
+
+NUMBA = Dialect(const="f32({!r})", sqrt="sqrt({})", select="({1} if {0} else {2})")
+
+
+class Printer:
+    """Collects assignments `t0 = …` for the nodes of one straight-line block."""
+
+    def __init__(self, dialect: Dialect, prefix: str = "t") -> None:
+        self.lines: list[str] = []
+        self._dialect, self._prefix = dialect, prefix
+        self._names: dict[Expr, str] = {}
+
+    def name(self, expr: Expr) -> str:
+        """The name or literal that stands for `expr`, after printing what it needs."""
+        if expr.op == "var":
+            return expr.args[0]
+        if expr.op == "const":
+            return self._dialect.const.format(*expr.args)
+        if expr not in self._names:
+            args = [self.name(arg) for arg in expr.args]
+            text = {
+                "neg": "-{}",
+                "sqrt": self._dialect.sqrt,
+                "select": self._dialect.select,
+            }.get(expr.op, "{} " + expr.op + " {}").format(*args)
+            self._names[expr] = f"{self._prefix}{len(self._names)}"
+            self.lines.append(f"{self._names[expr]} = {text}")
+        return self._names[expr]
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """A method's pieces as graphs over the variables `w`, `dx`, `s2`, `h_<hyper>`, `x_<state>`."""
+
+    denom: Expr | None
+    w: Expr
+    step_state: Mapping[str, Expr]
+    round_state: Mapping[str, Expr]
+
+
+def trace(method: Method) -> Pieces:
+    """Runs the pieces of a method on symbols.
+
+    Raises:
+        TypeError: A piece returns states that the method does not declare, or misses some.
+    """
+    step_state = {name: var(f"x_{name}") for name in method.step_state}
+    round_state = {name: var(f"x_{name}") for name in method.round_state}
+    hyper = {name: var(f"h_{name}") for name in method.hyper}
+    denom = method.denom(round_state, hyper)
+    w, stepped = method.step(var("w"), step_state, var("dx"), hyper)
+    learned = method.learn(round_state, var("dx"), var("s2"), hyper)
+    for piece, got, declared in (
+        ("step", stepped, method.step_state),
+        ("learn", learned, method.round_state),
+    ):
+        if set(got) != set(declared):
+            raise TypeError(
+                f"{method.name}.{piece} gives the states {sorted(got)}, "
+                f"but the method declares {sorted(declared)}"
+            )
+    return Pieces(
+        denom=None if denom is None else lift(denom),
+        w=lift(w),
+        step_state={name: lift(value) for name, value in stepped.items()},
+        round_state={name: lift(value) for name, value in learned.items()},
+    )

@@ -1,0 +1,105 @@
+"""The CPU backend: compiled kernels, run by as many threads as torch uses."""
+# pyright: basic
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hiso.core.kernels import Spot, Steps
+from hiso.core.kernels.numba_source import load
+from hiso.core.layout import Layout
+from hiso.core.method import Method
+from hiso.core.noise import TILE, Noise, pack_step, split_seed
+
+_SERIAL_TILES = 32
+_CHUNKS_PER_THREAD = 8
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="hiso-kernel")
+
+
+def _over_tiles(task: Callable[[int, int], int | None], tiles: range) -> int:
+    """Runs `task` on pieces of `tiles` in threads; sums what it returns, modulo 2^64."""
+    threads = torch.get_num_threads()
+    if threads == 1 or len(tiles) <= _SERIAL_TILES:
+        return int(task(tiles.start, tiles.stop) or 0)
+    size = max(_SERIAL_TILES // 2, -(-len(tiles) // (threads * _CHUNKS_PER_THREAD)))
+    starts = range(tiles.start, tiles.stop, size)
+    jobs = [_pool(threads).submit(task, at, min(at + size, tiles.stop)) for at in starts]
+    return sum(int(job.result() or 0) for job in jobs) % 2**64
+
+
+def _bits(out: Tensor) -> NDArray[np.float32] | NDArray[np.uint16]:
+    if out.dtype == torch.float32:
+        return out.numpy()
+    return out.view(torch.int16).numpy().view(np.uint16)
+
+
+class NumbaKernels:
+    """Each kernel makes one pass over memory; directions never leave the first-level cache."""
+
+    name = "numba"
+
+    def __init__(self, method: Method, noise: Noise, seed: int, layout: Layout) -> None:
+        self.method, self.layout = method, layout
+        self._key = tuple(map(np.uint64, split_seed(seed)))
+        self._module = load(method, noise)
+
+    def _buffers(self, w: Tensor, state: Mapping[str, Tensor]) -> list[NDArray[np.float32]]:
+        return [w.numpy(), *(state[name].numpy() for name in self.method.state)]
+
+    def perturb(
+        self,
+        out: Tensor,
+        w: Tensor,
+        state: Mapping[str, Tensor],
+        hyper: Mapping[str, float],
+        spot: Spot,
+        mu: float,
+        tiles: range,
+    ) -> None:
+        """See `Kernels.perturb`."""
+        kernel = getattr(self._module, f"perturb_{str(out.dtype).removeprefix('torch.')}")
+        arguments = (
+            _bits(out),
+            *self._buffers(w, state),
+            np.array([hyper[name] for name in self.method.hyper], np.float32),
+            self.layout.valid,
+            np.float32(mu),
+            np.uint64(pack_step(spot.step, spot.direction)),
+            np.uint64(spot.stream),
+            np.uint64(spot.round),
+            *self._key,
+            tiles.start * TILE,
+        )
+        _over_tiles(lambda start, stop: kernel(start, stop, *arguments), tiles)
+
+    def fold(self, w: Tensor, state: Mapping[str, Tensor], steps: Steps) -> int:
+        """See `Kernels.fold`."""
+        arguments = (
+            *self._buffers(w, state),
+            self.layout.valid,
+            steps.round,
+            steps.first,
+            steps.feeds,
+            steps.start,
+            steps.counter,
+            steps.stream,
+            steps.coefficient,
+            steps.curvature,
+            steps.hyper,
+            *self._key,
+        )
+        return _over_tiles(
+            lambda start, stop: self._module.fold(start, stop, *arguments),
+            range(self.layout.tiles),
+        )

@@ -1,0 +1,133 @@
+"""The oracle: kernels in NumPy, every operation by itself, a few tiles at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hiso.core.kernels import (
+    DIGEST_ARRAY,
+    DIGEST_MULTIPLIER,
+    DIGEST_STRIDE,
+    Spot,
+    Steps,
+    numpy_state,
+)
+from hiso.core.layout import Layout
+from hiso.core.method import Method
+from hiso.core.noise import TILE, Noise
+from hiso.core.noise.reference import direction
+
+_CHUNK = 256
+Floats = NDArray[np.float32]
+
+
+def mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The digest's bijection of 64-bit words."""
+    x = (x ^ (x >> np.uint64(32))) * np.uint64(DIGEST_MULTIPLIER)
+    x = (x ^ (x >> np.uint64(32))) * np.uint64(DIGEST_MULTIPLIER)
+    return x ^ (x >> np.uint64(32))
+
+
+class ReferenceKernels:
+    """Slow and plain; tests hold every other backend against it."""
+
+    name = "reference"
+
+    def __init__(self, method: Method, noise: Noise, seed: int, layout: Layout) -> None:
+        self.method, self.noise, self.seed, self.layout = method, noise, seed, layout
+
+    def _chunks(self, tiles: range) -> Iterator[tuple[range, NDArray[np.bool_]]]:
+        inside = np.arange(TILE)
+        for start in range(tiles.start, tiles.stop, _CHUNK):
+            chunk = range(start, min(start + _CHUNK, tiles.stop))
+            valid = inside < self.layout.valid[chunk.start : chunk.stop, None]
+            yield chunk, valid.reshape(-1)
+
+    def perturb(
+        self,
+        out: Tensor,
+        w: Tensor,
+        state: Mapping[str, Tensor],
+        hyper: Mapping[str, float],
+        spot: Spot,
+        mu: float,
+        tiles: range,
+    ) -> None:
+        """See `Kernels.perturb`."""
+        hypers = {name: np.float32(value) for name, value in hyper.items()}
+        views = numpy_state(state)
+        for chunk, valid in self._chunks(tiles):
+            here = slice(chunk.start * TILE, chunk.stop * TILE)
+            u = self._direction(spot.round, spot.step, spot.stream, spot.direction, chunk)
+            moved = np.zeros_like(u) + np.float32(mu) * u
+            frozen = {name: views[name][here] for name in self.method.round_state}
+            denom = self.method.denom(frozen, hypers)
+            if denom is not None:
+                with np.errstate(divide="ignore", invalid="ignore"):
+                    moved = moved / denom
+            moved = w.numpy()[here] + moved
+            there = slice((chunk.start - tiles.start) * TILE, (chunk.stop - tiles.start) * TILE)
+            mask = torch.from_numpy(valid)
+            out[there][mask] = torch.from_numpy(moved)[mask].to(out.dtype)
+
+    def fold(self, w: Tensor, state: Mapping[str, Tensor], steps: Steps) -> int:
+        """See `Kernels.fold`."""
+        digest = 0
+        views = numpy_state(state)
+        for chunk, valid in self._chunks(range(self.layout.tiles)):
+            here = slice(chunk.start * TILE, chunk.stop * TILE)
+            weights = w.numpy()[here]
+            states = {k: v[here] for k, v in views.items()}
+            with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+                new, new_states = self._walk(weights.copy(), dict(states), steps, chunk)
+            weights[valid] = new[valid]
+            for name, value in states.items():
+                value[valid] = new_states[name][valid]
+            index = np.arange(here.start, here.stop, dtype=np.uint64)[valid]
+            for number, array in enumerate([weights, *states.values()]):
+                key = (index + np.uint64(number * DIGEST_ARRAY)) * np.uint64(DIGEST_STRIDE)
+                bits = array[valid].view(np.uint32).astype(np.uint64)
+                digest += int(mix(bits + key).sum(dtype=np.uint64))
+        return digest % 2**64
+
+    def _walk(
+        self, w: Floats, state: dict[str, Floats], steps: Steps, tiles: range
+    ) -> tuple[Floats, dict[str, Floats]]:
+        method = self.method
+        moving = {name: state[name] for name in method.step_state}
+        learned = {name: state[name] for name in method.round_state}
+        denom = None
+        for s in range(len(steps.round)):
+            hyper = dict(zip(method.hyper, steps.hyper[s], strict=True))
+            if steps.first[s]:
+                denom = method.denom(learned, hyper)
+            s1, s2 = np.zeros_like(w), np.zeros_like(w)
+            for n in range(steps.start[s], steps.start[s + 1]):
+                counter = int(steps.counter[n])
+                u = self._direction(
+                    int(steps.round[s]), counter >> 16, int(steps.stream[n]), counter & 0xFFFF, tiles
+                )
+                s1 = s1 + steps.coefficient[n] * u
+                if method.curvature:
+                    s2 = s2 + steps.curvature[n] * (u * u)
+            dx = s1 if denom is None else s1 / denom
+            w, moving = method.step(w, moving, dx, hyper)
+            if steps.feeds[s]:
+                learned = method.learn(learned, dx, s2, hyper)
+        return w, {**moving, **learned}
+
+    def _direction(self, round: int, step: int, stream: int, p: int, tiles: range) -> Floats:
+        return direction(
+            self.noise,
+            self.seed,
+            round=round,
+            step=step,
+            stream=stream,
+            direction=p,
+            tiles=tiles,
+        )

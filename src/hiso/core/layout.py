@@ -1,0 +1,80 @@
+"""Where each parameter lives in the flat buffer: every one starts on a tile."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hiso.core.noise import TILE
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One parameter: its name, shape, and offset in elements (a multiple of `TILE`)."""
+
+    name: str
+    shape: tuple[int, ...]
+    offset: int
+
+    @property
+    def numel(self) -> int:
+        """Number of weights."""
+        return math.prod(self.shape)
+
+    @property
+    def tiles(self) -> range:
+        """The tiles that hold it."""
+        return range(self.offset // TILE, (self.offset + self.numel + TILE - 1) // TILE)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The entries of a flat buffer, in order. Padding up to the next tile is no parameter."""
+
+    entries: tuple[Entry, ...]
+
+    @classmethod
+    def of(cls, shapes: Iterable[tuple[str, tuple[int, ...]]]) -> Layout:
+        """Lays parameters out in the given order.
+
+        Raises:
+            ValueError: There is none, or there are too many weights for 32-bit block counters.
+        """
+        entries: list[Entry] = []
+        tile = 0
+        for name, shape in shapes:
+            entry = Entry(name, tuple(shape), tile * TILE)
+            tile = max(entry.tiles.stop, tile)
+            entries.append(entry)
+        if tile == 0:
+            raise ValueError("there is no trainable parameter (none has requires_grad=True)")
+        if tile * 512 > 2**32:
+            raise ValueError(f"{tile * TILE:,} weights exceed the noise format's 2^34")
+        return cls(tuple(entries))
+
+    def __iter__(self) -> Iterator[Entry]:
+        return iter(self.entries)
+
+    @property
+    def tiles(self) -> int:
+        """Number of tiles."""
+        return self.entries[-1].tiles.stop
+
+    @property
+    def numel(self) -> int:
+        """Number of weights d, without padding."""
+        return sum(entry.numel for entry in self.entries)
+
+    @cached_property
+    def valid(self) -> NDArray[np.int64]:
+        """How many elements of each tile are weights, int64 [tiles]."""
+        valid = np.full(self.tiles, TILE, np.int64)
+        for entry in self.entries:
+            if entry.numel % TILE:
+                valid[entry.tiles.stop - 1] = entry.numel % TILE
+        return valid
