@@ -1,14 +1,47 @@
-"""The two messages of a round: the server's plan and the client's reply."""
+"""The two messages of a round, the server's plan and the client's reply, and what they weigh.
+
+Bytes are counted as the papers count them: 4 for every float32 scalar that a message carries,
+whoever it is sent to. Not counted is what does not grow with the work: the chain hash, the
+digest, the loss, the numbers that name a round, and the framing of the transport.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hiso.core.probe import Scheme
-from hiso.core.record import Record
+from hiso.core.record import MAX_DIRECTION, MAX_ROUND, MAX_STEP, MAX_STREAM, Record
+from hiso.errors import ProtocolError
+
+SCALAR_BYTES = 4
+_SMALLEST, _LARGEST = (float(x) for x in (np.finfo(np.float32).tiny, np.finfo(np.float32).max))
+
+
+def paper_bytes(rounds: int, steps: int, directions: int) -> int:
+    """2·R·τ·P·4: the bytes of one client that takes part in every round, as in the papers' tables.
+
+    Example:
+        >>> paper_bytes(rounds=1500, steps=1, directions=5)  # DeComFL, OPT-1.3B, SST-2
+        60000
+    """
+    return 2 * rounds * steps * directions * SCALAR_BYTES
+
+
+def probe_problems(steps: int, directions: int, mu: float, scheme: str) -> Iterator[str]:
+    """What keeps a probe from being made with these settings, one sentence each."""
+    if not 1 <= steps <= MAX_STEP + 1:
+        yield f"steps = {steps} must lie in [1, {MAX_STEP + 1}]"
+    if not 1 <= directions <= MAX_DIRECTION + 1:
+        yield f"directions = {directions} must lie in [1, {MAX_DIRECTION + 1}]"
+    if not _SMALLEST <= mu <= _LARGEST:
+        yield f"mu = {mu} must be a positive float32"
+    if scheme not in get_args(Scheme):
+        yield f"scheme = {scheme!r} must be " + " or ".join(get_args(Scheme))
 
 
 @dataclass(frozen=True)
@@ -29,6 +62,9 @@ class Plan:
         stream: 0 for shared directions, i + 1 for the client's own.
         changes: Hyper-parameters that take a new value with this round; the round's record will
             carry them, and local steps use them already.
+
+    Raises:
+        ProtocolError: A field is out of range, or the records do not lead up to the round.
     """
 
     run: str
@@ -44,10 +80,28 @@ class Plan:
     stream: int
     changes: dict[str, float] = field(default_factory=dict[str, float])
 
+    def __post_init__(self) -> None:
+        problems = list(self._problems())
+        if problems:
+            head = f"plan of round {self.round} for client {self.client}: "
+            raise ProtocolError(head + "; ".join(problems))
+
+    def _problems(self) -> Iterator[str]:
+        if not 0 <= self.round <= MAX_ROUND:
+            yield f"the round must lie in [0, {MAX_ROUND}]"
+        if not 0 <= self.client < MAX_STREAM:
+            yield f"the client must lie in [0, {MAX_STREAM - 1}]"
+        if self.stream not in (0, self.client + 1):
+            yield f"stream = {self.stream} must be 0 (shared) or {self.client + 1} (its own)"
+        rounds = [record.round for record in self.records]
+        if rounds != list(range(self.round - len(rounds), self.round)):
+            yield f"its records must follow each other up to round {self.round - 1}, not {rounds}"
+        yield from probe_problems(self.steps, self.directions, self.mu, self.scheme)
+
     @property
     def scalars(self) -> int:
-        """float32 numbers that travel down with this plan, catch-up included."""
-        return sum(record.scalars for record in self.records)
+        """float32 numbers that travel down with this plan: catch-up and changes."""
+        return sum(record.scalars for record in self.records) + len(self.changes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,3 +128,8 @@ class Reply:
     curvature: NDArray[np.float32] | None
     loss: float
     examples: int
+
+    @property
+    def count(self) -> int:
+        """float32 numbers that travel up with this reply."""
+        return self.scalars.size * (1 if self.curvature is None else 2)

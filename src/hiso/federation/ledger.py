@@ -1,0 +1,233 @@
+"""The ledger: the log of a run, with the replies that led to it, in one SQLite file."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from sqlite3 import Connection
+
+from hiso.core.record import Record
+from hiso.errors import ProtocolError
+from hiso.federation.protocol import Reply
+from hiso.federation.runfile import RunFile, insert
+from hiso.federation.schema import ROLLED_BACK, canonical_json
+
+
+@dataclass(frozen=True)
+class RoundRow:
+    """A committed round, for people.
+
+    Attributes:
+        round: The round.
+        loss: Mean loss of the clients that count, before the round's step.
+        bytes_up: Bytes of scalars that went up.
+        bytes_down: Bytes of scalars that went down, catch-up included.
+        seconds: Wall time by name, as the engine measured it.
+        clients: Clients whose replies count, ascending.
+        set_aside: Why each of the others does not count.
+    """
+
+    round: int
+    loss: float
+    bytes_up: int
+    bytes_down: int
+    seconds: dict[str, float]
+    clients: list[int]
+    set_aside: dict[int, str]
+
+
+class Ledger(RunFile):
+    """The log of a run. One process writes; any number may read at the same time.
+
+    Position r is the state before record r: at 0 the log is empty, at `position` it is whole.
+    A method that writes is one transaction, on the disk when it returns.
+
+    Example:
+        >>> with Ledger.create(path, {"model": "…", "seed": 0}, {"rounds": 100}) as ledger:
+        ...     ledger.position
+        0
+    """
+
+    def chain_at(self, round: int) -> bytes:
+        """Chain hash of the log before `round`, in 0..position; 32 bytes.
+
+        Raises:
+            ProtocolError: The log is not that long.
+        """
+        if round == 0:
+            return self.root
+        chain = self._one("SELECT chain FROM records WHERE round = ?", round - 1)
+        if chain is None:
+            raise ProtocolError(f"the log has positions 0..{self.position}, not {round}")
+        return chain
+
+    def digest_at(self, round: int) -> int | None:
+        """The quorum's digest of the replica before `round`; None while no quorum told it."""
+        digest = self._one("SELECT digest FROM records WHERE round = ?", round)
+        return None if digest is None else int(digest, 16)
+
+    def records(self, start: int = 0, stop: int | None = None) -> list[Record]:
+        """Records `start` to `stop` (exclusive; by default the end of the log), in order.
+
+        Raises:
+            ProtocolError: The bytes of a record are malformed.
+        """
+        query = "SELECT bytes FROM records WHERE round >= ? AND round < ? ORDER BY round"
+        rows = self._db.execute(query, (start, self.position if stop is None else stop))
+        return [Record.from_bytes(data) for (data,) in rows]
+
+    def commit(
+        self,
+        record: Record,
+        replies: Sequence[Reply],
+        *,
+        digest: int,
+        set_aside: Mapping[int, str],
+        loss: float,
+        bytes_up: int,
+        bytes_down: int,
+        seconds: Mapping[str, float],
+    ) -> None:
+        """Appends the record of a round, with what led to it.
+
+        Args:
+            record: The next record.
+            replies: All valid replies of the round; each client now stands at this round.
+            digest: The quorum's digest of the replica before the record, unsigned 64 bits.
+            set_aside: For each client whose reply does not count, the reason.
+            loss: Mean loss of the clients that count.
+            bytes_up: Bytes of scalars that went up.
+            bytes_down: Bytes of scalars that went down, catch-up included.
+            seconds: Wall time by name.
+
+        Raises:
+            ProtocolError: The record is not the next one of this log; nothing was written.
+        """
+        texts = canonical_json(dict(seconds), "seconds"), time.time()
+        with self._write() as db:
+            if record.round != self.position:
+                raise ProtocolError(
+                    f"record of round {record.round} does not come next: the log of {self.path} "
+                    f"goes on with round {self.position}. Does another process write to it?"
+                )
+            chain = record.chain(self.chain_at(record.round))
+            row = (record.round, record.to_bytes(), chain, f"{digest:016x}", loss)
+            insert(db, "records", (*row, bytes_up, bytes_down, *texts))
+            for r in replies:
+                kappa = None if r.curvature is None else r.curvature.astype("<f4").tobytes()
+                row = (record.round, r.client, r.attempt, set_aside.get(r.client))
+                row += (f"{r.digest:016x}", r.loss, r.examples, *r.scalars.shape)
+                insert(db, "replies", (*row, r.scalars.astype("<f4").tobytes(), kappa))
+                _stand(db, r.client, record.round)
+
+    def abort(
+        self, round: int, attempt: int, reason: str, replied: Sequence[int], *, up: int, down: int
+    ) -> None:
+        """Notes that an attempt at a round came to nothing, and what it cost in bytes.
+
+        Args:
+            round: The round, which is still the next one.
+            attempt: The attempt.
+            reason: Why.
+            replied: Clients that sent a valid reply and so stand at the round.
+            up: Bytes of scalars that went up.
+            down: Bytes of scalars that went down.
+        """
+        with self._write() as db:
+            insert(db, "aborts", (round, attempt, reason, up, down, time.time()))
+            for client in replied:
+                _stand(db, client, round)
+
+    def attempt(self, round: int) -> int:
+        """Number of attempts at `round` that were aborted, which numbers the next one."""
+        return self._one("SELECT coalesce(max(attempt) + 1, 0) FROM aborts WHERE round = ?", round)
+
+    def client_position(self, client: int) -> int:
+        """Position at which a client's replica stood when it last sent a valid reply, or 0."""
+        return self._one("SELECT position FROM clients WHERE client = ?", client) or 0
+
+    def last_agreed(self, client: int) -> int | None:
+        """The last position at which a client's digest was the quorum's, or None."""
+        query = "SELECT max(round) FROM replies WHERE client = ? AND set_aside IS NULL"
+        return self._one(query, client)
+
+    def rounds(self) -> list[RoundRow]:
+        """Every committed round, for people."""
+        query = """
+            SELECT r.round, r.loss, r.bytes_up, r.bytes_down, r.seconds, p.client, p.set_aside
+            FROM records r LEFT JOIN replies p USING (round) ORDER BY r.round, p.client"""
+        rows: dict[int, RoundRow] = {}
+        for number, loss, up, down, seconds, client, reason in self._db.execute(query):
+            if number not in rows:
+                rows[number] = RoundRow(number, loss, up, down, json.loads(seconds), [], {})
+            if reason is not None:
+                rows[number].set_aside[client] = reason
+            elif client is not None:
+                rows[number].clients.append(client)
+        return list(rows.values())
+
+    def losses(self, stop: int | None = None) -> list[float]:
+        """Mean loss of every round before `stop`, by default of all."""
+        query = "SELECT loss FROM records WHERE round < ? ORDER BY round"
+        rows = self._db.execute(query, (self.position if stop is None else stop,))
+        return [loss for (loss,) in rows]
+
+    def traffic(self) -> tuple[int, int]:
+        """Bytes of scalars (up, down) that the run has cost, aborts and abandoned rounds too."""
+        tables = ("records", "aborts", "abandoned_records", "abandoned_aborts")
+        parts = " UNION ALL ".join(f"SELECT bytes_up, bytes_down FROM {t}" for t in tables)
+        query = f"SELECT coalesce(sum(bytes_up), 0), coalesce(sum(bytes_down), 0) FROM ({parts})"
+        return self._db.execute(query).fetchone()
+
+    def rollback(self, position: int) -> None:
+        """Goes back to `position`. Later rounds, aborts and evaluations are kept as abandoned.
+
+        Raises:
+            ProtocolError: The log is not that long.
+        """
+        with self._write() as db:
+            if not 0 <= position <= self.position:
+                raise ProtocolError(
+                    f"cannot roll back to position {position}: the log has 0..{self.position}"
+                )
+            tables = [f"SELECT generation FROM abandoned_{table}" for table in ROLLED_BACK]
+            union = " UNION ALL ".join(tables)
+            generation = self._one(f"SELECT coalesce(max(generation), 0) + 1 FROM ({union})")
+            for table, column in ROLLED_BACK.items():
+                where = f"FROM {table} WHERE {column} {'>' if column == 'position' else '>='} ?"
+                db.execute(
+                    f"INSERT INTO abandoned_{table} SELECT ?, * {where}", (generation, position)
+                )
+                db.execute(f"DELETE {where}", (position,))
+            db.execute("UPDATE clients SET position = min(position, ?)", (position,))
+
+    def verify(self) -> None:
+        """Recomputes the chain from the bytes of every record.
+
+        Raises:
+            ProtocolError: Names the first bad round.
+        """
+        chain = self.root
+        rows = self._db.execute("SELECT round, bytes, chain FROM records ORDER BY round")
+        for expected, (number, data, stored) in enumerate(rows):
+            problem = None
+            try:
+                record = Record.from_bytes(data)
+                chain = record.chain(chain)
+                if (number, record.round) != (expected, expected):
+                    problem = f"the record in its place is that of round {record.round}"
+                elif chain != stored:
+                    problem = "its bytes do not give the chain hash that was stored with it"
+            except ProtocolError as error:
+                problem = str(error)
+            if problem:
+                raise ProtocolError(
+                    f"{self.path} is damaged from round {expected} on: {problem}. Restore the "
+                    f"file from a copy, or go on before the damage with --rollback {expected}"
+                )
+
+
+def _stand(db: Connection, client: int, position: int) -> None:
+    db.execute("INSERT OR REPLACE INTO clients VALUES (?, ?)", (client, position))

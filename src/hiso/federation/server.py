@@ -1,0 +1,281 @@
+"""The server's side of a round: sample, validate, agree, aggregate, commit. No I/O but the ledger.
+
+A server holds nothing that is not in the ledger except the replies of the open round: kill it at
+any instant, make a new one on the same ledger, and the log that comes out is the same.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from hiso.core.keys import choose
+from hiso.core.record import MAX_ROUND, Record
+from hiso.errors import Diverged, ProtocolError, SettingsError
+from hiso.federation.aggregate import aggregate, client_weights
+from hiso.federation.ledger import Ledger
+from hiso.federation.protocol import SCALAR_BYTES, Plan, Reply
+from hiso.federation.quorum import agree
+from hiso.federation.settings import RoundSettings
+from hiso.federation.validate import is_whole, reply_problems
+
+GUARD_ROUNDS = 5
+"""Number of first rounds whose median loss the divergence guard takes as normal."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a reply counts, and if not, everything that is wrong with it."""
+
+    accepted: bool
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Closed:
+    """A round that was committed.
+
+    Attributes:
+        record: Its record.
+        clients: Clients whose replies count, ascending.
+        loss: Their mean loss before the round's step, weighted as the scalars are.
+        digest: The replica's digest before the record, as the quorum has it.
+        set_aside: For each client whose replica differs, since when and what to do.
+        bytes_up: 4 bytes for each scalar (g, κ) of the valid replies.
+        bytes_down: 4 bytes for each scalar (coefficients, κ, changes) of the plans.
+    """
+
+    record: Record
+    clients: list[int]
+    loss: float
+    digest: int
+    set_aside: dict[int, str]
+    bytes_up: int
+    bytes_down: int
+
+
+@dataclass(frozen=True)
+class Aborted:
+    """An attempt at a round that came to nothing; the next `ask` tries again with a new sample.
+
+    Attributes:
+        round: The round, which stays the next one.
+        attempt: The attempt, from 0.
+        reason: Why, and what to do.
+        bytes_up: As in `Closed`.
+        bytes_down: As in `Closed`.
+    """
+
+    round: int
+    attempt: int
+    reason: str
+    bytes_up: int
+    bytes_down: int
+
+
+class Server:
+    """Runs the rounds of one ledger: `ask` opens a round, `tell` takes replies, `close` ends it.
+
+    Example:
+        >>> settings = RoundSettings(clients=6, sample=2, steps=1, directions=5, mu=1e-3)
+        >>> server = Server(ledger, settings, curvature=False)
+        >>> for plan in server.ask():
+        ...     server.tell(answer(plan))
+        >>> result = server.close()
+
+    Attributes:
+        ledger: The ledger. Make a new server after a rollback.
+        settings: Settings from the next `ask` on; assign others between rounds for a schedule.
+        curvature: Whether the method needs κ.
+    """
+
+    def __init__(self, ledger: Ledger, settings: RoundSettings, *, curvature: bool) -> None:
+        """Goes on where the ledger ends.
+
+        Raises:
+            ProtocolError: The ledger's identity names no seed or no hyper-parameters.
+        """
+        self.ledger, self.settings, self.curvature = ledger, settings, curvature
+        try:
+            self._seed = int(ledger.identity["seed"])
+            hyper = {
+                name: float(value) for name, value in ledger.identity["method"]["hyper"].items()
+            }
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ProtocolError(
+                f'the identity in {ledger.path} lacks "seed" or "method": {{"hyper": …}} '
+                f"({error!r}): it was not made for a federated run"
+            ) from error
+        for record in ledger.records():
+            hyper |= record.changes
+        self._hyper = {name: float(np.float32(value)) for name, value in hyper.items()}
+        self._plans: dict[int, Plan] = {}  # of the open round; none is open if empty
+        self._opened = settings
+        self._replies: dict[int, Reply] = {}
+        self._scalars_down = 0
+
+    @property
+    def hyper(self) -> dict[str, float]:
+        """Hyper-parameters in force at the end of the log, as float32 has them."""
+        return dict(self._hyper)
+
+    def ask(self) -> list[Plan]:
+        """Opens the next round, or the next attempt at it; asking twice gives the same plans.
+
+        Each plan holds the records that its client lacks, as far as the server knows: a client
+        that answered in round q stands at position q, before record q.
+
+        Raises:
+            SettingsError: The settings name a hyper-parameter that the method does not have.
+        """
+        if not self._plans:
+            s, round = self.settings, self.ledger.position
+            attempt, changes = self.ledger.attempt(round), self._changes()
+            chain = self.ledger.chain_at(round)
+            sampled = choose(self._seed, "sample", round, attempt, size=s.clients, count=s.sample)
+            stands = {client: self.ledger.client_position(client) for client in sampled}
+            records = self.ledger.records(min(stands.values()))
+            self._plans = {
+                client: Plan(
+                    run=self.ledger.run,
+                    round=round,
+                    attempt=attempt,
+                    client=client,
+                    records=tuple(records[len(records) - (round - stands[client]) :]),
+                    chain=chain,
+                    steps=s.steps,
+                    directions=s.directions,
+                    mu=s.mu,
+                    scheme=s.scheme,
+                    stream=client + 1 if s.per_client else 0,
+                    changes=changes,
+                )
+                for client in sampled
+            }
+            self._opened = s
+            self._replies = {}
+            self._scalars_down = sum(plan.scalars for plan in self._plans.values())
+        return list(self._plans.values())
+
+    def rejoin(self, client: int, position: int) -> Plan:
+        """The open round's plan again, for a client whose replica stands at another position.
+
+        Both plans count as traffic, since both were sent. A position of 0 is the base model.
+
+        Raises:
+            ProtocolError: The client was not asked, or the log is not that long.
+        """
+        plan = self._plans.get(client)
+        if plan is None or not 0 <= position <= plan.round:
+            raise ProtocolError(
+                f"client {client} cannot rejoin at position {position}: clients "
+                f"{sorted(self._plans)} are asked, for round {self.ledger.position}"
+            )
+        plan = replace(plan, records=tuple(self.ledger.records(position)))
+        self._scalars_down += plan.scalars
+        self._plans[client] = plan
+        return plan
+
+    def tell(self, reply: object) -> Verdict:
+        """Takes a reply if everything about it is right; otherwise only logs why not."""
+        if self._plans:
+            problems = list(reply_problems(reply, self._plans, self._replies, self.curvature))
+        else:
+            problems = ["no round is open: the reply came too late, or was not asked for"]
+        if not problems and isinstance(reply, Reply):
+            kappa = None if reply.curvature is None else reply.curvature.copy()
+            reply = replace(reply, scalars=reply.scalars.copy(), curvature=kappa)
+            self._replies[reply.client] = reply
+            return Verdict(True)
+        reason = "; ".join(problems)
+        named = (reply.client, reply.round) if isinstance(reply, Reply) else (None, None)
+        client, round = (x if is_whole(x, 0, MAX_ROUND) else None for x in named)
+        self.ledger.refuse(client, round, reason)
+        return Verdict(False, reason)
+
+    def close(self, seconds: Mapping[str, float] | None = None) -> Closed | Aborted:
+        """Ends the round: commits its record, or aborts this attempt at it.
+
+        The digest that more than half of the valid replies have is the right one; the others are
+        set aside. Valid replies are finite float32 numbers, and so are their means.
+
+        Args:
+            seconds: Wall time by name, for people.
+
+        Returns:
+            What was committed; or `Aborted` if no digest has a majority, or fewer than
+            `min_replies` replies are left.
+
+        Raises:
+            Diverged: The mean loss is out of all proportion. Nothing was recorded.
+            RuntimeError: No round is open.
+        """
+        if not self._plans:
+            raise RuntimeError("no round is open: call ask() first")
+        first = next(iter(self._plans.values()))
+        replies = [self._replies[client] for client in sorted(self._replies)]
+        up = SCALAR_BYTES * sum(reply.count for reply in replies)
+        down = SCALAR_BYTES * self._scalars_down
+        agreed = agree(replies, self._plans, self._opened.min_replies, self.ledger.last_agreed)
+        good = agreed.good
+        if agreed.shortage is not None:
+            clients = [reply.client for reply in replies]
+            self.ledger.abort(
+                first.round, first.attempt, agreed.shortage, clients, up=up, down=down
+            )
+            self._plans = {}
+            return Aborted(first.round, first.attempt, agreed.shortage, up, down)
+        weights = client_weights(good, self._opened.weighting)
+        loss = float(np.average([reply.loss for reply in good], weights=weights))
+        self._guard(first, loss)
+        record = aggregate(
+            first.round,
+            good,
+            weighting=self._opened.weighting,
+            per_client=self._opened.per_client,
+            changes=first.changes,
+            curvature=self.curvature,
+        )
+        self.ledger.commit(
+            record,
+            replies,
+            digest=agreed.digest,
+            set_aside=agreed.set_aside,
+            loss=loss,
+            bytes_up=up,
+            bytes_down=down,
+            seconds=seconds or {},
+        )
+        self._hyper |= record.changes
+        self._plans = {}
+        clients = [reply.client for reply in good]
+        return Closed(record, clients, loss, agreed.digest, agreed.set_aside, up, down)
+
+    def _changes(self) -> dict[str, float]:
+        wanted = {name: float(np.float32(value)) for name, value in self.settings.hyper.items()}
+        unknown = sorted(wanted.keys() - self._hyper.keys())
+        if unknown:
+            raise SettingsError(
+                f"the method of this run has no hyper-parameter {', '.join(unknown)}: "
+                f"it has {', '.join(sorted(self._hyper))}"
+            )
+        return {name: value for name, value in wanted.items() if value != self._hyper[name]}
+
+    def _guard(self, plan: Plan, loss: float) -> None:
+        factor, first = self._opened.divergence_factor, self.ledger.losses(GUARD_ROUNDS)
+        if factor is None or len(first) < GUARD_ROUNDS:
+            return
+        normal = statistics.median(first)
+        if loss <= factor * abs(normal):
+            return
+        last = max(r for r, past in enumerate(self.ledger.losses()) if past <= normal)
+        lr = (self._hyper | plan.changes)["lr"]
+        raise Diverged(
+            f"round {plan.round}: the mean loss is {loss:.6g}, more than {factor:g} times the "
+            f"median {normal:.6g} of the first {GUARD_ROUNDS} rounds. Nothing of the round was "
+            f"recorded. The last round with a normal loss is {last}: go on from there with smaller "
+            f"steps, --rollback {last} --change lr={lr / 2:.3g}"
+        )
