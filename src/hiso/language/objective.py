@@ -1,0 +1,206 @@
+"""The loss of a language model on batches of a task, by forward passes only."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hiso.errors import SettingsError
+from hiso.language.models import LanguageModel, hidden_states, output_head, shape_logits
+from hiso.language.shards import Batch, Encoded
+from hiso.language.task import Task
+from hiso.language.verbalizer import Verbalizer, check_labels
+
+Rows = Callable[[nn.Parameter, Tensor], Tensor]
+
+_POSITIONS = 1024
+_VOCABULARY = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What the model makes of one example.
+
+    Attributes:
+        loss: Cross-entropy of the right label; for free text, the sum over its tokens.
+        weight: 1; for free text, the number of tokens that were predicted.
+        prediction: Number of the label that the model prefers; None for free text.
+    """
+
+    loss: float
+    weight: int
+    prediction: int | None = None
+
+
+def mean_loss(outcomes: Sequence[Outcome]) -> float:
+    """Σ loss / Σ weight, in float64."""
+    return math.fsum(o.loss for o in outcomes) / sum(o.weight for o in outcomes)
+
+
+class Objective:
+    """Mean losses of batches: `objective(batches)`.
+
+    From the last hidden state on everything is float32, whatever the model computes in, and no
+    logits are computed but those that the loss reads.
+
+    Attributes:
+        verbalizer: How label words are read off the model; None for free text.
+        seconds: Wall time spent measuring so far.
+        passes: Forward passes so far.
+    """
+
+    def __init__(
+        self,
+        lm: LanguageModel,
+        task: Task,
+        *,
+        joint: bool = True,
+        rows: Rows | None = None,
+    ) -> None:
+        """An objective for `task`.
+
+        Args:
+            lm: The model. Its weights may change between calls, its device too.
+            task: What the examples were encoded for.
+            joint: Put all batches through one forward pass. Per-batch losses then differ in
+                rounding from those of separate passes.
+            rows: Given the output head's weight and token ids [C], the float32 rows [C, D] of
+                the head. By default they are cast from the weight itself.
+
+        Raises:
+            LoadError: The tokenizer cannot express the label words.
+        """
+        self.lm, self.task, self.joint = lm, task, joint
+        self.verbalizer: Verbalizer | None = (
+            None if task.is_text else check_labels(task, lm.tokenizer)
+        )
+        self.seconds = 0.0
+        self.passes = 0
+        self._rows = rows or _cast_rows
+
+    def __call__(self, batches: Sequence[Batch]) -> list[float]:
+        """The mean loss of each batch: over its examples, or for free text over its tokens.
+
+        Raises:
+            SettingsError: An example is longer than the model's context.
+        """
+        groups = [batches] if self.joint and batches else [[batch] for batch in batches]
+        losses: list[float] = []
+        for group in groups:
+            outcomes = iter(self.measure([e for batch in group for e in batch.examples]))
+            losses += [mean_loss([next(outcomes) for _ in batch.examples]) for batch in group]
+        return losses
+
+    @torch.inference_mode()
+    def measure(self, examples: Sequence[Encoded]) -> list[Outcome]:
+        """The outcome of each example, from one forward pass.
+
+        Raises:
+            SettingsError: An example is longer than the model's context.
+        """
+        started = time.perf_counter()
+        if self.verbalizer is None:
+            outcomes = self._text(examples)
+        elif self.verbalizer.mode == "token":
+            outcomes = self._label_tokens(examples, self.verbalizer)
+        else:
+            outcomes = self._label_sequences(examples, self.verbalizer)
+        self.seconds += time.perf_counter() - started
+        return outcomes
+
+    def _label_tokens(self, examples: Sequence[Encoded], verbalizer: Verbalizer) -> list[Outcome]:
+        hidden = self._hidden([e.ids for e in examples])
+        at = _gather(hidden, [len(e.ids) - 1 for e in examples], [1] * len(examples))
+        ids = torch.tensor(verbalizer.first, device=at.device)
+        return _classify(self._logits(at, ids), examples)
+
+    def _label_sequences(
+        self, examples: Sequence[Encoded], verbalizer: Verbalizer
+    ) -> list[Outcome]:
+        """Each example once with each label behind it, [B·C, T] in one pass."""
+        labels = [np.asarray(ids, np.int32) for ids in verbalizer.tokens]
+        # The last label token predicts nothing that is read.
+        joined = [np.concatenate([e.ids, ids[:-1]]) for e in examples for ids in labels]
+        starts = [len(e.ids) - 1 for e in examples for _ in labels]
+        lengths = [len(ids) for _ in examples for ids in labels]
+        hidden = self._hidden(joined)
+        at = _gather(hidden, starts, lengths)
+        targets = torch.tensor(np.concatenate(labels * len(examples)), device=at.device).long()
+        means = [-part.mean() for part in self._token_losses(at, targets).split(lengths)]
+        return _classify(torch.stack(means).view(len(examples), len(labels)), examples)
+
+    def _text(self, examples: Sequence[Encoded]) -> list[Outcome]:
+        hidden = self._hidden([e.ids for e in examples])
+        counts = [len(e.ids) - 1 for e in examples]
+        at = _gather(hidden, [0] * len(examples), counts)
+        targets = torch.tensor(np.concatenate([e.ids[1:] for e in examples]), device=at.device)
+        losses = self._token_losses(at, targets.long()).cpu().double().split(counts)
+        return [Outcome(float(part.sum()), len(part)) for part in losses]
+
+    def _hidden(self, sequences: Sequence[np.ndarray]) -> Tensor:
+        """Last hidden states of the sequences padded on the right, [B, T, D]."""
+        longest = max(map(len, sequences))
+        context = self.lm.context
+        if context is not None and longest > context:
+            raise SettingsError(
+                f"an example has {longest} tokens, but {self.lm.name} reads no more than "
+                f"{context}. Set max_length to {context} or less."
+            )
+        ids = np.full((len(sequences), longest), self.lm.tokenizer.pad_token_id, np.int64)
+        for row, sequence in zip(ids, sequences, strict=True):
+            row[: len(sequence)] = sequence
+        self.passes += 1
+        return hidden_states(self.lm.model, torch.from_numpy(ids).to(self.lm.model.device))
+
+    def _logits(self, at: Tensor, ids: Tensor) -> Tensor:
+        """Logits of the tokens `ids` [C] at float32 hidden states [N, D]: float32 [N, C]."""
+        head = output_head(self.lm.model)
+        bias = None if head.bias is None else head.bias[ids].float()
+        logits = nn.functional.linear(at, self._rows(head.weight, ids), bias)  # pyright: ignore[reportArgumentType]
+        return shape_logits(self.lm.model, logits)
+
+    def _token_losses(self, at: Tensor, targets: Tensor) -> Tensor:
+        """−log p(target) over the whole vocabulary for hidden states [N, D]: float32 [N].
+
+        Logits exist for a part of the positions and of the vocabulary at a time.
+        """
+        size = output_head(self.lm.model).weight.shape[0]
+        normaliser = at.new_full(targets.shape, -math.inf)
+        right = at.new_empty(targets.shape)
+        for low in range(0, size, _VOCABULARY):
+            ids = torch.arange(low, min(low + _VOCABULARY, size), device=at.device)
+            for start in range(0, len(at), _POSITIONS):
+                part = slice(start, start + _POSITIONS)
+                logits = self._logits(at[part], ids)
+                normaliser[part] = torch.logaddexp(normaliser[part], logits.logsumexp(-1))
+                column = (targets[part] - low).clamp(0, len(ids) - 1)
+                found = logits.gather(1, column[:, None])[:, 0]
+                here = (targets[part] >= low) & (targets[part] < low + len(ids))
+                right[part] = torch.where(here, found, right[part])
+        return normaliser - right
+
+
+def _cast_rows(weight: nn.Parameter, ids: Tensor) -> Tensor:
+    return weight[ids].float()
+
+
+def _gather(hidden: Tensor, starts: Sequence[int], counts: Sequence[int]) -> Tensor:
+    """Hidden states of counts[i] positions from starts[i] on, row by row: float32 [Σ counts, D]."""
+    rows = np.repeat(np.arange(len(counts)), counts)
+    columns = np.concatenate([np.arange(s, s + n) for s, n in zip(starts, counts, strict=True)])
+    at = (torch.from_numpy(index).to(hidden.device) for index in (rows, columns))
+    return hidden[tuple(at)].float()
+
+
+def _classify(scores: Tensor, examples: Sequence[Encoded]) -> list[Outcome]:
+    """Outcomes from the scores of the labels, [B, C]."""
+    labels = torch.tensor([e.label for e in examples], device=scores.device)
+    losses = nn.functional.cross_entropy(scores, labels, reduction="none").tolist()
+    best = scores.argmax(1).tolist()
+    return [Outcome(loss, 1, label) for loss, label in zip(losses, best, strict=True)]
