@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -98,15 +99,16 @@ def canonical_json(value: Any, what: str) -> str:
 
 
 def _connect(path: Path, mode: str) -> sqlite3.Connection:
-    connection = sqlite3.connect(
-        f"{path.absolute().as_uri()}?mode={mode}", uri=True, timeout=60, isolation_level=None
-    )
-    try:
-        connection.execute("PRAGMA synchronous=FULL")
-        connection.execute("PRAGMA schema_version").fetchone()
-    except sqlite3.DatabaseError as error:
-        connection.close()
-        raise ProtocolError(f"{path} cannot be used as a ledger: {error}") from error
+    uri = f"{path.absolute().as_uri()}?mode={mode}"
+    with ExitStack() as stack:
+        try:
+            connection = sqlite3.connect(uri, uri=True, timeout=60, isolation_level=None)
+            stack.callback(connection.close)
+            connection.execute("PRAGMA synchronous=FULL")
+            connection.execute("PRAGMA schema_version").fetchone()
+        except sqlite3.DatabaseError as error:
+            raise ProtocolError(f"{path} cannot be used as a ledger: {error}") from error
+        stack.pop_all()
     return connection
 
 
@@ -117,7 +119,8 @@ def create_file(path: Path, identity: str, settings: str) -> sqlite3.Connection:
         RunConflict: There is a file already that is not empty.
     """
     connection = _connect(path, "rwc")
-    try:
+    with ExitStack() as stack:
+        stack.callback(connection.close)
         connection.execute("PRAGMA journal_mode=WAL")
         with connection:
             connection.execute("BEGIN IMMEDIATE")
@@ -130,9 +133,7 @@ def create_file(path: Path, identity: str, settings: str) -> sqlite3.Connection:
             connection.execute("INSERT INTO run VALUES (?, ?)", (identity, settings))
             connection.execute(f"PRAGMA application_id={_APPLICATION}")
             connection.execute(f"PRAGMA user_version={FORMAT}")
-    except BaseException:
-        connection.close()
-        raise
+        stack.pop_all()
     return connection
 
 

@@ -1,0 +1,235 @@
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from standin import Curved, Plain, answer, clients_of, new_ledger, one_round
+
+from hiso.errors import ProtocolError, SettingsError
+from hiso.federation.client import Client
+from hiso.federation.ledger import Ledger
+from hiso.federation.protocol import Plan, Reply
+from hiso.federation.server import Closed, Server
+from hiso.federation.settings import RoundSettings
+
+RULES = RoundSettings(clients=5, sample=3, steps=2, directions=2, mu=1e-3)
+
+
+@dataclass
+class Open:
+    """A server in the middle of a round, and a reply that it would take."""
+
+    server: Server
+    clients: list[Client]
+    plans: list[Plan]
+    good: Reply
+
+
+def open_round(path: Path, method: type[Plain | Curved] = Plain) -> Open:
+    ledger = new_ledger(path, method(lr=0.05))
+    clients = clients_of(ledger, 5, method(lr=0.05))
+    server = Server(ledger, RULES, curvature=method.curvature)
+    one_round(server, clients)
+    plans = server.ask()
+    server.tell(answer(clients[plans[0].client], plans[0]))
+    return Open(server, clients, plans, answer(clients[plans[1].client], plans[1]))
+
+
+@pytest.fixture
+def opened(tmp_path):
+    return open_round(tmp_path / "ledger.db")
+
+
+def content(path: Path) -> list[str]:
+    """All that the ledger's file holds, but for the log of refused replies."""
+    with closing(sqlite3.connect(path)) as db:
+        return [line for line in db.iterdump() if 'INTO "refusals"' not in line]
+
+
+anything = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=70),
+    st.binary(max_size=40),
+    st.lists(st.floats(), max_size=3),
+    hnp.arrays(
+        st.one_of(hnp.scalar_dtypes(), st.just(np.dtype("f4"))),
+        hnp.array_shapes(min_dims=0, max_dims=3, max_side=3),
+    ),
+    st.sampled_from([-1, 2**64, 2**70, np.int64(1), np.float32(1), 1e39, "\ud800", np.ma.masked]),
+)
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    return open_round(tmp_path_factory.mktemp("malformed") / "ledger.db", Curved)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@given(field=st.sampled_from([f.name for f in fields(Reply)]), value=anything)
+@example(field="examples", value=True)
+@example(field="loss", value=float("nan"))
+def test_a_malformed_reply_changes_nothing(shared, field, value):
+    good = shared.good
+    valid = {
+        "digest": type(value) is int and 0 <= value < 2**64,
+        "examples": type(value) is int and 1 <= value <= 2**53,
+        "loss": isinstance(value, float) and abs(value) < 3e38,
+        "client": type(value) is int and value == shared.plans[2].client,
+        "round": type(value) is int and value == good.round,
+        "attempt": type(value) is int and value == good.attempt,
+    }.get(field, False)
+    if field in ("scalars", "curvature") and isinstance(value, np.ndarray):
+        valid = value.dtype == np.float32 and value.shape == (2, 2) and np.isfinite(value).all()
+    if valid:
+        return
+    before, refused = content(shared.server.ledger.path), len(shared.server.ledger.refusals())
+    verdict = shared.server.tell(replace(good, **{field: value}))
+    assert not verdict.accepted
+    assert field in verdict.reason.replace("chain hash", "chain")
+    assert len(verdict.reason) < 400
+    assert content(shared.server.ledger.path) == before
+    assert shared.server.ledger.refusals()[-1][2] == verdict.reason
+    assert len(shared.server.ledger.refusals()) == refused + 1
+    assert good.client not in shared.server._replies
+
+
+@pytest.mark.parametrize("thing", [None, 3, "reply", {"round": 0}, [1.0]])
+def test_what_is_no_reply_is_refused(opened, thing):
+    assert "a reply is expected, not" in opened.server.tell(thing).reason
+
+
+def test_a_number_too_long_to_print_is_refused_too(opened):
+    assert (
+        "digest of type int is not"
+        in opened.server.tell(replace(opened.good, digest=10**5000)).reason
+    )
+
+
+def test_after_refusals_the_round_comes_out_as_without_them(tmp_path):
+    logs = []
+    for bad in (False, True):
+        opened = open_round(tmp_path / str(bad))
+        if bad:
+            opened.server.tell(replace(opened.good, loss=float("inf")))
+            opened.server.tell(replace(opened.good, scalars=np.zeros((1, 1), np.float32)))
+            opened.server.tell(replace(opened.good, run="another"))
+        assert opened.server.tell(opened.good).accepted
+        closed = opened.server.close()
+        assert isinstance(closed, Closed)
+        logs.append((closed.record.to_bytes(), closed.bytes_up, closed.bytes_down))
+    assert logs[0] == logs[1]
+
+
+def test_all_problems_are_told_at_once(opened):
+    g = np.ones((2, 2), np.float32)
+    g[1, 0] = np.nan
+    bad = replace(opened.good, run="x", attempt=4, chain=b"", digest=-1, scalars=g, examples=0)
+    reason = opened.server.tell(bad).reason
+    assert reason.count(";") == 5
+    for part in (
+        "run 'x' is not this run",
+        "attempt 4 at the round",
+        "chain hash  is not the log's",
+        "digest -1",
+        "scalars is nan at local step 1, direction 0",
+        "examples 0 is not an integer in [1,",
+    ):
+        assert part in reason
+
+
+def test_late_repeated_and_uncalled_replies(opened):
+    server, good = opened.server, opened.good
+    assert server.tell(good).accepted
+    assert f"client {good.client} has answered already" in server.tell(good).reason
+    uncalled = next(i for i in range(5) if i not in {plan.client for plan in opened.plans})
+    assert "was not asked" in server.tell(replace(good, client=uncalled)).reason
+    server.close()
+    assert "no round is open" in server.tell(good).reason
+    server.ask()
+    assert f"round {good.round} is not the open one" in server.tell(good).reason
+    assert len(server.ledger.refusals()) == 4
+    assert server.ledger.refusals()[0][:2] == (good.client, good.round)
+
+
+def test_a_reply_to_an_aborted_attempt_is_late(opened):
+    server = opened.server
+    server.settings = replace(RULES, sample=5, min_replies=5)
+    server.close()
+    plans = server.ask()
+    stale = answer(opened.clients[0], plans[0])
+    server.close()
+    assert {plan.attempt for plan in server.ask()} == {1}
+    assert "attempt 0 at the round is not the open one, 1" in server.tell(stale).reason
+
+
+def test_a_reply_that_is_changed_after_it_was_told_does_not_matter(tmp_path):
+    records = []
+    for name in ("kept", "changed"):
+        opened = open_round(tmp_path / name)
+        opened.server.tell(opened.good)
+        if name == "changed":
+            opened.good.scalars[:] = 1e9
+        closed = opened.server.close()
+        assert isinstance(closed, Closed)
+        records.append(closed.record.to_bytes())
+    assert records[0] == records[1]
+
+
+def test_calls_out_of_order_are_named(opened, tmp_path):
+    opened.server.close()
+    with pytest.raises(RuntimeError, match="no round is open"):
+        opened.server.close()
+    with pytest.raises(ProtocolError, match=r"client 0 cannot rejoin at position 0: clients \[\]"):
+        opened.server.rejoin(0, 0)
+    plans = opened.server.ask()
+    assert opened.server.ask() == plans
+    with pytest.raises(ProtocolError, match="cannot rejoin at position 3"):
+        opened.server.rejoin(plans[0].client, 3)
+    with pytest.raises(ProtocolError, match="not made for a federated run"):
+        Server(Ledger.create(tmp_path / "x", {"seed": 1}, {}), RULES, curvature=False)
+
+
+def test_settings_name_all_their_problems():
+    with pytest.raises(SettingsError) as caught:
+        RoundSettings(
+            clients=2,
+            sample=3,
+            steps=0,
+            directions=70_000,
+            mu=0.0,
+            scheme="backward",  # pyright: ignore[reportArgumentType]
+            weighting="size",  # pyright: ignore[reportArgumentType]
+            min_replies=4,
+            divergence_factor=0.5,
+            hyper={"lr": -1.0, "nu": float("nan")},
+        )
+    names = "sample min_replies steps directions mu scheme weighting divergence_factor lr nu"
+    for name in names.split():
+        assert f"{name} = " in str(caught.value)
+
+
+@given(seed=st.integers(0, 2**63), sample=st.integers(1, 5))
+@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
+def test_every_client_is_sampled_in_the_end(tmp_path, seed, sample):
+    path = tmp_path / f"{seed}-{sample}-{len(list(tmp_path.iterdir()))}"
+    with new_ledger(path, seed=seed) as ledger:
+        server = Server(ledger, replace(RULES, sample=sample), curvature=False)
+        clients = clients_of(ledger, 5)
+        seen: set[int] = set()
+        for _ in range(12):
+            plans: list[Any] = server.ask()
+            assert len({plan.client for plan in plans}) == sample
+            seen |= {plan.client for plan in plans}
+            one_round(server, clients)
+        assert len(seen) >= min(5, sample + 1)
