@@ -6,7 +6,7 @@ number of rounds in one pass and fingerprints the result. All backends give the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -141,6 +141,3 @@ def load_kernels(
 def numpy_state(state: Mapping[str, Tensor]) -> dict[str, NDArray[np.float32]]:
     """The state's buffers as NumPy views."""
     return {name: tensor.numpy() for name, tensor in state.items()}
-
-
-TileTask = Callable[[int, int], int]

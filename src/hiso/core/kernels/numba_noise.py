@@ -5,7 +5,6 @@ of the multiplications are masked, which LLVM turns into 32×32→64 multiplies 
 numba widens 32-bit integer arithmetic, so the 32-bit steps are LLVM intrinsics.
 """
 # pyright: basic, reportArgumentType=false, reportCallIssue=false
-# ruff: noqa: D103
 
 from __future__ import annotations
 
@@ -41,18 +40,18 @@ _8, _9, _16, _23, _31 = map(u32, (8, 9, 16, 23, 31))
 
 def _instruction(result, arguments, build):
     """A numba function made of the LLVM instructions that `build(builder, *args)` emits."""
-    if len(arguments) == 1:
+    signature = result(*arguments)
 
-        @intrinsic
-        def call(typing_context, a):
-            return result(*arguments), lambda _, b, sig, args: build(b, *args)
-    else:
+    def generate(_context, builder, _signature, values):
+        return build(builder, *values)
 
-        @intrinsic
-        def call(typing_context, a, b):
-            return result(*arguments), lambda _, b, sig, args: build(b, *args)
+    def unary(_typing, _a):
+        return signature, generate
 
-    return call
+    def binary(_typing, _a, _b):
+        return signature, generate
+
+    return intrinsic(unary if len(arguments) == 1 else binary)
 
 
 _I32, _F32 = ir.IntType(32), ir.FloatType()

@@ -122,9 +122,7 @@ def source(method: Method, noise: Noise) -> str:
         12,
     )
     if method.curvature:
-        square = draw.replace("s1", "u").format(
-            "f32(1)", "counter[n]", "streams[n]", "rounds[s]"
-        )
+        square = draw.replace("s1", "u").format("f32(1)", "counter[n]", "streams[n]", "rounds[s]")
         sums += _indent(
             [
                 "sk[:] = f32(0)",
@@ -148,28 +146,32 @@ def source(method: Method, noise: Noise) -> str:
         f"u64(lo + j + {i * DIGEST_ARRAY}) * u64({hex(DIGEST_STRIDE)}))"
         for i, name in enumerate(buffers)
     ]
-    return text + _DECORATOR + (
-        f"def fold(t0, t1, {arguments}, valid, rounds, first, feeds, start, counter, streams, "
-        "coefficient, curvature, hyper, low, high):\n"
-        "    s1 = np.empty(TILE, np.float32)\n"
-        "    sk = np.empty(TILE, np.float32)\n"
-        "    u = np.empty(TILE, np.float32)\n"
-        "    d = np.empty(TILE, np.float32)\n"
-        "    total = u64(0)\n"
-        "    for t in range(t0, t1):\n"
-        + _slices(buffers, 8)
-        + "        for s in range(rounds.size):\n"
-        + _hypers(method, "hyper[s]", 12)
-        + sums
+    return (
+        text
+        + _DECORATOR
         + (
-            ""
-            if pieces.denom is None
-            else "            if first[s]:\n" + _denominators(method, pieces.denom, 16)
+            f"def fold(t0, t1, {arguments}, valid, rounds, first, feeds, start, counter, streams, "
+            "coefficient, curvature, hyper, low, high):\n"
+            "    s1 = np.empty(TILE, np.float32)\n"
+            "    sk = np.empty(TILE, np.float32)\n"
+            "    u = np.empty(TILE, np.float32)\n"
+            "    d = np.empty(TILE, np.float32)\n"
+            "    total = u64(0)\n"
+            "    for t in range(t0, t1):\n"
+            + _slices(buffers, 8)
+            + "        for s in range(rounds.size):\n"
+            + _hypers(method, "hyper[s]", 12)
+            + sums
+            + (
+                ""
+                if pieces.denom is None
+                else "            if first[s]:\n" + _denominators(method, pieces.denom, 16)
+            )
+            + branch
+            + "        for j in range(m):\n"
+            + _indent(sweep, 12)
+            + "    return total\n"
         )
-        + branch
-        + "        for j in range(m):\n"
-        + _indent(sweep, 12)
-        + "    return total\n"
     )
 
 
@@ -200,7 +202,8 @@ def load(method: Method, noise: Noise) -> ModuleType:
                 file.write(text)
             os.replace(file.name, path)
         spec = importlib.util.spec_from_file_location(name, path)
-        assert spec is not None and spec.loader is not None
+        assert spec is not None
+        assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         sys.modules[name] = module

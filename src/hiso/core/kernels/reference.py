@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 
 import numpy as np
 import torch
@@ -39,7 +40,8 @@ class ReferenceKernels:
     name = "reference"
 
     def __init__(self, method: Method, noise: Noise, seed: int, layout: Layout) -> None:
-        self.method, self.noise, self.seed, self.layout = method, noise, seed, layout
+        self.method, self.layout, self.seed = method, layout, seed
+        self.noise: Noise = noise
 
     def _chunks(self, tiles: range) -> Iterator[tuple[range, NDArray[np.bool_]]]:
         inside = np.arange(TILE)
@@ -63,7 +65,7 @@ class ReferenceKernels:
         views = numpy_state(state)
         for chunk, valid in self._chunks(tiles):
             here = slice(chunk.start * TILE, chunk.stop * TILE)
-            u = self._direction(spot.round, spot.step, spot.stream, spot.direction, chunk)
+            u = self._direction(spot, chunk)
             moved = np.zeros_like(u) + np.float32(mu) * u
             frozen = {name: views[name][here] for name in self.method.round_state}
             denom = self.method.denom(frozen, hypers)
@@ -72,8 +74,8 @@ class ReferenceKernels:
                     moved = moved / denom
             moved = w.numpy()[here] + moved
             there = slice((chunk.start - tiles.start) * TILE, (chunk.stop - tiles.start) * TILE)
-            mask = torch.from_numpy(valid)
-            out[there][mask] = torch.from_numpy(moved)[mask].to(out.dtype)
+            mask = torch.as_tensor(valid)
+            out[there][mask] = torch.as_tensor(moved)[mask].to(out.dtype)
 
     def fold(self, w: Tensor, state: Mapping[str, Tensor], steps: Steps) -> int:
         """See `Kernels.fold`."""
@@ -109,9 +111,9 @@ class ReferenceKernels:
             s1, s2 = np.zeros_like(w), np.zeros_like(w)
             for n in range(steps.start[s], steps.start[s + 1]):
                 counter = int(steps.counter[n])
-                u = self._direction(
-                    int(steps.round[s]), counter >> 16, int(steps.stream[n]), counter & 0xFFFF, tiles
-                )
+                stream = int(steps.stream[n])
+                spot = Spot(int(steps.round[s]), counter >> 16, stream, counter & 0xFFFF)
+                u = self._direction(spot, tiles)
                 s1 = s1 + steps.coefficient[n] * u
                 if method.curvature:
                     s2 = s2 + steps.curvature[n] * (u * u)
@@ -121,13 +123,5 @@ class ReferenceKernels:
                 learned = method.learn(learned, dx, s2, hyper)
         return w, {**moving, **learned}
 
-    def _direction(self, round: int, step: int, stream: int, p: int, tiles: range) -> Floats:
-        return direction(
-            self.noise,
-            self.seed,
-            round=round,
-            step=step,
-            stream=stream,
-            direction=p,
-            tiles=tiles,
-        )
+    def _direction(self, spot: Spot, tiles: range) -> Floats:
+        return direction(self.noise, self.seed, **asdict(spot), tiles=tiles)

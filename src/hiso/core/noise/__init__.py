@@ -9,8 +9,8 @@ Stream 0 holds the directions that all clients share, stream i + 1 those of clie
 is cut into tiles of `TILE` elements; the words of the blocks of a tile are spread over it so
 that neighbours in memory come from neighbouring counters, and loops vectorise:
 
-    binomial   2 numbers a word:  element = tile·2048 + (2·word + half)·256 + j,  block = tile·256 + j
-    gaussian   1 number a word:   element = tile·2048 + word·512 + j,             block = tile·512 + j
+    binomial   2 numbers a word: element = tile·2048 + (2·word + half)·256 + j, block = tile·256 + j
+    gaussian   1 number a word:  element = tile·2048 + word·512 + j,            block = tile·512 + j
 
 `binomial`: each 16-bit half gives (popcount − 8) / 2: mean 0, variance exactly 1, 17 levels,
 excess kurtosis −1/8, every value exact even in bfloat16. `gaussian`: the low 31 bits give a tail

@@ -25,21 +25,23 @@ from hiso.core.noise import (
 _MASK = np.uint64(0xFFFFFFFF)
 _32 = np.uint64(32)
 Words = NDArray[np.uint64]
+Values = NDArray[np.float32]
 
 
 def philox(counter: tuple[Any, Any, Any, Any], key: tuple[int, int]) -> tuple[Words, ...]:
     """Philox4x32-10: four words, each in a uint64, for uint64 counters that broadcast."""
     c0, c1, c2, c3 = (np.asarray(c, np.uint64) for c in counter)
-    k0, k1 = key
-    for _ in range(PHILOX_ROUNDS):
+    for number in range(PHILOX_ROUNDS):
+        k0, k1 = (
+            np.uint64((k + number * w) & 0xFFFFFFFF) for k, w in zip(key, PHILOX_W, strict=True)
+        )
         p0 = c0 * np.uint64(PHILOX_M[0])
         p1 = c2 * np.uint64(PHILOX_M[1])
         c0, c1, c2, c3 = (p1 >> _32) ^ c1 ^ k0, p1 & _MASK, (p0 >> _32) ^ c3 ^ k1, p0 & _MASK
-        k0, k1 = (k0 + PHILOX_W[0]) & 0xFFFFFFFF, (k1 + PHILOX_W[1]) & 0xFFFFFFFF
     return c0, c1, c2, c3
 
 
-def _binomial(word: Words) -> list[NDArray[np.float32]]:
+def _binomial(word: Words) -> list[Values]:
     halves = (word & np.uint64(0xFFFF), word >> np.uint64(16))
     return [
         (np.bitwise_count(half).astype(np.int32) - 8).astype(np.float32) * np.float32(0.5)
@@ -47,14 +49,14 @@ def _binomial(word: Words) -> list[NDArray[np.float32]]:
     ]
 
 
-def _horner(coefficients: tuple[float, ...], x: NDArray[np.float32]) -> NDArray[np.float32]:
+def _horner(coefficients: tuple[float, ...], x: Values) -> Values:
     total = np.full_like(x, np.float32(coefficients[-1]))
     for coefficient in coefficients[-2::-1]:
         total = total * x + np.float32(coefficient)
     return total
 
 
-def _gaussian(word: Words) -> list[NDArray[np.float32]]:
+def _gaussian(word: Words) -> list[Values]:
     q = (word & np.uint64(0x7FFFFFFF)).astype(np.int32).astype(np.float32) + np.float32(0.5)
     bits = q.view(np.int32) - np.int32(SQRT_HALF_BITS)
     exponent = (bits >> 23).astype(np.float32) - np.float32(32)
@@ -75,7 +77,7 @@ def direction(
     stream: int,
     direction: int,
     tiles: range,
-) -> NDArray[np.float32]:
+) -> Values:
     """u on the tiles `tiles.start .. tiles.stop - 1`, float32 [len(tiles) · 2048]."""
     per_tile = BLOCKS_PER_TILE[noise]
     block = np.arange(tiles.start * per_tile, tiles.stop * per_tile, dtype=np.uint64)

@@ -1,0 +1,234 @@
+"""The replica: what it holds, what it never touches, and what it refuses."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from hiso.core.methods import HiSo, Momentum, ZoSgd
+from hiso.core.probe import Point, Probe
+from hiso.core.replica import Replica
+from hiso.errors import NonFiniteLoss, ProtocolError, SettingsError
+
+from .conftest import TinyNet, make_record, make_replica
+
+RNG = np.random.default_rng(3)
+
+
+def test_wrapping_keeps_the_function(tiny):
+    ids = torch.arange(12)
+    tiny.eval()
+    expected = tiny(ids)
+    replica = Replica(tiny, ZoSgd(), seed=0)
+    assert torch.equal(replica.module(ids), expected)
+    assert not tiny.training
+    assert replica.numel == 61 * 37 + 37 * 37
+
+
+def test_tied_weights_are_one(tiny):
+    names = [entry.name for entry in Replica(tiny, ZoSgd(), seed=0).layout]
+    assert names == ["embed", "body"]
+    assert tiny.head is tiny.embed
+
+
+def test_weights_tied_by_storage_alone_are_one():
+    module = nn.ModuleList([nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)])
+    module[1].weight.data = module[0].weight.data
+    replica = Replica(module, ZoSgd(), seed=0)
+    assert len(replica.layout.entries) == 1
+    replica.write(Point(0, 0, 0, 1), mu=0.1)
+    assert torch.equal(module[0].weight, module[1].weight)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_probe_never_writes_w(tiny, dtype):
+    frozen, scale = tiny.frozen.clone(), tiny.scale.clone()
+    replica = Replica(tiny, HiSo(), seed=5, dtype=dtype)
+    replica.replay([make_record(RNG, replica.method, 0)])
+    digest = replica.digest()
+    kept = {"w": replica.weights.clone(), "h": replica.state["h"].clone()}
+    replica.write()
+    at_w = tiny.embed.detach().clone()
+    for p in range(6):
+        for sign in (1, -1):
+            replica.write(Point(0, 0, p, sign), round=1, mu=1e-1)
+            assert not torch.equal(tiny.embed, at_w)
+    replica.write()
+    assert torch.equal(tiny.embed, at_w)
+    assert torch.equal(replica.weights, kept["w"])
+    assert torch.equal(replica.state["h"], kept["h"])
+    replica._digest = None
+    assert replica.digest() == digest
+    assert torch.equal(tiny.frozen, frozen)
+    assert torch.equal(tiny.scale, scale)
+
+
+def test_a_perturbation_is_mu_u_over_the_denominator(tiny):
+    from hiso.core.noise.reference import direction
+
+    replica = Replica(tiny, HiSo(), seed=5)
+    replica.replay([make_record(RNG, replica.method, 0)])
+    replica.write(Point(2, 1, 3, -1), round=1, mu=0.5)
+    u = direction("binomial", 5, round=1, step=2, stream=1, direction=3, tiles=range(3))
+    z = u.astype(np.float64) / np.sqrt(replica.state["h"].double().numpy())
+    expected = replica.weights.double().numpy() - 0.5 * z
+    assert np.allclose(tiny.embed.detach().numpy().ravel(), expected[: 61 * 37], atol=1e-6)
+
+
+@pytest.mark.parametrize("sign", [0, 1, -1])
+def test_rows_are_float32_from_the_master_weights(sign):
+    wide = make_replica(HiSo(), dtype=torch.float32)
+    narrow = make_replica(HiSo(), dtype=torch.bfloat16)
+    index = torch.tensor([0, 55, 60, 3])
+    rows = []
+    for replica in (wide, narrow):
+        replica.replay([make_record(np.random.default_rng(0), replica.method, 0)])
+        replica.write(Point(0, 0, 2, sign), round=1, mu=1e-2)
+        rows.append(replica.rows(replica.module.head, index))
+    assert rows[1].dtype == torch.float32
+    assert torch.equal(*rows)
+    frozen = narrow.rows(narrow.module.frozen, torch.tensor([1, 2]))
+    assert torch.equal(frozen, torch.ones(2))
+
+
+def test_a_walk_leaves_the_replica_alone_and_matches_a_replay():
+    """With one client the aggregated record is the client's own: walk ≡ replay, bit for bit."""
+    for method in (ZoSgd(lr=0.1), HiSo(lr=0.1), Momentum(lr=0.1)):
+        replica = make_replica(method)
+        record = make_record(np.random.default_rng(4), method, 0, steps=3)
+        before = replica.digest()
+        walk = replica.walk()
+        for k in range(3):
+            walk.step(round=0, step=k, stream=0, coefficients=record.coefficient[record.step == k])
+        replica._digest = None
+        assert replica.digest() == before
+        replica.replay([record])
+        assert torch.equal(walk.weights, replica.weights)
+
+
+def test_a_walk_uses_the_round_s_changes():
+    replica = make_replica(ZoSgd(lr=0.1))
+    ones = np.ones(2, np.float32)
+    slow, fast = replica.walk(), replica.walk({"lr": 0.2})
+    for walk in (slow, fast):
+        walk.step(round=0, step=0, stream=0, coefficients=ones)
+    moved = [(walk.weights - replica.weights) for walk in (slow, fast)]
+    assert torch.allclose(moved[1], 2 * moved[0], atol=1e-6)
+    assert replica.hyper == {"lr": 0.1}
+
+
+def test_a_non_finite_loss_leaves_the_replica_as_it_was():
+    replica = make_replica(HiSo())
+    before = (replica.digest(), replica.position, replica.chain)
+    probe = Probe(client=0, round=0, steps=1, directions=2, mu=1e30)
+
+    def measure() -> None:
+        while (point := probe.ask()) is not None:
+            replica.write(point, mu=probe.mu)
+            probe.tell(float(replica.module(torch.arange(5)).square().mean()))
+
+    with torch.no_grad(), pytest.raises(NonFiniteLoss, match="direction 0"):
+        measure()
+    replica._digest = None
+    assert (replica.digest(), replica.position, replica.chain) == before
+
+
+def test_a_directional_derivative_matches_autograd(tiny):
+    from hiso.core.noise.reference import direction
+
+    replica = Replica(tiny, ZoSgd(), seed=9)
+    ids = torch.arange(20)
+    loss = nn.functional.cross_entropy(tiny(ids), ids)
+    loss.backward()
+    probe = Probe(client=0, round=4, steps=1, directions=4, mu=1e-3, scheme="central")
+    with torch.no_grad():
+        while (point := probe.ask()) is not None:
+            replica.write(point, round=4, mu=probe.mu)
+            probe.tell(float(nn.functional.cross_entropy(tiny(ids).double(), ids)))
+    for p in range(4):
+        u = torch.from_numpy(
+            direction("binomial", 9, round=4, step=0, stream=0, direction=p, tiles=range(3))
+        )
+        exact = sum(
+            float((u[e.offset : e.offset + e.numel] * parameter.grad.reshape(-1)).sum())
+            for e, parameter in zip(replica.layout, (tiny.embed, tiny.body), strict=True)
+        )
+        assert probe.scalars[0, p] == pytest.approx(exact, rel=2e-2, abs=2e-3)
+
+
+def test_only_the_next_record_is_folded():
+    replica = make_replica(ZoSgd())
+    good = [make_record(RNG, replica.method, r) for r in range(3)]
+    before = replica.digest()
+    with pytest.raises(ProtocolError, match="round 2 cannot be folded at position 1"):
+        replica.replay([good[0], good[2]])
+    with pytest.raises(ProtocolError, match="changes beta"):
+        replica.replay([make_record(RNG, replica.method, 0, changes={"beta": 1.0})])
+    assert (replica.digest(), replica.position) == (before, 0)
+
+
+def test_a_snapshot_goes_on_like_the_original():
+    method = HiSo()
+    records = [
+        make_record(RNG, method, r, changes={"lr": 0.1} if r == 1 else None) for r in range(5)
+    ]
+    one, two = make_replica(method), make_replica(method)
+    one.replay(records[:3])
+    buffers = {"weights": one.weights.clone(), "h": one.state["h"].clone()}
+    two.restore(buffers, one.position, one.chain, one.hyper)
+    for replica in (one, two):
+        replica.replay(records[3:])
+    assert (one.digest(), one.chain) == (two.digest(), two.chain)
+    with pytest.raises(ProtocolError, match="another model or method"):
+        make_replica(ZoSgd()).restore(buffers, 3, b"", {})
+
+
+def test_digest_sees_every_weight_and_every_bit():
+    replica = make_replica(HiSo())
+    seen = {replica.digest()}
+    for buffer in (replica.weights, replica.state["h"]):
+        for at in (0, 2256, 2048 * 2 + 5):
+            buffer.view(torch.int32)[at] ^= 1
+            replica._digest = None
+            seen.add(replica.digest())
+    a, b = replica.weights[3].clone(), replica.weights[4].clone()
+    replica.weights[3], replica.weights[4] = b, a
+    replica._digest = None
+    seen.add(replica.digest())
+    assert len(seen) == 8
+
+
+def test_memory_is_what_the_docstring_says():
+    for method, dtype, bytes_per_weight in (
+        (ZoSgd(), torch.float32, 8),
+        (ZoSgd(), torch.bfloat16, 6),
+        (HiSo(), torch.float32, 12),
+        (HiSo(), torch.bfloat16, 10),
+    ):
+        module = nn.Linear(2048, 64, bias=False)
+        replica = Replica(module, method, seed=0, dtype=dtype)
+        buffers = [replica.weights, *replica.state.values(), module.weight]
+        assert sum(b.numel() * b.element_size() for b in buffers) == bytes_per_weight * 2048 * 64
+
+
+def test_what_cannot_be_trained_is_refused(tiny):
+    with pytest.raises(SettingsError, match="no trainable parameter"):
+        Replica(nn.Linear(2, 2).requires_grad_(False), ZoSgd(), seed=0)
+    with pytest.raises(SettingsError, match="float64"):
+        Replica(tiny, ZoSgd(), seed=0, dtype=torch.float64)
+    with pytest.raises(SettingsError, match="not on the CPU"):
+        Replica(nn.Linear(2, 2, device="meta"), ZoSgd(), seed=0)
+
+
+def test_frozen_modules_stay_as_they_are():
+    net = TinyNet()
+    net.body.requires_grad_(False)
+    body = net.body
+    replica = Replica(net, ZoSgd(lr=0.1), seed=0)
+    replica.replay([make_record(RNG, replica.method, 0)])
+    replica.write()
+    assert net.body is body
+    assert torch.equal(net.body, TinyNet().body)
+    assert not torch.equal(net.embed, TinyNet().embed)
