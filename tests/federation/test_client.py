@@ -4,12 +4,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from standin import Curved, Plain, StandIn, answer, clients_of, new_ledger, one_round
 
 from hiso.errors import NonFiniteLoss, ProtocolError, SettingsError
 from hiso.federation.client import Client
 from hiso.federation.server import Server
 from hiso.federation.settings import RoundSettings
+
+from .standin import Curved, Plain, StandIn, answer, clients_of, new_ledger, one_round
 
 RULES = RoundSettings(clients=3, sample=3, steps=1, directions=2, mu=1e-3)
 

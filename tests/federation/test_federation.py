@@ -10,7 +10,14 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from standin import (
+
+from hiso.core.keys import choose
+from hiso.errors import Diverged, SettingsError
+from hiso.federation.ledger import Ledger
+from hiso.federation.server import Aborted, Closed, Server
+from hiso.federation.settings import RoundSettings
+
+from .standin import (
     Curved,
     Plain,
     StandIn,
@@ -20,12 +27,6 @@ from standin import (
     new_ledger,
     one_round,
 )
-
-from hiso.core.keys import choose
-from hiso.errors import Diverged, SettingsError
-from hiso.federation.ledger import Ledger
-from hiso.federation.server import Aborted, Closed, Server
-from hiso.federation.settings import RoundSettings
 
 BASE = RoundSettings(clients=5, sample=3, steps=1, directions=2, mu=1e-3)
 
@@ -184,8 +185,11 @@ def test_too_few_replies_abort_and_cost_their_bytes(tmp_path):
     assert isinstance(nobody, Aborted)
     assert (nobody.round, nobody.attempt) == (0, 1)
     assert isinstance(one_round(server, clients), Closed)
-    up, down = ledger.traffic()
-    assert (up, down) == (4 * 2 * (1 + 3), 0)
+    assert ledger.traffic() == (4 * 2 * (1 + 3), 0)
+    server.settings = replace(BASE, sample=5, min_replies=5)
+    assert isinstance(one_round(server, clients, silent=[0]), Aborted)
+    assert [len(plan.records) for plan in server.ask()] == [1, 0, 0, 0, 0]
+    assert ledger.traffic()[1] == 4 * 2 * 5
 
 
 def test_divergence_records_nothing_and_says_what_to_do(tmp_path):
@@ -206,6 +210,7 @@ def test_divergence_records_nothing_and_says_what_to_do(tmp_path):
     last = ledger.position
     message = str(caught.value)
     assert f"round {last}: the mean loss is" in message
+    assert max(ledger.losses()) <= 2 * np.median(ledger.losses(5))
     assert "2 times the median" in message
     good = int(message.split("--rollback ")[1].split()[0])
     assert 0 <= good <= last
@@ -219,6 +224,18 @@ def test_divergence_records_nothing_and_says_what_to_do(tmp_path):
         server.tell(answer(clients[plan.client], server.rejoin(plan.client, 0)))
     assert isinstance(server.close(), Closed)
     assert ledger.position == good + 1
+
+
+@pytest.mark.parametrize("weighting", ["plain", "examples"])
+def test_the_loss_is_weighted_as_the_scalars_are(tmp_path, weighting):
+    ledger = new_ledger(tmp_path / "ledger.db")
+    server = Server(ledger, replace(BASE, sample=5, weighting=weighting), curvature=False)
+    clients = clients_of(ledger, 5)
+    result = one_round(server, clients)
+    assert isinstance(result, Closed)
+    weights = [client.examples if weighting == "examples" else 1 for client in clients]
+    losses = [client.finish().loss for client in clients]
+    assert result.loss == pytest.approx(np.average(losses, weights=weights), rel=1e-14)
 
 
 def test_hyper_parameters_in_force_survive_a_restart(tmp_path):

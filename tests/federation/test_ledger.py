@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from standin import Plain, clients_of, identity, log_bytes, new_ledger, one_round
 
 from hiso.core.record import Record, chain_root
 from hiso.errors import ProtocolError, RunConflict, SettingsError
@@ -23,6 +22,8 @@ from hiso.federation.protocol import Reply
 from hiso.federation.runfile import Change, Evaluation
 from hiso.federation.server import Server
 from hiso.federation.settings import RoundSettings
+
+from .standin import Plain, clients_of, identity, log_bytes, new_ledger, one_round
 
 RULES = RoundSettings(clients=5, sample=3, steps=2, directions=2, mu=1e-3)
 
@@ -268,11 +269,10 @@ def test_a_second_writer_is_refused_not_interleaved(ledger):
 
 WRITER = """
 import sys
-sys.path[:0] = [{here!r}]
-from standin import clients_of, one_round
 from hiso.federation.ledger import Ledger
 from hiso.federation.server import Server
-from test_ledger import RULES
+from {package}.standin import clients_of, one_round
+from {package}.test_ledger import RULES
 
 ledger = Ledger.open(sys.argv[1])
 clients = clients_of(ledger, 5)
@@ -291,10 +291,11 @@ def test_kill_9_at_any_moment_loses_no_committed_round(tmp_path):
     new_ledger(path).close()
     chances = random.Random(0)
     told: dict[int, str] = {}
-    code = WRITER.format(here=str(Path(__file__).parent))
+    code = WRITER.format(package=__package__)
+    root = Path(__file__).parents[len(__package__.split("."))]
     for _ in range(8):
         process = subprocess.Popen(
-            [sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True, cwd=root
         )
         with process:
             assert process.stdout is not None

@@ -11,7 +11,6 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from standin import Curved, Plain, answer, clients_of, new_ledger, one_round
 
 from hiso.errors import ProtocolError, SettingsError
 from hiso.federation.client import Client
@@ -19,6 +18,8 @@ from hiso.federation.ledger import Ledger
 from hiso.federation.protocol import Plan, Reply
 from hiso.federation.server import Closed, Server
 from hiso.federation.settings import RoundSettings
+
+from .standin import Curved, Plain, answer, clients_of, new_ledger, one_round
 
 RULES = RoundSettings(clients=5, sample=3, steps=2, directions=2, mu=1e-3)
 
