@@ -201,21 +201,15 @@ def _from_hub(task: Task, source: Source, group_column: str | None) -> Splits:
     for split in dict.fromkeys([source.test, "test", "validation"]):
         if split in loaded and split != source.train:
             test = _hub_examples(task, loaded[split], name, split, group_column)
-            if task.is_text or any(example.label is not None for example in test):
-                return _split(
-                    _labelled(task, train), _labelled(task, test), f"{name}, {split} for reporting"
-                )
-    return _split(_labelled(task, train), None, name)
-
-
-def _labelled(task: Task, examples: list[Example]) -> list[Example]:
-    return examples if task.is_text else [e for e in examples if e.label is not None]
+            if test:
+                return _split(train, test, f"{name}, {split} for reporting")
+    return _split(train, None, name)
 
 
 def _hub_examples(
     task: Task, rows: Any, name: str, split: str, group_column: str | None
 ) -> list[Example]:
-    """Examples of one split; the label is None where it is withheld (-1)."""
+    """Examples of one split, without empty texts and those whose label is withheld (-1)."""
     needed = [*task.columns, *([] if task.is_text else [task.label_column])]
     needed += [group_column] if group_column else []
     missing = [column for column in needed if column not in rows.column_names]
@@ -228,7 +222,10 @@ def _hub_examples(
     examples: list[Example] = []
     for row in rows.select_columns(needed):
         label = None
-        if not task.is_text and (value := row[task.label_column]) not in (-1, None):
+        if not task.is_text:
+            value = row[task.label_column]
+            if value is None or value == -1:
+                continue
             if names and task.label(names[value]) is not None:
                 value = names[value]
             label = task.label(value)
@@ -237,8 +234,9 @@ def _hub_examples(
                     f"{name} has a label {value!r} in split '{split}', which task '{task.name}' "
                     f"does not know: {', '.join(_known_labels(task))}."
                 )
-        group = str(row[group_column]) if group_column else None
-        examples.append(Example(task.prompt(row), label, group))
+        if prompt := task.prompt(row):
+            group = str(row[group_column]) if group_column else None
+            examples.append(Example(prompt, label, group))
     return examples
 
 

@@ -113,7 +113,7 @@ def shape_logits(model: PreTrainedModel, logits: Tensor) -> Tensor:
 
 def _from_gguf(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     gguf.check_requirements()
-    with gguf.parsed_once():
+    with gguf.parsed_once(), redirect_stderr(io.StringIO()):
         model, tokenizer = _from_pretrained(str(path.parent), gguf_file=path.name)
     vars(model.config).pop("quantization_config", None)
     return model, tokenizer
@@ -144,15 +144,18 @@ def _from_pretrained(place: str, **options: Any) -> tuple[PreTrainedModel, PreTr
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No progress bars, no advice: what matters of it is checked or raised here."""
+    """No advice and no progress bars but those of downloads, which may take long."""
+    from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
     from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    downloads = not are_progress_bars_disabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    if downloads:
+        enable_progress_bars()
     try:
-        with redirect_stderr(io.StringIO()):
-            yield
+        yield
     finally:
         logging.set_verbosity(verbosity)
         if bars:
