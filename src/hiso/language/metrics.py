@@ -19,7 +19,8 @@ def evaluate(
     """Metrics over all `examples` at the model's present weights.
 
     Every example counts the same (for free text every token), so that the result does not depend
-    on `batch_size` beyond rounding. Examples are taken in order of length, to pad little.
+    on `batch_size` beyond rounding. Examples are taken longest first: little is padded, and
+    memory that does not suffice is found out at once.
 
     Args:
         objective: Model and task.
@@ -39,7 +40,7 @@ def evaluate(
             f"cannot evaluate {len(examples)} examples in batches of {batch_size}: both must be "
             "1 or more."
         )
-    order = sorted(range(len(examples)), key=lambda i: len(examples[i].ids))
+    order = sorted(range(len(examples)), key=lambda i: -len(examples[i].ids))
     outcomes: list[Outcome] = []
     for start in range(0, len(order), batch_size):
         batch = [examples[i] for i in order[start : start + batch_size]]

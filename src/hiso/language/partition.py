@@ -38,7 +38,8 @@ def partition(
             examples of one value of a column are one client, in the order of the sorted values.
         alpha: Concentration for "dirichlet": the smaller, the more clients differ.
         column: One value per example for "column".
-        seed: The partition is a pure function of the arguments.
+        seed: The partition is a pure function of the arguments; "dirichlet" also depends on
+            NumPy's Dirichlet generator, which may change with its version.
 
     Returns:
         Ascending indices into `examples` for each client.

@@ -66,7 +66,7 @@ _ALL = (
         template='{text}\nDoes "{span2_text}" stand for "{span1_text}" here? Answer:',
         labels=_NO_YES,
         classes=("False", "True"),
-        source=Source(_SUPER_GLUE, "wsc"),
+        source=Source(_SUPER_GLUE, "wsc.fixed"),
         prepare=_mark_pronoun,
         columns=("text", "span1_text", "span2_text", "span2_index"),
     ),
