@@ -1,1 +1,36 @@
 """hiso: federated fine-tuning of language models that sends numbers, not tensors."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hiso.core.methods import HiSo, HiZoo, Method, Momentum, ZoSgd
+    from hiso.core.replica import Replica
+    from hiso.errors import HisoError
+    from hiso.run.api import simulate
+
+_HOMES = {
+    "HiSo": "hiso.core.methods",
+    "HiZoo": "hiso.core.methods",
+    "HisoError": "hiso.errors",
+    "Method": "hiso.core.methods",
+    "Momentum": "hiso.core.methods",
+    "Replica": "hiso.core.replica",
+    "ZoSgd": "hiso.core.methods",
+    "simulate": "hiso.run.api",
+}
+
+__all__ = ["HiSo", "HiZoo", "HisoError", "Method", "Momentum", "Replica", "ZoSgd", "simulate"]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a public name when it is first used, so that `import hiso` stays light."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'hiso' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

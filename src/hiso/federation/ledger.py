@@ -153,13 +153,14 @@ class Ledger(RunFile):
         query = "SELECT max(round) FROM replies WHERE client = ? AND set_aside IS NULL"
         return self._one(query, client)
 
-    def rounds(self) -> list[RoundRow]:
-        """Every committed round, for people."""
+    def rounds(self, start: int = 0) -> list[RoundRow]:
+        """Every committed round from `start` on, for people."""
         query = """
             SELECT r.round, r.loss, r.bytes_up, r.bytes_down, r.seconds, p.client, p.set_aside
-            FROM records r LEFT JOIN replies p USING (round) ORDER BY r.round, p.client"""
+            FROM records r LEFT JOIN replies p USING (round)
+            WHERE r.round >= ? ORDER BY r.round, p.client"""
         rows: dict[int, RoundRow] = {}
-        for number, loss, up, down, seconds, client, reason in self._db.execute(query):
+        for number, loss, up, down, seconds, client, reason in self._db.execute(query, (start,)):
             if number not in rows:
                 rows[number] = RoundRow(number, loss, up, down, json.loads(seconds), [], {})
             if reason is not None:

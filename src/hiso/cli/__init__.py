@@ -1,0 +1,5 @@
+"""The command `hiso`."""
+
+from hiso.cli.app import main
+
+__all__ = ["main"]

@@ -1,0 +1,132 @@
+"""The commands, and the one place where errors become messages and exit codes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from hiso.cli import display
+from hiso.cli.options import parse_change, with_settings
+from hiso.errors import HisoError
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, nothing else.")]
+Folder = Annotated[Path, typer.Argument(help="The run's folder.", show_default=False)]
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Federated fine-tuning of language models that sends numbers, not tensors.",
+)
+
+
+@app.command()
+@with_settings
+def run(
+    settings: dict[str, Any],
+    file: Annotated[
+        Path | None, typer.Argument(help="TOML file of settings.", show_default=False)
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The run's folder; by default runs/MODEL-TASK-METHOD-SEED.")
+    ] = None,
+    change: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="Alter a setting of a run that exists; repeatable."),
+    ] = None,
+    rollback: Annotated[
+        int | None, typer.Option(min=0, help="First go back to this position of the log.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Refuse to start a new run; go on or fail.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Fine-tune across clients; go on where the folder's run stands.
+
+    Flags override the TOML file, whose keys are the flags' names with underscores.
+    """
+    from hiso.run.launch import launch
+    from hiso.run.settings import parse_settings, read_toml
+
+    given = {**(read_toml(file) if file else {}), **settings}
+    given_out = given.pop("out", None)
+    folder = out or (Path(given_out) if given_out else None)
+    if folder is None:
+        s = parse_settings(given)
+        folder = Path("runs") / f"{Path(s.model).stem}-{s.task}-{s.method}-{s.seed}"
+    if resume and not (folder / "ledger.sqlite").exists():
+        raise typer.BadParameter(f"{folder} holds no run", param_hint="--resume")
+    changes = dict(parse_change(text) for text in change or [])
+    with display.Watcher(Console(stderr=True), quiet=as_json) as watcher:
+        summary = launch(given, folder, changes=changes, rollback=rollback, observer=watcher)
+    _show({**summary, "folder": str(folder)}, as_json, display.summary_table)
+
+
+@app.command(name="eval")
+def evaluate(
+    folder: Folder,
+    position: Annotated[
+        int | None, typer.Option(min=0, help="Position of the log; by default its end.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="test, or dev (for tuning).")] = "test",
+    as_json: Json = False,
+) -> None:
+    """Rebuild a run's model by replay and evaluate it."""
+    from hiso.run.launch import evaluate_run
+
+    if split not in ("test", "dev"):
+        raise typer.BadParameter("must be test or dev", param_hint="--split")
+    with display.Watcher(Console(stderr=True), quiet=as_json) as watcher:
+        result = evaluate_run(folder, position=position, split=split, observer=watcher)
+    _show(result, as_json, display.plain_table)
+
+
+@app.command()
+def inspect(
+    folder: Folder,
+    rounds: Annotated[int, typer.Option(min=0, help="How many of the last rounds to list.")] = 5,
+    as_json: Json = False,
+) -> None:
+    """Show a run: settings, rounds, scalars, bytes, digest. Reads the ledger alone."""
+    from hiso.run.inspect import inspect_run
+
+    _show(inspect_run(folder, rounds), as_json, display.inspection)
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Check this machine: versions, backends, threads, and the speed of the kernels."""
+    from hiso.run.doctor import examine
+
+    with display.Watcher(Console(stderr=True), quiet=as_json) as watcher:
+        report = examine(watcher)
+    _show(report, as_json, display.diagnosis)
+    if not report["healthy"]:
+        raise typer.Exit(1)
+
+
+def _show(result: dict[str, Any], as_json: bool, render: display.Render) -> None:
+    if as_json:
+        print(json.dumps(result))
+    else:
+        render(Console(), result)
+
+
+def main() -> None:
+    """Entry point: runs a command, turns hiso's errors into a message and an exit code."""
+    try:
+        app()
+    except HisoError as error:
+        Console(stderr=True).print(
+            f"[bold red]error:[/] {display.escape(str(error))}", soft_wrap=True
+        )
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("interrupted: every finished round is kept; start again to go on", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,195 @@
+"""What people see: progress while it runs, tables when it is done."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Self
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from hiso.federation.ledger import RoundRow
+from hiso.federation.runfile import Evaluation
+from hiso.run.observer import Advance
+
+Render = Callable[[Console, dict[str, Any]], None]
+
+__all__ = ["Render", "Watcher", "diagnosis", "escape", "inspection", "plain_table", "summary_table"]
+
+
+class Watcher:
+    """Shows a run on a terminal; elsewhere prints notices alone; with `quiet`, nothing."""
+
+    def __init__(self, console: Console, *, quiet: bool = False) -> None:
+        self._console, self._quiet = console, quiet
+        self._progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[facts]}"),
+            TimeElapsedColumn(),
+            TextColumn("ETA"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=quiet or not console.is_terminal,
+        )
+        self._rounds: TaskID | None = None
+        self._first = 0
+        self._bytes = 0
+        self._accuracy: float | None = None
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._progress.stop()
+
+    @contextmanager
+    def phase(self, text: str, total: int | None = None) -> Iterator[Advance]:
+        """See `Observer.phase`."""
+        task = self._progress.add_task(text, total=total, facts="")
+        try:
+            yield lambda units: self._progress.advance(task, units)
+        finally:
+            self._progress.remove_task(task)
+
+    def started(self, position: int, rounds: int) -> None:
+        """See `Observer.started`."""
+        self._first = position
+        self._rounds = self._progress.add_task("rounds", total=rounds, facts="")
+        if position:
+            self.notice(f"going on at round {position} of {rounds}")
+
+    def round(self, row: RoundRow) -> None:
+        """See `Observer.round`."""
+        assert self._rounds is not None
+        self._bytes += row.bytes_up + row.bytes_down
+        accuracy = "" if self._accuracy is None else f" · dev accuracy {self._accuracy:.1%}"
+        rate = f" · {row.seconds['round']:.2f} s/round" if "round" in row.seconds else ""
+        facts = f"loss {row.loss:.4f}{accuracy} · {size(self._bytes)}{rate}"
+        self._progress.update(self._rounds, completed=row.round + 1, facts=facts)
+
+    def evaluated(self, evaluation: Evaluation) -> None:
+        """See `Observer.evaluated`."""
+        if evaluation.split == "dev":
+            self._accuracy = evaluation.metrics.get("accuracy")
+        figures = ", ".join(f"{name} {value:.4f}" for name, value in evaluation.metrics.items())
+        self.notice(f"[dim]position {evaluation.position:>5}  {evaluation.split:<4}  {figures}[/]")
+
+    def notice(self, text: str) -> None:
+        """See `Observer.notice`."""
+        if not self._quiet:
+            self._progress.console.print(text, highlight=False)
+
+
+def size(count: float) -> str:
+    """A number of bytes for people: 1.2 KB (1 KB is 1,000 bytes)."""
+    for unit in ("B", "KB", "MB", "GB"):
+        if abs(count) < 1000:
+            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.2f} TB"
+
+
+def _table(title: str, rows: list[tuple[str, ...]], header: tuple[str, ...] = ("", "")) -> Table:
+    table = Table(title=title, title_justify="left", show_header=any(header))
+    for number, name in enumerate(header):
+        table.add_column(name, justify="left" if number == 0 else "right")
+    for row in rows:
+        table.add_row(*map(escape, row))
+    return table
+
+
+def _figure(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}" if math.isfinite(value) else str(value)
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def summary_table(console: Console, s: dict[str, Any]) -> None:
+    """The end of `hiso run`."""
+    rows: list[tuple[str, ...]] = []
+    for name in s["metrics_after"]:
+        before, after = s["metrics_before"].get(name), s["metrics_after"][name]
+        rows.append((f"test {name}, before → after", f"{_figure(before)} → {_figure(after)}"))
+    per_round = f"{_figure(s['seconds_per_round'])} s"
+    forward = f"{_figure(s['forward_seconds_per_round'])} s in forward passes"
+    rows += [
+        ("rounds", _figure(s["rounds"])),
+        ("bytes up", f"{size(s['bytes_up'])}  (FedAvg: {size(s['fedavg_bytes_up'])})"),
+        ("bytes down", f"{size(s['bytes_down'])}  (FedAvg: {size(s['fedavg_bytes_down'])})"),
+        ("the paper's count", size(s["paper_bytes"])),
+        ("seconds a round", f"{per_round}, {forward}"),
+        ("peak memory", size(s["peak_memory_bytes"])),
+        ("trainable weights", _figure(s["trainable_weights"])),
+        ("data", s["data"]),
+        ("digest", s["digest"]),
+        ("folder", s["folder"]),
+    ]
+    settings = s["settings"]
+    console.print(_table(f"{settings['method']} on {settings['task']}, {settings['model']}", rows))
+
+
+def plain_table(console: Console, result: dict[str, Any]) -> None:
+    """Any flat result."""
+    console.print(_table("", [(name, _figure(value)) for name, value in result.items()]))
+
+
+def inspection(console: Console, result: dict[str, Any]) -> None:
+    """The answer of `hiso inspect`."""
+    settings, facts = result["settings"], result["facts"]
+    console.print(_table("run", [(k, _figure(v)) for k, v in facts.items()]))
+    console.print(_table("settings in force", [(k, _figure(v)) for k, v in settings.items()]))
+    if result["changes"]:
+        rows = [
+            (str(c["position"]), c["key"], f"{_figure(c['old'])} → {_figure(c['new'])}")
+            for c in result["changes"]
+        ]
+        console.print(_table("changes", rows, ("from round", "setting", "value")))
+    if result["evaluations"]:
+        rows = [
+            (str(e["position"]), e["split"], _figure(e.get("loss")), _figure(e.get("accuracy")))
+            for e in result["evaluations"]
+        ]
+        console.print(_table("evaluations", rows, ("position", "split", "loss", "accuracy")))
+    rows = [
+        (
+            str(r["round"]),
+            _figure(r["loss"]),
+            ", ".join(map(str, r["clients"])),
+            " ".join(f"{g:+.3g}" for g in r["coefficients"]),
+            size(r["bytes_up"] + r["bytes_down"]),
+        )
+        for r in result["rounds"]
+    ]
+    if rows:
+        header = ("round", "loss", "clients", "coefficients", "bytes")
+        console.print(_table("last rounds", rows, header))
+
+
+def diagnosis(console: Console, report: dict[str, Any]) -> None:
+    """The answer of `hiso doctor`."""
+    for name, rows in report.items():
+        if isinstance(rows, dict):
+            console.print(_table(name, [(key, _figure(value)) for key, value in rows.items()]))
+    good = "[green]everything fits together[/]"
+    console.print(good if report["healthy"] else "[red]backends disagree: please report this[/]")

@@ -1,0 +1,89 @@
+"""One flag per setting, made from the settings themselves."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+import typer
+
+from hiso.errors import SettingsError
+from hiso.run.settings import Settings
+
+
+def with_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """Replaces the parameter `settings` of a command by a flag for every setting.
+
+    The command gets a dict of the flags that were given. Their values are checked where all
+    settings are, together with those of a file.
+    """
+
+    def wrapped(**arguments: Any) -> None:
+        given = {
+            name: arguments.pop(name)
+            for name in Settings.model_fields
+            if arguments.get(name) is not None or arguments.pop(name, None)
+        }
+        command(settings=given, **arguments)
+
+    own = [
+        parameter
+        for parameter in inspect.signature(command, eval_str=True).parameters.values()
+        if parameter.name != "settings"
+    ]
+    flags = [_flag(name) for name in Settings.model_fields]
+    parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in [*own, *flags]]
+    wrapped.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportFunctionMemberAccess]
+    wrapped.__annotations__ = {p.name: p.annotation for p in parameters}
+    wrapped.__name__, wrapped.__doc__ = command.__name__, command.__doc__
+    return wrapped
+
+
+def _flag(name: str) -> inspect.Parameter:
+    field = Settings.model_fields[name]
+    kind, choices = _kind(field.annotation)
+    default = "" if field.default is None else f" [default: {field.default}]"
+    listed = f" [{'|'.join(choices)}]" if choices else ""
+    flag = "--" + name.replace("_", "-")
+    if kind is bool:
+        flag = f"{flag}/--no-{name.replace('_', '-')}"
+    option = typer.Option(
+        flag,
+        help=f"{field.description}{listed}{default}",
+        show_default=False,
+        rich_help_panel="Settings",
+    )
+    return inspect.Parameter(
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None,
+        annotation=Annotated[kind | None, option],
+    )
+
+
+def _kind(annotation: Any) -> tuple[type, tuple[str, ...]]:
+    """The type that the command line parses, and the words allowed."""
+    if get_origin(annotation) is Literal:
+        return str, get_args(annotation)
+    if get_origin(annotation) is Annotated:
+        return _kind(get_args(annotation)[0])
+    if inner := [_kind(a) for a in get_args(annotation) if a is not type(None)]:
+        return inner[0]
+    return annotation, ()
+
+
+def parse_change(text: str) -> tuple[str, Any]:
+    """`lr=1e-4` as ("lr", 1e-4); values are JSON, or else plain text.
+
+    Raises:
+        SettingsError: There is no equals sign.
+    """
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise SettingsError(f"--change {text}: write it as KEY=VALUE")
+    try:
+        return key.strip().replace("-", "_"), json.loads(value)
+    except json.JSONDecodeError:
+        return key.strip().replace("-", "_"), value

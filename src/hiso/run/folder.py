@@ -1,0 +1,122 @@
+"""A run's folder: the ledger, and what is derived from it for people and scripts."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from hiso.core.replica import Replica
+from hiso.errors import ProtocolError
+from hiso.federation.ledger import Ledger, RoundRow
+from hiso.federation.runfile import Evaluation
+
+_KEEP = 2
+
+
+class RunFolder:
+    """Paths and derived files. Everything but the ledger can be deleted at will.
+
+    ledger.sqlite   the run: identity, settings, records, replies, evaluations
+    metrics.jsonl   a line per round and per evaluation, in order
+    summary.json    what came of it, once the last round is done
+    snapshots/      replicas, to shorten replay
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.ledger = path / "ledger.sqlite"
+        self.metrics = path / "metrics.jsonl"
+        self.summary = path / "summary.json"
+        self.snapshots = path / "snapshots"
+
+    def rewrite_metrics(self, ledger: Ledger) -> None:
+        """Makes metrics.jsonl agree with the ledger, whatever a crash left behind."""
+        lines = [(row.round, 1, round_line(row)) for row in ledger.rounds()]
+        lines += [(e.position, 0, evaluation_line(e)) for e in ledger.evaluations()]
+        ordered = sorted(lines, key=lambda line: line[:2])
+        _write(self.metrics, "".join(json.dumps(line) + "\n" for _, _, line in ordered))
+
+    def append_metrics(self, line: Mapping[str, Any]) -> None:
+        """Adds a line to metrics.jsonl."""
+        with self.metrics.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Writes summary.json, whole or not at all."""
+        _write(self.summary, json.dumps(summary, indent=2) + "\n")
+
+    def save_snapshot(self, replica: Replica) -> Path:
+        """Keeps the replica as it stands, and the one before; removes older ones."""
+        self.snapshots.mkdir(exist_ok=True)
+        path = self.snapshots / f"position-{replica.position:08d}.safetensors"
+        facts = {
+            "position": str(replica.position),
+            "chain": replica.chain.hex(),
+            "digest": f"{replica.digest():016x}",
+            "hyper": json.dumps(replica.hyper),
+        }
+        partial = path.with_suffix(".partial")
+        save_file({"weights": replica.weights, **replica.state}, partial, metadata=facts)
+        os.replace(partial, path)
+        for old in sorted(self.snapshots.glob("position-*.safetensors"))[:-_KEEP]:
+            old.unlink()
+        return path
+
+    def restore_snapshot(self, replica: Replica, ledger: Ledger) -> int:
+        """Restores the newest snapshot that lies on the ledger's log; its position, or 0.
+
+        Raises:
+            ProtocolError: The snapshot's content is not what its digest says.
+        """
+        for path in sorted(self.snapshots.glob("position-*.safetensors"), reverse=True):
+            with safe_open(path, framework="pt") as file:
+                facts = file.metadata()
+                position = int(facts["position"])
+                if position > ledger.position:
+                    continue
+                if ledger.chain_at(position).hex() != facts["chain"]:
+                    continue
+                buffers: dict[str, torch.Tensor] = {n: file.get_tensor(n) for n in file.keys()}  # noqa: SIM118
+            chain = bytes.fromhex(facts["chain"])
+            replica.restore(buffers, position, chain, json.loads(facts["hyper"]))
+            if f"{replica.digest():016x}" != facts["digest"]:
+                raise ProtocolError(f"{path} is damaged: delete it, replay needs no snapshot")
+            return position
+        return 0
+
+
+def round_line(row: RoundRow) -> dict[str, Any]:
+    """A round as a line of metrics.jsonl."""
+    return {
+        "kind": "round",
+        "round": row.round,
+        "loss": row.loss,
+        "clients": row.clients,
+        "bytes_up": row.bytes_up,
+        "bytes_down": row.bytes_down,
+        "seconds": row.seconds.get("round"),
+        "forward_seconds": row.seconds.get("forward"),
+    }
+
+
+def evaluation_line(evaluation: Evaluation) -> dict[str, Any]:
+    """An evaluation as a line of metrics.jsonl."""
+    return {
+        "kind": "evaluation",
+        "position": evaluation.position,
+        "split": evaluation.split,
+        **evaluation.metrics,
+    }
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text)
+    os.replace(partial, path)

@@ -1,0 +1,243 @@
+"""A run from its settings to its summary; and a run that exists, opened again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from hiso.core.method import Method
+from hiso.core.replica import DTYPES, Replica
+from hiso.engines.simulation import Simulation
+from hiso.errors import ProtocolError, RunConflict
+from hiso.federation.ledger import Ledger
+from hiso.federation.runfile import Evaluation
+from hiso.federation.server import Aborted, Server
+from hiso.federation.settings import RoundSettings
+from hiso.language.metrics import evaluate
+from hiso.language.objective import Objective
+from hiso.run.folder import RunFolder, evaluation_line, round_line
+from hiso.run.observer import Observer, Silent
+from hiso.run.resume import check_identity, merge_settings
+from hiso.run.settings import Settings, parse_settings
+from hiso.run.summary import summarise
+from hiso.run.workload import EVAL_BATCH, Workload, load_workload
+
+_REPLAY_CHUNK = 20
+
+
+def launch(
+    given: Mapping[str, Any],
+    out: Path,
+    *,
+    changes: Mapping[str, Any] | None = None,
+    rollback: int | None = None,
+    method: Method | None = None,
+    observer: Observer | None = None,
+) -> dict[str, Any]:
+    """Runs to the last round, from wherever the folder `out` stands; gives the summary.
+
+    Args:
+        given: Settings by name. In a folder that holds a run, they must be those of the run.
+        out: The run's folder; made if it is missing.
+        changes: Settings that take a new value from here on.
+        rollback: Goes back to this position first; later rounds are kept as abandoned.
+        method: A method object in place of the settings that describe one.
+        observer: Who watches.
+
+    Raises:
+        SettingsError: The settings are wrong. The folder is as it was.
+        RunConflict: The folder holds another run, or other settings. It is as it was.
+        LoadError: Model or data cannot be loaded.
+        Diverged: The loss is not finite or has exploded; the ledger keeps the last good round.
+    """
+    observer = observer or Silent()
+    folder = RunFolder(out)
+    settings = _settings(folder, given, changes or {}, rollback)
+    chosen = settings.make_method() if method is None else _changed(method, changes or {})
+    workload = load_workload(settings, chosen, observer)
+    with _ledger(folder, workload, settings) as ledger:
+        _prepare(ledger, settings, rollback, observer)
+        run = _Run(folder, ledger, settings, chosen, workload, observer)
+        run.catch_up()
+        run.finish()
+        summary = summarise(ledger, run.replica, workload.source)
+        folder.write_summary(summary)
+        return summary
+
+
+def evaluate_run(
+    path: Path,
+    *,
+    position: int | None = None,
+    split: str = "test",
+    method: Method | None = None,
+    observer: Observer | None = None,
+) -> dict[str, Any]:
+    """Rebuilds the model of a run by replay, at `position` or the end, and evaluates it.
+
+    Raises:
+        ProtocolError: There is no run, or its log is not that long.
+        RunConflict: Model or data are not those that the run was made with.
+    """
+    observer = observer or Silent()
+    folder = RunFolder(path)
+    with Ledger.open(folder.ledger) as ledger:
+        at = ledger.position if position is None else position
+        ledger.chain_at(at)
+        settings = parse_settings(ledger.settings)
+        chosen = method or settings.make_method()
+        workload = load_workload(settings, chosen, observer)
+        check_identity(ledger.identity, workload.identity)
+        run = _Run(folder, ledger, settings, chosen, workload, observer)
+        run.catch_up(at)
+        metrics = run.measure(split)
+        digest = f"{run.replica.digest():016x}"
+        return {"run": ledger.run, "position": at, "split": split, "digest": digest, **metrics}
+
+
+def _changed(method: Method, changes: Mapping[str, Any]) -> Method:
+    return replace(method, **{key: value for key, value in changes.items() if key in method.hyper})
+
+
+def _settings(
+    folder: RunFolder, given: Mapping[str, Any], changes: Mapping[str, Any], rollback: int | None
+) -> Settings:
+    if not folder.ledger.exists():
+        if changes or rollback is not None:
+            raise RunConflict(
+                f"{folder.path} holds no run yet: --change and --rollback alter one that exists"
+            )
+        return parse_settings(given)
+    with Ledger.open(folder.ledger) as ledger:
+        return merge_settings(folder.path, ledger.settings, given, changes)
+
+
+@contextmanager
+def _ledger(folder: RunFolder, workload: Workload, settings: Settings) -> Iterator[Ledger]:
+    if folder.ledger.exists():
+        ledger = Ledger.open(folder.ledger)
+        check_identity(ledger.identity, workload.identity)
+    else:
+        folder.path.mkdir(parents=True, exist_ok=True)
+        ledger = Ledger.create(folder.ledger, workload.identity, settings.model_dump())
+    with ledger:
+        yield ledger
+
+
+def _prepare(ledger: Ledger, settings: Settings, rollback: int | None, observer: Observer) -> None:
+    ledger.verify()
+    if rollback is not None:
+        abandoned = ledger.position - rollback
+        ledger.rollback(rollback)
+        observer.notice(f"rolled back to position {rollback}: {abandoned} rounds set aside")
+    for change in ledger.change(settings.model_dump()):
+        observer.notice(f"{change.key}: {change.old} → {change.new} from round {change.position}")
+
+
+class _Run:
+    """A replica, a federation and a watcher around one ledger."""
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        ledger: Ledger,
+        settings: Settings,
+        method: Method,
+        workload: Workload,
+        observer: Observer,
+    ) -> None:
+        self.folder, self.ledger, self.settings = folder, ledger, settings
+        self.workload, self.observer = workload, observer
+        stored = ledger.identity["method"]["hyper"]
+        with observer.phase("preparing kernels"):
+            self.replica = Replica(
+                workload.lm.model,
+                type(method)(**stored, feed=method.feed),
+                seed=settings.seed,
+                noise=settings.noise,
+                dtype=DTYPES[settings.dtype],
+                chain=ledger.root,
+            )
+        self.objective = Objective(
+            workload.lm, workload.task, joint=settings.joint, rows=self.replica.rows
+        )
+        rounds = RoundSettings(
+            clients=settings.clients,
+            sample=settings.sample,
+            steps=settings.local_steps,
+            directions=settings.perturbations,
+            mu=settings.mu,
+            scheme=settings.scheme,
+            per_client=settings.directions == "per-client",
+            weighting=settings.weighting,
+            min_replies=settings.min_replies,
+            divergence_factor=settings.divergence_factor,
+            hyper=method.hyper,
+        )
+        server = Server(ledger, rounds, curvature=method.curvature)
+        self.simulation = Simulation(server, self.replica, workload.shards, self.objective)
+
+    def catch_up(self, position: int | None = None) -> None:
+        """Brings the replica to `position`, from the newest snapshot on the way or from 0."""
+        target = self.ledger.position if position is None else position
+        if position is None:
+            self.folder.restore_snapshot(self.replica, self.ledger)
+        missing = target - self.replica.position
+        if not missing:
+            return
+        with self.observer.phase(f"replaying {missing} rounds", missing) as advance:
+            while self.replica.position < target:
+                at = self.replica.position
+                records = self.ledger.records(at, min(at + _REPLAY_CHUNK, target))
+                self.replica.replay(records)
+                advance(len(records))
+
+    def finish(self) -> None:
+        """Runs the rounds that are left, with evaluations before, in between and after."""
+        self.folder.rewrite_metrics(self.ledger)
+        if self.replica.position == 0:
+            self._evaluate_once("test")
+        self.observer.started(self.ledger.position, self.settings.rounds)
+        for row in self.ledger.rounds():
+            self.observer.round(row)
+        for position in range(self.ledger.position, self.settings.rounds):
+            self._evaluate_dev(position)
+            closed = self.simulation.round()
+            if isinstance(closed, Aborted):
+                raise ProtocolError(f"round {closed.round} was aborted: {closed.reason}")
+            (row,) = self.ledger.rounds(position)
+            self.folder.append_metrics(round_line(row))
+            self.observer.round(row)
+            every = self.settings.snapshot_every
+            if every and self.ledger.position % every == 0:
+                self.simulation.catch_up()
+                self.folder.save_snapshot(self.replica)
+        self.simulation.catch_up()
+        self._evaluate_dev(self.ledger.position)
+        self._evaluate_once("test")
+
+    def measure(self, split: str) -> dict[str, float]:
+        """Metrics of the replica where it stands."""
+        examples = {"test": self.workload.test, "dev": self.workload.dev}[split]
+        self.replica.write()
+        with self.observer.phase(f"evaluating on {split}", len(examples)) as advance:
+            return evaluate(self.objective, examples, EVAL_BATCH, advance)
+
+    def _evaluate_dev(self, position: int) -> None:
+        every = self.settings.eval_every
+        if every and position % every == 0:
+            self.simulation.catch_up()
+            self._evaluate_once("dev")
+
+    def _evaluate_once(self, split: str) -> None:
+        """Evaluates here, unless the ledger has it."""
+        position = self.replica.position
+        if any((e.position, e.split) == (position, split) for e in self.ledger.evaluations()):
+            return
+        evaluation = Evaluation(position, split, self.measure(split))
+        self.ledger.record_evaluation(position, split, evaluation.metrics)
+        self.folder.append_metrics(evaluation_line(evaluation))
+        self.observer.evaluated(evaluation)

@@ -1,0 +1,187 @@
+"""Everything that a run can be told, in one place: flags, TOML keys and Python arguments."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from hiso.core.method import Feed, Method
+from hiso.core.methods import METHODS
+from hiso.errors import SettingsError
+
+Positive = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=2**16)]
+Hyper = Annotated[float | None, Field(ge=0, allow_inf_nan=False)]
+
+
+class Settings(BaseModel):
+    """The settings of a run. Unknown keys are refused; omitted ones take the defaults here.
+
+    `CHANGEABLE` ones may take a new value in a run that exists, with `--change`; the others make
+    the run what it is.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str = Field(
+        "smollm2",
+        description="Packaged name, Hugging Face id, local folder, or .gguf file.",
+    )
+    task: str = Field("rotten_tomatoes", description="What to learn: a task's name.")
+    data: str | None = Field(
+        None, description="File, folder or Hugging Face id of other data than the task's own."
+    )
+    max_length: Annotated[int, Field(ge=2)] = Field(
+        64, description="Tokens kept of an example; its end survives."
+    )
+    method: str = Field("hiso", description=f"One of {', '.join(METHODS)}.")
+    lr: Hyper = Field(None, description="Learning rate; by default the method's.")
+    nu: Hyper = Field(None, description="Curvature smoothing (hiso, hizoo).")
+    eps: Hyper = Field(None, description="Added to dx² (hiso).")
+    floor: Hyper = Field(None, description="Least curvature (hiso, hizoo).")
+    beta: Hyper = Field(None, description="Momentum factor (momentum).")
+    feed: Feed | None = Field(
+        None, description="Local steps that feed the curvature: first, last or all."
+    )
+    clients: Positive = Field(6, description="Number of clients M.")
+    sample: Positive = Field(2, description="Clients asked in each round, m.")
+    rounds: Positive = Field(100, description="Rounds in all.")
+    perturbations: Count = Field(5, description="Directions per local step, P.")
+    local_steps: Count = Field(1, description="Local steps per round, τ.")
+    batch_size: Positive = Field(16, description="Examples per client and local step.")
+    mu: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
+        1e-3, description="Perturbation size μ."
+    )
+    scheme: Literal["forward", "central"] = Field("forward", description="Differences taken.")
+    directions: Literal["shared", "per-client"] = Field(
+        "shared", description="Whether all clients measure along the same directions."
+    )
+    weighting: Literal["plain", "examples"] = Field(
+        "plain", description="Whether clients count alike or by their examples."
+    )
+    min_replies: Positive = Field(1, description="Replies a round needs.")
+    partition: Literal["iid", "dirichlet", "column"] = Field(
+        "iid", description="How the training examples are divided among clients."
+    )
+    alpha: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
+        1.0, description="Concentration of the Dirichlet partition."
+    )
+    partition_column: str | None = Field(
+        None, description="Column of the column partition, one value per client."
+    )
+    seed: Annotated[int, Field(ge=0, lt=2**64)] = Field(
+        0, description="Key of all randomness: directions, batches, sampling, partition."
+    )
+    noise: Literal["binomial", "gaussian"] = Field("binomial", description="Law of directions.")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32", description="Precision of forward passes; weights stay float32."
+    )
+    joint: bool = Field(
+        True, description="Let clients that measure at the same point share a forward pass."
+    )
+    eval_every: Annotated[int, Field(ge=0)] = Field(
+        20, description="Rounds between evaluations on the tuning split; 0 for none."
+    )
+    dev_examples: Positive | None = Field(
+        200, description="Examples of the tuning split used; all if not set."
+    )
+    test_examples: Positive | None = Field(
+        None, description="Examples of the test split used, before and after; all if not set."
+    )
+    divergence_factor: Annotated[float, Field(gt=1)] | None = Field(
+        3.0, description="Stop when the loss exceeds this many times that of the first rounds."
+    )
+    snapshot_every: Annotated[int, Field(ge=0)] = Field(
+        0, description="Rounds between snapshots of the replica; 0 for none (replay suffices)."
+    )
+
+    @model_validator(mode="after")
+    def _agree(self) -> Settings:
+        problems: list[str] = []
+        if self.method not in METHODS:
+            problems.append(f"method: unknown method {self.method!r}" + near(self.method, METHODS))
+        else:
+            try:
+                self.make_method()
+            except SettingsError as error:
+                problems.append(str(error))
+        if self.sample > self.clients:
+            problems.append(f"sample = {self.sample} exceeds clients = {self.clients}")
+        if self.min_replies > self.sample:
+            problems.append(f"min_replies = {self.min_replies} exceeds sample = {self.sample}")
+        if (self.partition == "column") != (self.partition_column is not None):
+            problems.append("partition = column and partition_column go together")
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+    def make_method(self) -> Method:
+        """The method with the hyper-parameters that are set.
+
+        Raises:
+            SettingsError: One is set that the method does not have.
+        """
+        kind = METHODS[self.method]
+        given = {key: getattr(self, key) for key in HYPER if getattr(self, key) is not None}
+        alien = sorted(set(given) - set(kind().hyper) - {"feed"})
+        if alien:
+            raise SettingsError(
+                f"{', '.join(alien)}: {self.method} has no such hyper-parameter; it has "
+                + ", ".join(kind().hyper)
+            )
+        return kind(**given)
+
+
+HYPER = ("lr", "nu", "eps", "floor", "beta", "feed")
+"""Settings that belong to the method."""
+
+CHANGEABLE = frozenset(
+    {"lr", "nu", "eps", "floor", "beta", "mu", "scheme", "perturbations", "local_steps", "sample"}
+    | {"rounds", "weighting", "min_replies", "eval_every", "dev_examples", "test_examples"}
+    | {"divergence_factor", "snapshot_every"}
+)
+"""Settings that `--change` may alter in a run that exists."""
+
+
+def near(word: str, known: Any) -> str:
+    """' (did you mean …?)' or a list of what is known."""
+    close = difflib.get_close_matches(word, list(known), 1)
+    return f" (did you mean {close[0]!r}?)" if close else f"; known: {', '.join(known)}"
+
+
+def parse_settings(values: Mapping[str, Any], source: str = "settings") -> Settings:
+    """Checks settings, and reports all problems at once.
+
+    Raises:
+        SettingsError: A key is unknown, or a value is out of range or at odds with another.
+    """
+    try:
+        return Settings.model_validate(dict(values))
+    except ValidationError as error:
+        lines: list[str] = []
+        for problem in error.errors():
+            key = ".".join(map(str, problem["loc"][:1]))
+            if problem["type"] == "extra_forbidden":
+                lines.append(f"{key}: unknown key" + near(key, Settings.model_fields))
+            elif problem["type"] == "value_error":
+                lines += problem["msg"].removeprefix("Value error, ").splitlines()
+            else:
+                lines.append(f"{key} = {problem['input']!r}: {problem['msg']}")
+        raise SettingsError(f"{source}:\n" + "\n".join(f"  {line}" for line in lines)) from error
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The keys of a TOML file of settings.
+
+    Raises:
+        SettingsError: The file cannot be read, or is not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text())
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise SettingsError(f"cannot read settings from {path}: {error}") from error
