@@ -22,11 +22,11 @@ NUMBA = Dialect(const="f32({!r})", sqrt="sqrt({})", select="({1} if {0} else {2}
 
 
 class Printer:
-    """Collects assignments `t0 = …` for the nodes of one straight-line block."""
+    """Collects assignments `v0 = …` for the nodes of one straight-line block."""
 
-    def __init__(self, dialect: Dialect, prefix: str = "t") -> None:
+    def __init__(self, dialect: Dialect) -> None:
         self.lines: list[str] = []
-        self._dialect, self._prefix = dialect, prefix
+        self._dialect = dialect
         self._names: dict[Expr, str] = {}
 
     def name(self, expr: Expr) -> str:
@@ -42,14 +42,14 @@ class Printer:
                 "sqrt": self._dialect.sqrt,
                 "select": self._dialect.select,
             }.get(expr.op, "{} " + expr.op + " {}").format(*args)
-            self._names[expr] = f"{self._prefix}{len(self._names)}"
+            self._names[expr] = f"v{len(self._names)}"
             self.lines.append(f"{self._names[expr]} = {text}")
         return self._names[expr]
 
 
 @dataclass(frozen=True)
 class Pieces:
-    """A method's pieces as graphs over the variables `w`, `dx`, `s2`, `h_<hyper>`, `x_<state>`."""
+    """A method's pieces as graphs over `w`, `dx`, `sk` (Σ κ·u²), `h_<hyper>` and `x_<state>`."""
 
     denom: Expr | None
     w: Expr
@@ -63,12 +63,14 @@ def trace(method: Method) -> Pieces:
     Raises:
         TypeError: A piece returns states that the method does not declare, or misses some.
     """
+    if "w" in method.state:
+        raise TypeError(f"{method.name}: a state cannot be called 'w', which is the weight")
     step_state = {name: var(f"x_{name}") for name in method.step_state}
     round_state = {name: var(f"x_{name}") for name in method.round_state}
     hyper = {name: var(f"h_{name}") for name in method.hyper}
     denom = method.denom(round_state, hyper)
     w, stepped = method.step(var("w"), step_state, var("dx"), hyper)
-    learned = method.learn(round_state, var("dx"), var("s2"), hyper)
+    learned = method.learn(round_state, var("dx"), var("sk"), hyper)
     for piece, got, declared in (
         ("step", stepped, method.step_state),
         ("learn", learned, method.round_state),
