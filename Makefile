@@ -34,6 +34,7 @@ format: install
 bench: install
 	$(BIN)/python benchmarks/kernels.py
 	$(BIN)/python benchmarks/round.py
+	$(BIN)/python benchmarks/memory.py
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis

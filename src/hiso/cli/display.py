@@ -72,7 +72,9 @@ class Watcher:
         """See `Observer.started`."""
         self._first = position
         self._rounds = self._progress.add_task("rounds", total=rounds, facts="")
-        if position:
+        if position == rounds:
+            self.notice(f"all {rounds} rounds are done: delete the folder to start over")
+        elif position:
             self.notice(f"going on at round {position} of {rounds}")
 
     def round(self, row: RoundRow) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,24 +17,27 @@ def inspect_run(path: Path, last: int) -> dict[str, Any]:
     Raises:
         ProtocolError: There is no run, or its log is damaged.
     """
-    with Ledger.open(RunFolder(path).ledger) as ledger:
+    folder = RunFolder(path)
+    with Ledger.open(folder.ledger) as ledger:
         ledger.verify()
         up, down = ledger.traffic()
         records = ledger.records()
         end = ledger.position
         start = max(0, end - last)
         rows = ledger.rounds(start)
+        digest, at = _digest(folder, ledger)
         facts = {
             "run": ledger.run,
             "rounds": end,
-            "of": ledger.settings.get("rounds"),
-            "scalars in the log": sum(record.scalars for record in records),
-            "bytes of the log": sum(len(record.to_bytes()) for record in records),
+            "rounds_in_all": ledger.settings.get("rounds"),
+            "scalars": sum(record.scalars for record in records),
+            "log_bytes": sum(len(record.to_bytes()) for record in records),
             "bytes_up": up,
             "bytes_down": down,
             "chain": ledger.chain_at(end).hex(),
-            "digest": f"{ledger.digest_at(end - 1):016x} before round {end - 1}" if end else None,
-            "refused replies": len(ledger.refusals()),
+            "digest": digest,
+            "digest_position": at,
+            "refused_replies": len(ledger.refusals()),
         }
         return {
             "facts": facts,
@@ -46,3 +50,14 @@ def inspect_run(path: Path, last: int) -> dict[str, Any]:
                 for row, record in zip(rows, records[start:], strict=True)
             ],
         }
+
+
+def _digest(folder: RunFolder, ledger: Ledger) -> tuple[str | None, int | None]:
+    """The newest digest that is known, and its position: the summary's, or the last quorum's."""
+    end = ledger.position
+    if folder.summary.exists():
+        summary = json.loads(folder.summary.read_text())
+        if summary["chain"] == ledger.chain_at(end).hex():
+            return summary["digest"], end
+    agreed = ledger.digest_at(end - 1) if end else None
+    return (None, None) if agreed is None else (f"{agreed:016x}", end - 1)

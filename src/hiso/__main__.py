@@ -1,0 +1,5 @@
+"""`python -m hiso` is `hiso`."""
+
+from hiso.cli import main
+
+main()
