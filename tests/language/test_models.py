@@ -7,7 +7,7 @@ from hiso.errors import LoadError
 from hiso.language.models import hidden_states, load_model, output_head, shape_logits
 from hiso.language.verbalizer import prefix, tokens
 
-from .conftest import make_tokenizer, save_model
+from ..tiny import make_tokenizer, save_model
 
 
 @pytest.mark.parametrize("kind", ["llama", "opt", "gpt2", "gemma2", "cohere", "granite"])

@@ -14,7 +14,7 @@ from hiso.language.shards import Batch, encode
 from hiso.language.tasks import get_task
 from hiso.language.verbalizer import check_labels
 
-from .conftest import save_model
+from ..tiny import save_model
 
 SENTENCES = [
     "The film was very good.",

@@ -59,7 +59,8 @@ def run(
     folder = out or (Path(given_out) if given_out else None)
     if folder is None:
         s = parse_settings(given)
-        folder = Path("runs") / f"{Path(s.model).stem}-{s.task}-{s.method}-{s.seed}"
+        model = Path(s.model).name.removesuffix(".gguf")
+        folder = Path("runs") / f"{model}-{s.task}-{s.method}-{s.seed}"
     if resume and not (folder / "ledger.sqlite").exists():
         raise typer.BadParameter(f"{folder} holds no run", param_hint="--resume")
     changes = dict(parse_change(text) for text in change or [])

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from hiso.core.probe import Point, Probe
 from hiso.core.replica import Replica
+from hiso.errors import ProtocolError
 from hiso.federation.client import Client
 from hiso.federation.measure import Losses, measure
 from hiso.federation.protocol import Plan
@@ -67,7 +68,9 @@ class Simulation:
             self.replica.replay(missing)
 
     def round(self) -> Closed | Aborted:
-        """Runs one round. An exception leaves the log and the replica as they were.
+        """Runs one round: first the replica folds what it lacks, then the clients measure.
+
+        An exception leaves the log as it was, and the replica at its end.
 
         Raises:
             Diverged: A loss is not finite, or the round's loss has exploded.
@@ -85,7 +88,10 @@ class Simulation:
         self._first_step(jobs, losses)
         for job in jobs:
             measure(self.replica, job.plan, job.probe, job.batch, losses)
-            self.server.tell(job.client.finish())
+        for job in jobs:  # only now: a loss that is not finite leaves no client half answered
+            verdict = self.server.tell(job.client.finish())
+            if not verdict.accepted:
+                raise ProtocolError(f"client {job.client.index} was refused: {verdict.reason}")
         return self.server.close({"round": time.perf_counter() - started, "forward": forward})
 
     def _begin(self, plan: Plan) -> _Job:

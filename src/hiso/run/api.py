@@ -35,7 +35,8 @@ def simulate(
     Args:
         out: The run's folder.
         method: A name, with its hyper-parameters among `settings`; or a method, of your own too.
-        change: Settings that take a new value in a run that exists.
+        change: Settings, or hyper-parameters of a method of your own, that take a new value in a
+            run that exists.
         rollback: Position to go back to first.
         observer: Is told what happens; see `hiso.run.observer.Observer`.
         **settings: Any other setting of `hiso.run.settings.Settings`, as on the command line.
@@ -47,9 +48,10 @@ def simulate(
         HisoError: See `hiso.run.launch.launch`.
     """
     if isinstance(method, Method):
-        if METHODS.setdefault(method.name, type(method)) is not type(method):
-            raise SettingsError(f"the name {method.name!r} belongs to another method: rename yours")
+        _register(type(method))
         known = {key: getattr(method, key) for key in HYPER if hasattr(method, key)}
+        if twice := sorted(known.keys() & settings.keys()):
+            raise SettingsError(f"{', '.join(twice)}: given twice, the method has it already")
         settings = {"method": method.name, **known, **settings}
     else:
         settings = {"method": method, **settings}
@@ -57,3 +59,11 @@ def simulate(
     return launch(
         settings, Path(out), changes=change, rollback=rollback, method=own, observer=observer
     )
+
+
+def _register(kind: type[Method]) -> None:
+    """Makes a method's name known. A class may be defined again, as in a notebook."""
+    known = METHODS.get(kind.name, kind)
+    if (known.__module__, known.__qualname__) != (kind.__module__, kind.__qualname__):
+        raise SettingsError(f"the name {kind.name!r} belongs to another method: rename yours")
+    METHODS[kind.name] = kind

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from hiso.core.replica import Replica
@@ -52,8 +52,24 @@ class RunFolder:
         """Writes summary.json, whole or not at all."""
         _write(self.summary, json.dumps(summary, indent=2) + "\n")
 
+    def keep_summary(self, summary: dict[str, Any]) -> dict[str, Any]:
+        """Writes summary.json unless it tells of the same log and settings; gives what is there."""
+        old = self.read_summary()
+        same = ("chain", "settings", "metrics_before", "metrics_after")
+        if old and all(old.get(key) == summary[key] for key in same):
+            return old
+        self.write_summary(summary)
+        return summary
+
+    def read_summary(self) -> dict[str, Any] | None:
+        """The content of summary.json; None if it is missing or cannot be read."""
+        try:
+            return json.loads(self.summary.read_text())
+        except (OSError, ValueError):
+            return None
+
     def save_snapshot(self, replica: Replica) -> Path:
-        """Keeps the replica as it stands, and the one before; removes older ones."""
+        """Keeps the replica as it stands, at the log's end, and the one before; no others."""
         self.snapshots.mkdir(exist_ok=True)
         path = self.snapshots / f"position-{replica.position:08d}.safetensors"
         facts = {
@@ -62,10 +78,12 @@ class RunFolder:
             "digest": f"{replica.digest():016x}",
             "hyper": json.dumps(replica.hyper),
         }
-        partial = path.with_suffix(".partial")
+        partial = self.snapshots / "snapshot.partial"
         save_file({"weights": replica.weights, **replica.state}, partial, metadata=facts)
         os.replace(partial, path)
-        for old in sorted(self.snapshots.glob("position-*.safetensors"))[:-_KEEP]:
+        kept = sorted(self.snapshots.glob("position-*.safetensors"))
+        last = kept.index(path) + 1
+        for old in kept[: max(0, last - _KEEP)] + kept[last:]:  # too old, or of rounds set aside
             old.unlink()
         return path
 
@@ -76,19 +94,11 @@ class RunFolder:
             ProtocolError: The snapshot's content is not what its digest says.
         """
         for path in sorted(self.snapshots.glob("position-*.safetensors"), reverse=True):
-            with safe_open(path, framework="pt") as file:
-                facts = file.metadata()
-                position = int(facts["position"])
-                if position > ledger.position:
-                    continue
-                if ledger.chain_at(position).hex() != facts["chain"]:
-                    continue
-                buffers: dict[str, torch.Tensor] = {n: file.get_tensor(n) for n in file.keys()}  # noqa: SIM118
-            chain = bytes.fromhex(facts["chain"])
-            replica.restore(buffers, position, chain, json.loads(facts["hyper"]))
-            if f"{replica.digest():016x}" != facts["digest"]:
-                raise ProtocolError(f"{path} is damaged: delete it, replay needs no snapshot")
-            return position
+            try:
+                if _restore(path, replica, ledger):
+                    return replica.position
+            except (SafetensorError, KeyError, TypeError, ValueError) as error:
+                raise _damaged(path) from error
         return 0
 
 
@@ -114,6 +124,24 @@ def evaluation_line(evaluation: Evaluation) -> dict[str, Any]:
         "split": evaluation.split,
         **evaluation.metrics,
     }
+
+
+def _restore(path: Path, replica: Replica, ledger: Ledger) -> bool:
+    """Restores a snapshot, if it lies on the log."""
+    with safe_open(path, framework="pt") as file:
+        facts = file.metadata()
+        position, chain = int(facts["position"]), bytes.fromhex(facts["chain"])
+        if position > ledger.position or ledger.chain_at(position) != chain:
+            return False
+        buffers: dict[str, torch.Tensor] = {n: file.get_tensor(n) for n in file.keys()}  # noqa: SIM118
+    replica.restore(buffers, position, chain, json.loads(facts["hyper"]))
+    if f"{replica.digest():016x}" != facts["digest"]:
+        raise _damaged(path)
+    return True
+
+
+def _damaged(path: Path) -> ProtocolError:
+    return ProtocolError(f"{path} is damaged: delete it, replay needs no snapshot")
 
 
 def _write(path: Path, text: str) -> None:

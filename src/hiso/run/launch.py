@@ -5,22 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from hiso.core.method import Method
 from hiso.core.replica import DTYPES, Replica
 from hiso.engines.simulation import Simulation
-from hiso.errors import ProtocolError, RunConflict
+from hiso.errors import Diverged, NonFiniteLoss, ProtocolError, RunConflict, SettingsError
 from hiso.federation.ledger import Ledger
 from hiso.federation.runfile import Evaluation
 from hiso.federation.server import Aborted, Server
-from hiso.federation.settings import RoundSettings
 from hiso.language.metrics import evaluate
 from hiso.language.objective import Objective
 from hiso.run.folder import RunFolder, evaluation_line, round_line
 from hiso.run.observer import Observer, Silent
-from hiso.run.resume import check_identity, merge_settings
+from hiso.run.resume import check_identity, check_method, merge_settings, remedy
 from hiso.run.settings import Settings, parse_settings
 from hiso.run.summary import summarise
 from hiso.run.workload import EVAL_BATCH, Workload, load_workload
@@ -44,28 +44,37 @@ def launch(
         out: The run's folder; made if it is missing.
         changes: Settings that take a new value from here on.
         rollback: Goes back to this position first; later rounds are kept as abandoned.
-        method: A method object in place of the settings that describe one.
+        method: A method object in place of the settings that describe one. Its hyper-parameters
+            may be among `changes`, also those that are no settings.
         observer: Who watches.
 
     Raises:
         SettingsError: The settings are wrong. The folder is as it was.
         RunConflict: The folder holds another run, or other settings. It is as it was.
-        LoadError: Model or data cannot be loaded.
+        LoadError: Model or data cannot be loaded. The folder is as it was.
         Diverged: The loss is not finite or has exploded; the ledger keeps the last good round.
     """
     observer = observer or Silent()
-    folder = RunFolder(out)
-    settings = _settings(folder, given, changes or {}, rollback)
-    chosen = settings.make_method() if method is None else _changed(method, changes or {})
+    folder, changes = RunFolder(out), changes or {}
+    chosen = None if method is None else _changed(method, changes)
+    settings = _settings(folder, given, changes, rollback, method)
+    chosen = chosen or settings.make_method()
     workload = load_workload(settings, chosen, observer)
-    with _ledger(folder, workload, settings) as ledger:
-        _prepare(ledger, settings, rollback, observer)
-        run = _Run(folder, ledger, settings, chosen, workload, observer)
+    # All that may fail comes before the first write to the folder.
+    if folder.ledger.exists():
+        with Ledger.open(folder.ledger) as ledger:
+            check_identity(ledger.identity, workload.identity)
+            check_method(ledger, rollback, chosen, changes)
+            start = ledger.identity["method"]["hyper"]
+    else:
+        start = chosen.hyper
+    replica = _make_replica(settings, chosen, start, workload, observer)
+    with _ledger(folder, workload, settings.with_hyper(chosen)) as ledger:
+        _prepare(ledger, settings.with_hyper(chosen), rollback, observer)
+        run = _Run(folder, ledger, settings, chosen, workload, replica, observer)
         run.catch_up()
         run.finish()
-        summary = summarise(ledger, run.replica, workload.source)
-        folder.write_summary(summary)
-        return summary
+        return folder.keep_summary(summarise(ledger, replica, workload.source))
 
 
 def evaluate_run(
@@ -79,9 +88,13 @@ def evaluate_run(
     """Rebuilds the model of a run by replay, at `position` or the end, and evaluates it.
 
     Raises:
+        SettingsError: There is no such split.
         ProtocolError: There is no run, or its log is not that long.
         RunConflict: Model or data are not those that the run was made with.
+        Diverged: The loss there is not finite.
     """
+    if split not in ("test", "dev"):
+        raise SettingsError(f"split = {split!r} must be test or dev")
     observer = observer or Silent()
     folder = RunFolder(path)
     with Ledger.open(folder.ledger) as ledger:
@@ -91,10 +104,12 @@ def evaluate_run(
         chosen = method or settings.make_method()
         workload = load_workload(settings, chosen, observer)
         check_identity(ledger.identity, workload.identity)
-        run = _Run(folder, ledger, settings, chosen, workload, observer)
+        start = ledger.identity["method"]["hyper"]
+        replica = _make_replica(settings, chosen, start, workload, observer)
+        run = _Run(folder, ledger, settings, chosen, workload, replica, observer)
         run.catch_up(at)
         metrics = run.measure(split)
-        digest = f"{run.replica.digest():016x}"
+        digest = f"{replica.digest():016x}"
         return {"run": ledger.run, "position": at, "split": split, "digest": digest, **metrics}
 
 
@@ -102,8 +117,30 @@ def _changed(method: Method, changes: Mapping[str, Any]) -> Method:
     return replace(method, **{key: value for key, value in changes.items() if key in method.hyper})
 
 
+def _make_replica(
+    settings: Settings,
+    method: Method,
+    start: Mapping[str, float],
+    workload: Workload,
+    observer: Observer,
+) -> Replica:
+    """The base model at position 0, with the hyper-parameters that the run began with."""
+    with observer.phase("preparing kernels"):
+        return Replica(
+            workload.lm.model,
+            replace(method, **start),
+            seed=settings.seed,
+            noise=settings.noise,
+            dtype=DTYPES[settings.dtype],
+        )
+
+
 def _settings(
-    folder: RunFolder, given: Mapping[str, Any], changes: Mapping[str, Any], rollback: int | None
+    folder: RunFolder,
+    given: Mapping[str, Any],
+    changes: Mapping[str, Any],
+    rollback: int | None,
+    method: Method | None,
 ) -> Settings:
     if not folder.ledger.exists():
         if changes or rollback is not None:
@@ -111,6 +148,8 @@ def _settings(
                 f"{folder.path} holds no run yet: --change and --rollback alter one that exists"
             )
         return parse_settings(given)
+    own = set() if method is None else set(method.hyper) - set(Settings.model_fields)
+    changes = {key: value for key, value in changes.items() if key not in own}
     with Ledger.open(folder.ledger) as ledger:
         return merge_settings(folder.path, ledger.settings, given, changes)
 
@@ -119,7 +158,6 @@ def _settings(
 def _ledger(folder: RunFolder, workload: Workload, settings: Settings) -> Iterator[Ledger]:
     if folder.ledger.exists():
         ledger = Ledger.open(folder.ledger)
-        check_identity(ledger.identity, workload.identity)
     else:
         folder.path.mkdir(parents=True, exist_ok=True)
         ledger = Ledger.create(folder.ledger, workload.identity, settings.model_dump())
@@ -147,38 +185,17 @@ class _Run:
         settings: Settings,
         method: Method,
         workload: Workload,
+        replica: Replica,
         observer: Observer,
     ) -> None:
         self.folder, self.ledger, self.settings = folder, ledger, settings
-        self.workload, self.observer = workload, observer
-        stored = ledger.identity["method"]["hyper"]
-        with observer.phase("preparing kernels"):
-            self.replica = Replica(
-                workload.lm.model,
-                type(method)(**stored, feed=method.feed),
-                seed=settings.seed,
-                noise=settings.noise,
-                dtype=DTYPES[settings.dtype],
-                chain=ledger.root,
-            )
+        self.workload, self.replica, self.observer = workload, replica, observer
+        replica.chain = ledger.root
         self.objective = Objective(
-            workload.lm, workload.task, joint=settings.joint, rows=self.replica.rows
+            workload.lm, workload.task, joint=settings.joint, rows=replica.rows
         )
-        rounds = RoundSettings(
-            clients=settings.clients,
-            sample=settings.sample,
-            steps=settings.local_steps,
-            directions=settings.perturbations,
-            mu=settings.mu,
-            scheme=settings.scheme,
-            per_client=settings.directions == "per-client",
-            weighting=settings.weighting,
-            min_replies=settings.min_replies,
-            divergence_factor=settings.divergence_factor,
-            hyper=method.hyper,
-        )
-        server = Server(ledger, rounds, curvature=method.curvature)
-        self.simulation = Simulation(server, self.replica, workload.shards, self.objective)
+        server = Server(ledger, settings.make_rounds(method), curvature=method.curvature)
+        self.simulation = Simulation(server, replica, workload.shards, self.objective)
 
     def catch_up(self, position: int | None = None) -> None:
         """Brings the replica to `position`, from the newest snapshot on the way or from 0."""
@@ -198,14 +215,20 @@ class _Run:
     def finish(self) -> None:
         """Runs the rounds that are left, with evaluations before, in between and after."""
         self.folder.rewrite_metrics(self.ledger)
-        if self.replica.position == 0:
+        if self.ledger.position < self.settings.rounds:
+            self.folder.summary.unlink(missing_ok=True)
+        if self.ledger.position == 0:
+            self._evaluate_dev(0)
             self._evaluate_once("test")
         self.observer.started(self.ledger.position, self.settings.rounds)
         for row in self.ledger.rounds():
             self.observer.round(row)
         for position in range(self.ledger.position, self.settings.rounds):
             self._evaluate_dev(position)
-            closed = self.simulation.round()
+            try:
+                closed = self.simulation.round()
+            except NonFiniteLoss as error:
+                raise NonFiniteLoss(f"{error} {remedy(self.ledger)}") from error
             if isinstance(closed, Aborted):
                 raise ProtocolError(f"round {closed.round} was aborted: {closed.reason}")
             (row,) = self.ledger.rounds(position)
@@ -220,11 +243,22 @@ class _Run:
         self._evaluate_once("test")
 
     def measure(self, split: str) -> dict[str, float]:
-        """Metrics of the replica where it stands."""
+        """Metrics of the replica where it stands.
+
+        Raises:
+            Diverged: One is not finite.
+        """
         examples = {"test": self.workload.test, "dev": self.workload.dev}[split]
         self.replica.write()
         with self.observer.phase(f"evaluating on {split}", len(examples)) as advance:
-            return evaluate(self.objective, examples, EVAL_BATCH, advance)
+            metrics = evaluate(self.objective, examples, EVAL_BATCH, advance)
+        odd = [f"{name} is {value}" for name, value in metrics.items() if not isfinite(value)]
+        if odd:
+            raise Diverged(
+                f"at position {self.replica.position}, {' and '.join(odd)} on the {split} split. "
+                + remedy(self.ledger)
+            )
+        return metrics
 
     def _evaluate_dev(self, position: int) -> None:
         every = self.settings.eval_every

@@ -6,8 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from hiso.core.method import Method
 from hiso.errors import RunConflict, SettingsError
-from hiso.run.settings import CHANGEABLE, Settings, near, parse_settings
+from hiso.federation.ledger import Ledger
+from hiso.run.settings import CHANGEABLE, Settings, near, parse_settings, parse_values
 
 
 def merge_settings(
@@ -32,12 +36,12 @@ def merge_settings(
             f"{', '.join(fixed)} cannot change in a run: it is part of what the run is. "
             f"Start another run, with another --out. Changeable: {', '.join(sorted(CHANGEABLE))}"
         )
-    wanted = parse_settings({**stored, **given, **changes})
-    now = parse_settings(stored)
+    asked = parse_values({**stored, **given})
+    now = parse_values(stored)
     different = [
-        f"  {key}: {getattr(now, key)!r} in the run, {getattr(wanted, key)!r} asked for"
+        f"  {key}: {getattr(now, key)!r} in the run, {getattr(asked, key)!r} asked for"
         for key in Settings.model_fields
-        if key in given and key not in changes and getattr(now, key) != getattr(wanted, key)
+        if key in given and key not in changes and getattr(now, key) != getattr(asked, key)
     ]
     if different:
         raise RunConflict(
@@ -45,7 +49,7 @@ def merge_settings(
             + "\n".join(different)
             + "\nUse another --out for a new run, or --change KEY=VALUE to alter this one."
         )
-    return wanted
+    return parse_settings({**stored, **changes})
 
 
 def check_identity(stored: Mapping[str, Any], found: Mapping[str, Any]) -> None:
@@ -67,3 +71,60 @@ def check_identity(stored: Mapping[str, Any], found: Mapping[str, Any]) -> None:
             + "\n".join(different)
             + "\nRestore the model or data of the run, or start another run with another --out."
         )
+
+
+def check_method(
+    ledger: Ledger, position: int | None, method: Method, changes: Mapping[str, Any]
+) -> None:
+    """Makes sure that a method of the user's own takes new hyper-parameters by `changes` alone.
+
+    Those that are settings too are compared with the settings.
+
+    Args:
+        ledger: The run's ledger.
+        position: Compare with those in force here; None for the end of the log.
+        method: The method, with `changes`.
+        changes: What may differ.
+
+    Raises:
+        RunConflict: A hyper-parameter is not the one in force; names it.
+    """
+    force = hyper_at(ledger, ledger.position if position is None else position)
+    if set(force) != set(method.hyper):
+        raise RunConflict(
+            f"the run's method has the hyper-parameters {', '.join(force)}, this one "
+            f"{', '.join(method.hyper)}: it is not the method that the run was made with"
+        )
+    different = [
+        f"  {key}: {force[key]:g} in the run, {value:g} asked for"
+        for key, value in method.hyper.items()
+        if not (key in Settings.model_fields or key in changes)
+        and np.float32(value) != np.float32(force[key])
+    ]
+    if different:
+        raise RunConflict(
+            "the run's method has other hyper-parameters:\n"
+            + "\n".join(different)
+            + "\nPass new values as changes, or start another run in another folder."
+        )
+
+
+def hyper_at(ledger: Ledger, position: int) -> dict[str, float]:
+    """Hyper-parameters in force before the record at `position`."""
+    hyper: dict[str, float] = dict(ledger.identity["method"]["hyper"])
+    for record in ledger.records(0, position):
+        hyper |= record.changes
+    return hyper
+
+
+def remedy(ledger: Ledger) -> str:
+    """How to go on after a loss that is not finite, as flags: from a normal loss, with half lr."""
+    losses = ledger.losses()
+    if not losses:
+        return "No weight has moved yet: use a smaller --mu, or --dtype float32."
+    good = max(r for r, loss in enumerate(losses) if loss <= 2 * abs(losses[0]))
+    lr = hyper_at(ledger, ledger.position)["lr"] / 2
+    return (
+        f"The last round with a normal loss is {good}: go on from there with smaller steps, "
+        f"--rollback {good} --change lr={lr:.3g}"
+    )

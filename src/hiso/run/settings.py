@@ -6,25 +6,30 @@ import difflib
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from hiso.core.method import Feed, Method
 from hiso.core.methods import METHODS
 from hiso.errors import SettingsError
+from hiso.federation.settings import RoundSettings
 
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=1, le=2**16)]
 Hyper = Annotated[float | None, Field(ge=0, allow_inf_nan=False)]
+ZeroIsNone = BeforeValidator(lambda value: None if value == 0 else value)
 
 
-class Settings(BaseModel):
-    """The settings of a run. Unknown keys are refused; omitted ones take the defaults here.
-
-    `CHANGEABLE` ones may take a new value in a run that exists, with `--change`; the others make
-    the run what it is.
-    """
+class Values(BaseModel):
+    """The settings of a run, each valid in itself; `Settings` are valid together."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -87,18 +92,28 @@ class Settings(BaseModel):
     eval_every: Annotated[int, Field(ge=0)] = Field(
         20, description="Rounds between evaluations on the tuning split; 0 for none."
     )
-    dev_examples: Positive | None = Field(
-        200, description="Examples of the tuning split used; all if not set."
+    dev_examples: Annotated[Positive | None, ZeroIsNone] = Field(
+        200, description="Examples of the tuning split used; 0 for all."
     )
-    test_examples: Positive | None = Field(
-        None, description="Examples of the test split used, before and after; all if not set."
+    test_examples: Annotated[Positive | None, ZeroIsNone] = Field(
+        None, description="Examples of the test split used, before and after; 0 for all."
     )
-    divergence_factor: Annotated[float, Field(gt=1)] | None = Field(
-        3.0, description="Stop when the loss exceeds this many times that of the first rounds."
+    divergence_factor: Annotated[Annotated[float, Field(gt=1)] | None, ZeroIsNone] = Field(
+        3.0,
+        description="Stop when the loss exceeds this many times that of the first rounds; "
+        "0 for never.",
     )
     snapshot_every: Annotated[int, Field(ge=0)] = Field(
         0, description="Rounds between snapshots of the replica; 0 for none (replay suffices)."
     )
+
+
+class Settings(Values):
+    """The settings of a run. Unknown keys are refused; omitted ones take the defaults here.
+
+    `CHANGEABLE` ones may take a new value in a run that exists, with `--change`; the others make
+    the run what it is.
+    """
 
     @model_validator(mode="after")
     def _agree(self) -> Settings:
@@ -107,13 +122,9 @@ class Settings(BaseModel):
             problems.append(f"method: unknown method {self.method!r}" + near(self.method, METHODS))
         else:
             try:
-                self.make_method()
+                self.make_rounds(self.make_method())
             except SettingsError as error:
                 problems.append(str(error))
-        if self.sample > self.clients:
-            problems.append(f"sample = {self.sample} exceeds clients = {self.clients}")
-        if self.min_replies > self.sample:
-            problems.append(f"min_replies = {self.min_replies} exceeds sample = {self.sample}")
         if (self.partition == "column") != (self.partition_column is not None):
             problems.append("partition = column and partition_column go together")
         if problems:
@@ -136,16 +147,43 @@ class Settings(BaseModel):
             )
         return kind(**given)
 
+    def make_rounds(self, method: Method) -> RoundSettings:
+        """What the server needs to know of them.
+
+        Raises:
+            SettingsError: They do not make a round.
+        """
+        return RoundSettings(
+            clients=self.clients,
+            sample=self.sample,
+            steps=self.local_steps,
+            directions=self.perturbations,
+            mu=self.mu,
+            scheme=self.scheme,
+            per_client=self.directions == "per-client",
+            weighting=self.weighting,
+            min_replies=self.min_replies,
+            divergence_factor=self.divergence_factor,
+            hyper=method.hyper,
+        )
+
+    def with_hyper(self, method: Method) -> Settings:
+        """The same, with the hyper-parameters spelled out that were left to the method."""
+        known = {key: getattr(method, key) for key in HYPER if hasattr(method, key)}
+        return self.model_copy(update=known)
+
+
+AnyValues = TypeVar("AnyValues", bound=Values)
 
 HYPER = ("lr", "nu", "eps", "floor", "beta", "feed")
 """Settings that belong to the method."""
 
 CHANGEABLE = frozenset(
     {"lr", "nu", "eps", "floor", "beta", "mu", "scheme", "perturbations", "local_steps", "sample"}
-    | {"rounds", "weighting", "min_replies", "eval_every", "dev_examples", "test_examples"}
-    | {"divergence_factor", "snapshot_every"}
+    | {"rounds", "weighting", "min_replies", "eval_every", "dev_examples", "divergence_factor"}
+    | {"snapshot_every", "model", "data"}
 )
-"""Settings that `--change` may alter in a run that exists."""
+"""Settings that `--change` may alter in a run that exists: model and data may only move."""
 
 
 def near(word: str, known: Any) -> str:
@@ -160,8 +198,21 @@ def parse_settings(values: Mapping[str, Any], source: str = "settings") -> Setti
     Raises:
         SettingsError: A key is unknown, or a value is out of range or at odds with another.
     """
+    return _parse(Settings, values, source)
+
+
+def parse_values(values: Mapping[str, Any], source: str = "settings") -> Values:
+    """Checks each setting by itself.
+
+    Raises:
+        SettingsError: A key is unknown, or a value is out of range.
+    """
+    return _parse(Values, values, source)
+
+
+def _parse(kind: type[AnyValues], values: Mapping[str, Any], source: str) -> AnyValues:
     try:
-        return Settings.model_validate(dict(values))
+        return kind.model_validate(dict(values))
     except ValidationError as error:
         lines: list[str] = []
         for problem in error.errors():

@@ -11,6 +11,7 @@ from hiso.core import record
 from hiso.core.keys import choose
 from hiso.core.method import Method
 from hiso.core.noise import NOISE_FORMAT
+from hiso.errors import SettingsError
 from hiso.language.data import load_examples
 from hiso.language.models import LanguageModel, load_model
 from hiso.language.partition import partition
@@ -59,6 +60,11 @@ def load_workload(settings: Settings, method: Method, observer: Observer) -> Wor
         splits = load_examples(task, settings.data, group_column=settings.partition_column)
     with observer.phase(f"loading model {settings.model}"):
         lm = load_model(settings.model)
+    if lm.context is not None and settings.max_length > lm.context:
+        raise SettingsError(
+            f"max_length is {settings.max_length}, but {lm.name} reads no more than {lm.context} "
+            f"tokens. Set max_length to {lm.context} or less."
+        )
     with observer.phase("tokenising and partitioning"):
         dev, test = (
             _some(encode(examples, task, lm.tokenizer, settings.max_length), count)
@@ -83,7 +89,7 @@ def load_workload(settings: Settings, method: Method, observer: Observer) -> Wor
     ]
     identity = {
         "formats": {"record": record.FORMAT, "noise": NOISE_FORMAT},
-        "model": {"name": settings.model, "fingerprint": lm.fingerprint},
+        "model": {"fingerprint": lm.fingerprint},
         "task": {"name": task.name, "template": task.template, "labels": list(task.labels)},
         "data": {"fingerprint": splits.fingerprint, "max_length": settings.max_length},
         "method": {"name": method.name, "hyper": method.hyper, "feed": method.feed},
