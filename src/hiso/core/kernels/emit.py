@@ -15,10 +15,13 @@ class Dialect:
 
     const: str
     sqrt: str
+    divide: str
     select: str
 
 
-NUMBA = Dialect(const="f32({!r})", sqrt="sqrt({})", select="({1} if {0} else {2})")
+NUMBA = Dialect(
+    const="f32({!r})", sqrt="sqrt({})", divide="{} / {}", select="({1} if {0} else {2})"
+)
 
 
 class Printer:
@@ -40,6 +43,7 @@ class Printer:
             text = {
                 "neg": "-{}",
                 "sqrt": self._dialect.sqrt,
+                "/": self._dialect.divide,
                 "select": self._dialect.select,
             }.get(expr.op, "{} " + expr.op + " {}").format(*args)
             self._names[expr] = f"v{len(self._names)}"
