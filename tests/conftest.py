@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
+
+from .process import Hiso
+from .tiny import save_model
 
 
 @pytest.fixture
@@ -13,3 +19,46 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory) -> Path:
+    """A random Llama of 44,192 weights."""
+    return save_model(tmp_path_factory.mktemp("tiny") / "model", "llama")
+
+
+@pytest.fixture(scope="session")
+def reviews(tmp_path_factory) -> Path:
+    """Eighty short reviews, with a column `critic` of three values."""
+    words = {0: ["bad", "awful", "dull", "long"], 1: ["good", "great", "fine", "lovely"]}
+    path = tmp_path_factory.mktemp("reviews") / "reviews.csv"
+    lines = ["text,label,critic"]
+    for i in range(80):
+        kind = words[i % 2]
+        text = f"film {i} was {kind[i % 3]} and {kind[i // 7 % 4]}"
+        lines.append(f"{text},{i % 2},{'abc'[i % 3]}")
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.fixture
+def base(tiny_model, reviews) -> dict[str, Any]:
+    """Settings of a run of two seconds."""
+    return {
+        "model": str(tiny_model),
+        "data": str(reviews),
+        "lr": 0.01,
+        "clients": 4,
+        "sample": 2,
+        "rounds": 6,
+        "perturbations": 2,
+        "batch_size": 4,
+        "max_length": 24,
+        "eval_every": 3,
+    }
+
+
+@pytest.fixture
+def hiso(tmp_path, monkeypatch) -> Hiso:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    return Hiso(tmp_path)
