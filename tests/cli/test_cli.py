@@ -137,18 +137,38 @@ def test_errors_have_their_exit_codes(run, command, code, words):
     assert not (run / "new").exists()
 
 
-def test_a_run_without_rounds_can_be_inspected(tmp_path, hiso, base):
-    process = hiso.start("run", *flags(base | {"rounds": 100_000}), "--out", "run")
+def test_a_run_killed_before_its_first_round(tmp_path, hiso, base):
+    command = ("run", *flags(base), "--out", "run", "--json")
+    process = hiso.start(*command)
     while not (tmp_path / "run" / "ledger.sqlite").exists() and process.is_alive():
-        pass
+        process.join(0.001)
     process.kill()
     hiso.end(process)
     done = hiso("inspect", "run", "--json")
-    assert done.code == 0, done.err
-    assert hiso("inspect", "run").code == 0
+    assert done.code == 6 or done.json["facts"]["rounds"] == 0  # killed before it was a ledger
+    if done.code == 0:
+        assert hiso("inspect", "run").code == 0
+    assert hiso(*command).json["rounds"] == 6
 
 
-def test_help_lists_every_setting(monkeypatch):
+def test_an_empty_ledger_is_no_run(tmp_path, hiso, base):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "ledger.sqlite").touch()
+    assert "run holds no run" in hiso("run", "--resume", "--out", "run").err
+    assert hiso("run", *flags(base), "--out", "run", "--json").json["rounds"] == 6
+
+
+def test_what_is_no_ledger_is_left_alone(tmp_path, hiso, base):
+    (tmp_path / "run").mkdir()
+    file = tmp_path / "run" / "ledger.sqlite"
+    file.write_text("my notes " * 100)
+    done = hiso("run", *flags(base), "--out", "run")
+    assert done.code == 6
+    assert "cannot be used as a ledger" in done.err
+    assert file.read_text() == "my notes " * 100
+
+
+def test_help_lists_every_setting():
     text = subprocess.run(
         [sys.executable, "-m", "hiso", "run", "--help"],
         capture_output=True,

@@ -51,6 +51,7 @@ def run(
 
     Flags override the TOML file, whose keys are the flags' names with underscores.
     """
+    from hiso.run.folder import RunFolder
     from hiso.run.launch import launch
     from hiso.run.settings import parse_settings, read_toml
 
@@ -61,11 +62,15 @@ def run(
         s = parse_settings(given)
         model = Path(s.model).name.removesuffix(".gguf")
         folder = Path("runs") / f"{model}-{s.task}-{s.method}-{s.seed}"
-    if resume and not (folder / "ledger.sqlite").exists():
+    if resume and not RunFolder(folder).has_run():
         raise typer.BadParameter(f"{folder} holds no run", param_hint="--resume")
     changes = dict(parse_change(text) for text in change or [])
-    with display.Watcher(Console(stderr=True), quiet=as_json) as watcher:
-        summary = launch(given, folder, changes=changes, rollback=rollback, observer=watcher)
+    try:
+        with display.Watcher(Console(stderr=True), quiet=as_json) as watcher:
+            summary = launch(given, folder, changes=changes, rollback=rollback, observer=watcher)
+    except KeyboardInterrupt:
+        print("interrupted: every finished round is kept; start again to go on", file=sys.stderr)
+        raise typer.Exit(130) from None
     _show({**summary, "folder": str(folder)}, as_json, display.summary_table)
 
 
@@ -129,5 +134,4 @@ def main() -> None:
         )
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        print("interrupted: every finished round is kept; start again to go on", file=sys.stderr)
         sys.exit(130)

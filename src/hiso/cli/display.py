@@ -27,6 +27,9 @@ from hiso.run.observer import Advance
 
 Render = Callable[[Console, dict[str, Any]], None]
 
+_FACTS_WIDTH = 73
+"""Columns that the progress line takes beside its bar."""
+
 __all__ = ["Render", "Watcher", "diagnosis", "escape", "inspection", "plain_table", "summary_table"]
 
 
@@ -35,17 +38,19 @@ class Watcher:
 
     def __init__(self, console: Console, *, quiet: bool = False) -> None:
         self._console, self._quiet = console, quiet
-        self._progress = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
+        spare = console.width - _FACTS_WIDTH
+        columns = [
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=min(24, max(4, spare))),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[facts]}"),
-            TimeElapsedColumn(),
+            TextColumn("{task.fields[facts]}", markup=False),
             TextColumn("ETA"),
-            TimeRemainingColumn(),
-            console=console,
-            disable=quiet or not console.is_terminal,
+            TimeRemainingColumn(compact=True),
+        ]
+        if spare >= 40:
+            columns = [SpinnerColumn(), *columns, TextColumn("elapsed"), TimeElapsedColumn()]
+        self._progress = Progress(
+            *columns, console=console, disable=quiet or not console.is_terminal
         )
         self._rounds: TaskID | None = None
         self._first = 0
@@ -71,7 +76,7 @@ class Watcher:
     def started(self, position: int, rounds: int) -> None:
         """See `Observer.started`."""
         self._first = position
-        self._rounds = self._progress.add_task("rounds", total=rounds, facts="")
+        self._rounds = self._progress.add_task("rounds", total=rounds, completed=position, facts="")
         if position == rounds:
             self.notice(f"all {rounds} rounds are done: delete the folder to start over")
         elif position:
@@ -81,22 +86,29 @@ class Watcher:
         """See `Observer.round`."""
         assert self._rounds is not None
         self._bytes += row.bytes_up + row.bytes_down
-        accuracy = "" if self._accuracy is None else f" · dev accuracy {self._accuracy:.1%}"
+        accuracy = "" if self._accuracy is None else f" · acc {self._accuracy:.1%}"
         rate = f" · {row.seconds['round']:.2f} s/round" if "round" in row.seconds else ""
-        facts = f"loss {row.loss:.4f}{accuracy} · {size(self._bytes)}{rate}"
-        self._progress.update(self._rounds, completed=row.round + 1, facts=facts)
+        facts = f"loss {row.loss:.3f}{accuracy} · {size(self._bytes)}{rate}"
+        # Rounds of an earlier process would spoil the estimate of the time that is left.
+        done = max(self._first, row.round + 1)
+        self._progress.update(self._rounds, completed=done, facts=facts)
 
     def evaluated(self, evaluation: Evaluation) -> None:
         """See `Observer.evaluated`."""
         if evaluation.split == "dev":
             self._accuracy = evaluation.metrics.get("accuracy")
         figures = ", ".join(f"{name} {value:.4f}" for name, value in evaluation.metrics.items())
-        self.notice(f"[dim]position {evaluation.position:>5}  {evaluation.split:<4}  {figures}[/]")
+        self._print(f"position {evaluation.position:>5}  {evaluation.split:<4}  {figures}", "dim")
 
     def notice(self, text: str) -> None:
         """See `Observer.notice`."""
+        self._print(text)
+
+    def _print(self, text: str, style: str | None = None) -> None:
         if not self._quiet:
-            self._progress.console.print(text, highlight=False)
+            self._progress.console.print(
+                text, style=style, highlight=False, markup=False, soft_wrap=True
+            )
 
 
 def size(count: float) -> str:
@@ -160,7 +172,9 @@ def inspection(console: Console, result: dict[str, Any]) -> None:
     """The answer of `hiso inspect`."""
     settings, facts = result["settings"], result["facts"]
     console.print(_table("run", [(k, _figure(v)) for k, v in facts.items()]))
-    console.print(_table("settings in force", [(k, _figure(v)) for k, v in settings.items()]))
+    hyper = [(name, _figure(value)) for name, value in result["hyper"].items()]
+    console.print(_table(f"hyper-parameters of {settings['method']} in force", hyper))
+    console.print(_table("settings", [(k, _figure(v)) for k, v in settings.items()]))
     if result["changes"]:
         rows = [
             (str(c["position"]), c["key"], f"{_figure(c['old'])} → {_figure(c['new'])}")

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
+from rich.markup import escape
 
 from hiso.errors import SettingsError
 from hiso.run.settings import Settings
@@ -51,7 +52,7 @@ def _flag(name: str) -> inspect.Parameter:
         flag = f"{flag}/--no-{name.replace('_', '-')}"
     option = typer.Option(
         flag,
-        help=f"{field.description}{listed}{default}",
+        help=escape(f"{field.description}{listed}{default}"),
         show_default=False,
         rich_help_panel="Settings",
     )

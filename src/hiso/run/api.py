@@ -17,7 +17,7 @@ from hiso.run.settings import HYPER
 def simulate(
     *,
     out: str | Path,
-    method: str | Method = "hiso",
+    method: str | Method | None = None,
     change: Mapping[str, Any] | None = None,
     rollback: int | None = None,
     observer: Observer | None = None,
@@ -35,6 +35,7 @@ def simulate(
     Args:
         out: The run's folder.
         method: A name, with its hyper-parameters among `settings`; or a method, of your own too.
+            By default that of the run, or HiSo.
         change: Settings, or hyper-parameters of a method of your own, that take a new value in a
             run that exists.
         rollback: Position to go back to first.
@@ -53,7 +54,7 @@ def simulate(
         if twice := sorted(known.keys() & settings.keys()):
             raise SettingsError(f"{', '.join(twice)}: given twice, the method has it already")
         settings = {"method": method.name, **known, **settings}
-    else:
+    elif method is not None:
         settings = {"method": method, **settings}
     own = method if isinstance(method, Method) else None
     return launch(

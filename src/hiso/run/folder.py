@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
-from collections.abc import Mapping
+import sqlite3
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from hiso.core.replica import Replica
-from hiso.errors import ProtocolError
+from hiso.errors import ProtocolError, RunConflict
 from hiso.federation.ledger import Ledger, RoundRow
 from hiso.federation.runfile import Evaluation
 
@@ -35,6 +38,35 @@ class RunFolder:
         self.metrics = path / "metrics.jsonl"
         self.summary = path / "summary.json"
         self.snapshots = path / "snapshots"
+
+    def has_run(self) -> bool:
+        """Whether a run has begun here; an empty ledger, as a kill may leave it, is none."""
+        if not self.ledger.is_file():
+            return False
+        try:
+            with closing(sqlite3.connect(self.ledger, timeout=60)) as db:
+                return bool(db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0])
+        except sqlite3.DatabaseError:
+            return True  # something is there; opening it tells what
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keeps other processes from running here; the system lifts the lock when one dies.
+
+        Raises:
+            RunConflict: Another process runs here.
+        """
+        folder = os.open(self.path, os.O_RDONLY)
+        try:
+            try:
+                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise RunConflict(
+                    f"another process is at work on the run in {self.path}: wait for it or stop it"
+                ) from error
+            yield
+        finally:
+            os.close(folder)
 
     def rewrite_metrics(self, ledger: Ledger) -> None:
         """Makes metrics.jsonl agree with the ledger, whatever a crash left behind."""
@@ -87,15 +119,15 @@ class RunFolder:
             old.unlink()
         return path
 
-    def restore_snapshot(self, replica: Replica, ledger: Ledger) -> int:
-        """Restores the newest snapshot that lies on the ledger's log; its position, or 0.
+    def restore_snapshot(self, replica: Replica, ledger: Ledger, last: int) -> int:
+        """Restores the newest snapshot on the ledger's log up to `last`; its position, or 0.
 
         Raises:
             ProtocolError: The snapshot's content is not what its digest says.
         """
         for path in sorted(self.snapshots.glob("position-*.safetensors"), reverse=True):
             try:
-                if _restore(path, replica, ledger):
+                if _restore(path, replica, ledger, last):
                     return replica.position
             except (SafetensorError, KeyError, TypeError, ValueError) as error:
                 raise _damaged(path) from error
@@ -122,16 +154,16 @@ def evaluation_line(evaluation: Evaluation) -> dict[str, Any]:
         "kind": "evaluation",
         "position": evaluation.position,
         "split": evaluation.split,
-        **evaluation.metrics,
+        **dict(sorted(evaluation.metrics.items())),
     }
 
 
-def _restore(path: Path, replica: Replica, ledger: Ledger) -> bool:
-    """Restores a snapshot, if it lies on the log."""
+def _restore(path: Path, replica: Replica, ledger: Ledger, last: int) -> bool:
+    """Restores a snapshot, if it lies on the log up to `last`."""
     with safe_open(path, framework="pt") as file:
         facts = file.metadata()
         position, chain = int(facts["position"]), bytes.fromhex(facts["chain"])
-        if position > ledger.position or ledger.chain_at(position) != chain:
+        if position > last or ledger.chain_at(position) != chain:
             return False
         buffers: dict[str, torch.Tensor] = {n: file.get_tensor(n) for n in file.keys()}  # noqa: SIM118
     replica.restore(buffers, position, chain, json.loads(facts["hyper"]))

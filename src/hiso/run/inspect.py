@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,9 @@ def inspect_run(path: Path, last: int) -> dict[str, Any]:
         start = max(0, end - last)
         rows = ledger.rounds(start)
         digest, at = _digest(folder, ledger)
+        hyper = dict(ledger.identity["method"]["hyper"])
+        for record in records:
+            hyper |= record.changes
         facts = {
             "run": ledger.run,
             "rounds": end,
@@ -41,6 +43,7 @@ def inspect_run(path: Path, last: int) -> dict[str, Any]:
         }
         return {
             "facts": facts,
+            "hyper": hyper,
             "identity": ledger.identity,
             "settings": ledger.settings,
             "changes": [asdict(change) for change in ledger.changes()],
@@ -55,9 +58,8 @@ def inspect_run(path: Path, last: int) -> dict[str, Any]:
 def _digest(folder: RunFolder, ledger: Ledger) -> tuple[str | None, int | None]:
     """The newest digest that is known, and its position: the summary's, or the last quorum's."""
     end = ledger.position
-    if folder.summary.exists():
-        summary = json.loads(folder.summary.read_text())
-        if summary["chain"] == ledger.chain_at(end).hex():
-            return summary["digest"], end
+    summary = folder.read_summary() or {}
+    if summary.get("chain") == ledger.chain_at(end).hex():
+        return summary["digest"], end
     agreed = ledger.digest_at(end - 1) if end else None
     return (None, None) if agreed is None else (f"{agreed:016x}", end - 1)

@@ -26,6 +26,7 @@ from hiso.run.summary import summarise
 from hiso.run.workload import EVAL_BATCH, Workload, load_workload
 
 _REPLAY_CHUNK = 20
+_STUCK = 5
 
 
 def launch(
@@ -61,7 +62,7 @@ def launch(
     chosen = chosen or settings.make_method()
     workload = load_workload(settings, chosen, observer)
     # All that may fail comes before the first write to the folder.
-    if folder.ledger.exists():
+    if folder.has_run():
         with Ledger.open(folder.ledger) as ledger:
             check_identity(ledger.identity, workload.identity)
             check_method(ledger, rollback, chosen, changes)
@@ -142,7 +143,7 @@ def _settings(
     rollback: int | None,
     method: Method | None,
 ) -> Settings:
-    if not folder.ledger.exists():
+    if not folder.has_run():
         if changes or rollback is not None:
             raise RunConflict(
                 f"{folder.path} holds no run yet: --change and --rollback alter one that exists"
@@ -156,12 +157,14 @@ def _settings(
 
 @contextmanager
 def _ledger(folder: RunFolder, workload: Workload, settings: Settings) -> Iterator[Ledger]:
-    if folder.ledger.exists():
-        ledger = Ledger.open(folder.ledger)
-    else:
-        folder.path.mkdir(parents=True, exist_ok=True)
-        ledger = Ledger.create(folder.ledger, workload.identity, settings.model_dump())
-    with ledger:
+    """The run's ledger, for this process alone to write to."""
+    folder.path.mkdir(parents=True, exist_ok=True)
+    with (
+        folder.lock(),
+        Ledger.open(folder.ledger)
+        if folder.has_run()
+        else Ledger.create(folder.ledger, workload.identity, settings.model_dump()) as ledger,
+    ):
         yield ledger
 
 
@@ -200,8 +203,7 @@ class _Run:
     def catch_up(self, position: int | None = None) -> None:
         """Brings the replica to `position`, from the newest snapshot on the way or from 0."""
         target = self.ledger.position if position is None else position
-        if position is None:
-            self.folder.restore_snapshot(self.replica, self.ledger)
+        self.folder.restore_snapshot(self.replica, self.ledger, target)
         missing = target - self.replica.position
         if not missing:
             return
@@ -225,6 +227,7 @@ class _Run:
             self.observer.round(row)
         for position in range(self.ledger.position, self.settings.rounds):
             self._evaluate_dev(position)
+            self._check_that_it_moves(position)
             try:
                 closed = self.simulation.round()
             except NonFiniteLoss as error:
@@ -241,6 +244,17 @@ class _Run:
         self.simulation.catch_up()
         self._evaluate_dev(self.ledger.position)
         self._evaluate_once("test")
+
+    def _check_that_it_moves(self, position: int) -> None:
+        """Weights that have blown up may give a loss that is finite, even small, but constant."""
+        start = position - _STUCK
+        if start < 0 or any(r.coefficient.any() for r in self.ledger.records(start)):
+            return
+        if (loss := self.ledger.rounds(position - 1)[0].loss) > 0:
+            raise Diverged(
+                f"in the last {_STUCK} rounds no direction has changed the loss, {loss:.6g}: the "
+                f"weights have blown up, or mu is too small for the dtype. {remedy(self.ledger)}"
+            )
 
     def measure(self, split: str) -> dict[str, float]:
         """Metrics of the replica where it stands.

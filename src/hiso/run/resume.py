@@ -119,10 +119,14 @@ def hyper_at(ledger: Ledger, position: int) -> dict[str, float]:
 
 def remedy(ledger: Ledger) -> str:
     """How to go on after a loss that is not finite, as flags: from a normal loss, with half lr."""
-    losses = ledger.losses()
-    if not losses:
-        return "No weight has moved yet: use a smaller --mu, or --dtype float32."
-    good = max(r for r, loss in enumerate(losses) if loss <= 2 * abs(losses[0]))
+    losses, records = ledger.losses(), ledger.records()
+    if not any(record.coefficient.any() for record in records):
+        return "No weight has moved yet: start another run with another mu, or in float32."
+    good = max(
+        record.round
+        for record, loss in zip(records, losses, strict=True)
+        if record.round == 0 or (loss <= 2 * abs(losses[0]) and record.coefficient.any())
+    )
     lr = hyper_at(ledger, ledger.position)["lr"] / 2
     return (
         f"The last round with a normal loss is {good}: go on from there with smaller steps, "

@@ -24,7 +24,7 @@ from hiso.federation.settings import RoundSettings
 
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=1, le=2**16)]
-Hyper = Annotated[float | None, Field(ge=0, allow_inf_nan=False)]
+Hyper = Annotated[float | None, Field(ge=0, le=3.4e38, allow_inf_nan=False)]
 ZeroIsNone = BeforeValidator(lambda value: None if value == 0 else value)
 
 
