@@ -131,7 +131,7 @@ def _from_pretrained(place: str, **options: Any) -> tuple[PreTrainedModel, PreTr
             place, dtype=torch.float32, **options, **weights
         )
     except Exception as error:  # what transformers raises here has no common root
-        what = os.path.join(place, options.get("gguf_file", ""))
+        what = os.path.join(place, *options.values())
         remedy = (
             "Is it a causal language model with its tokenizer, complete and readable?"
             if os.path.exists(what)
