@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from hiso.core.replica import Replica
     from hiso.errors import HisoError
     from hiso.run.api import simulate
+    from hiso.run.launch import evaluate_run
 
 _HOMES = {
     "HiSo": "hiso.core.methods",
@@ -19,10 +20,21 @@ _HOMES = {
     "Momentum": "hiso.core.methods",
     "Replica": "hiso.core.replica",
     "ZoSgd": "hiso.core.methods",
+    "evaluate_run": "hiso.run.launch",
     "simulate": "hiso.run.api",
 }
 
-__all__ = ["HiSo", "HiZoo", "HisoError", "Method", "Momentum", "Replica", "ZoSgd", "simulate"]
+__all__ = [
+    "HiSo",
+    "HiZoo",
+    "HisoError",
+    "Method",
+    "Momentum",
+    "Replica",
+    "ZoSgd",
+    "evaluate_run",
+    "simulate",
+]
 
 
 def __getattr__(name: str) -> Any:

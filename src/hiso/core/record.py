@@ -98,7 +98,7 @@ class Record:
 
     @property
     def scalars(self) -> int:
-        """float32 numbers that a client needs to replay this record (seeds travel never)."""
+        """float32 numbers that a client needs to replay this record (seeds never travel)."""
         return self.terms * (1 if self.curvature is None else 2) + len(self.changes)
 
     def to_bytes(self) -> bytes:

@@ -23,7 +23,8 @@ from hiso.federation.settings import RoundSettings
 from hiso.federation.validate import is_whole, reply_problems
 
 GUARD_ROUNDS = 5
-"""Number of first rounds whose median loss the divergence guard takes as normal."""
+"""Number of first rounds whose median loss the divergence guard takes as normal; until there are
+as many, the factor is squared."""
 
 
 @dataclass(frozen=True)
@@ -266,8 +267,10 @@ class Server:
 
     def _guard(self, plan: Plan, loss: float) -> None:
         factor, first = self._opened.divergence_factor, self.ledger.losses(GUARD_ROUNDS)
-        if factor is None or len(first) < GUARD_ROUNDS:
+        if factor is None or not first:
             return
+        if len(first) < GUARD_ROUNDS:  # few losses are noisy ones
+            factor *= factor
         normal = statistics.median(first)
         if loss <= factor * abs(normal):
             return
@@ -275,7 +278,7 @@ class Server:
         lr = (self._hyper | plan.changes)["lr"]
         raise Diverged(
             f"round {plan.round}: the mean loss is {loss:.6g}, more than {factor:g} times the "
-            f"median {normal:.6g} of the first {GUARD_ROUNDS} rounds. Nothing of the round was "
+            f"median {normal:.6g} of the first {len(first)} rounds. Nothing of the round was "
             f"recorded. The last round with a normal loss is {last}: go on from there with smaller "
             f"steps, --rollback {last} --change lr={lr / 2:.3g}"
         )

@@ -30,7 +30,8 @@ class RoundSettings:
         weighting: Whether clients count alike or by their number of examples.
         min_replies: Replies that a round needs to count; with fewer it is aborted.
         divergence_factor: A round whose mean loss exceeds this many times the median of the
-            first five rounds' is not recorded; None for no such guard.
+            first five rounds' is not recorded (squared, until there are five); None for no
+            such guard.
         hyper: Hyper-parameters of the method that are to hold from now on; those not named stay.
 
     Raises:

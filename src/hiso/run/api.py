@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hiso.core.method import Method
-from hiso.core.methods import METHODS
+from hiso.core.methods import register
 from hiso.errors import SettingsError
 from hiso.run.launch import launch
 from hiso.run.observer import Observer
@@ -49,7 +49,7 @@ def simulate(
         HisoError: See `hiso.run.launch.launch`.
     """
     if isinstance(method, Method):
-        _register(type(method))
+        register(type(method))
         known = {key: getattr(method, key) for key in HYPER if hasattr(method, key)}
         if twice := sorted(known.keys() & settings.keys()):
             raise SettingsError(f"{', '.join(twice)}: given twice, the method has it already")
@@ -60,11 +60,3 @@ def simulate(
     return launch(
         settings, Path(out), changes=change, rollback=rollback, method=own, observer=observer
     )
-
-
-def _register(kind: type[Method]) -> None:
-    """Makes a method's name known. A class may be defined again, as in a notebook."""
-    known = METHODS.get(kind.name, kind)
-    if (known.__module__, known.__qualname__) != (kind.__module__, kind.__qualname__):
-        raise SettingsError(f"the name {kind.name!r} belongs to another method: rename yours")
-    METHODS[kind.name] = kind

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hiso.core.method import Method
+from hiso.core.methods import register
 from hiso.core.replica import DTYPES, Replica
 from hiso.engines.simulation import Simulation
 from hiso.errors import Diverged, NonFiniteLoss, ProtocolError, RunConflict, SettingsError
@@ -88,6 +89,8 @@ def evaluate_run(
 ) -> dict[str, Any]:
     """Rebuilds the model of a run by replay, at `position` or the end, and evaluates it.
 
+    A run of a method of your own needs that `method` again.
+
     Raises:
         SettingsError: There is no such split.
         ProtocolError: There is no run, or its log is not that long.
@@ -96,6 +99,8 @@ def evaluate_run(
     """
     if split not in ("test", "dev"):
         raise SettingsError(f"split = {split!r} must be test or dev")
+    if method is not None:
+        register(type(method))
     observer = observer or Silent()
     folder = RunFolder(path)
     with Ledger.open(folder.ledger) as ledger:
@@ -169,11 +174,11 @@ def _ledger(folder: RunFolder, workload: Workload, settings: Settings) -> Iterat
 
 
 def _prepare(ledger: Ledger, settings: Settings, rollback: int | None, observer: Observer) -> None:
-    ledger.verify()
     if rollback is not None:
         abandoned = ledger.position - rollback
         ledger.rollback(rollback)
         observer.notice(f"rolled back to position {rollback}: {abandoned} rounds set aside")
+    ledger.verify()
     for change in ledger.change(settings.model_dump()):
         observer.notice(f"{change.key}: {change.old} → {change.new} from round {change.position}")
 
