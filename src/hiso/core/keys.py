@@ -14,7 +14,13 @@ from numpy.typing import NDArray
 
 
 def raw_bits(seed: int, domain: str, coordinates: Sequence[int], count: int) -> NDArray[np.uint64]:
-    """`count` independent 64-bit words for (`seed`, `domain`, `coordinates`)."""
+    """`count` independent 64-bit words for (`seed`, `domain`, `coordinates`).
+
+    Raises:
+        ValueError: The domain has a slash, which separates the parts of a key.
+    """
+    if "/" in domain:
+        raise ValueError(f"domain {domain!r} must not contain a slash")
     text = "/".join([domain, str(seed), *map(str, coordinates)])
     digest = hashlib.blake2b(text.encode(), digest_size=16, person=b"hiso-keys").digest()
     key = np.frombuffer(digest, dtype="<u8").astype(np.uint64)

@@ -52,7 +52,7 @@ class Layout:
             tile = max(entry.tiles.stop, tile)
             entries.append(entry)
         if tile == 0:
-            raise ValueError("there is no trainable parameter (none has requires_grad=True)")
+            raise ValueError("the trainable parameters hold no weight: all are of size zero")
         if tile * 512 > 2**32:
             raise ValueError(f"{tile * TILE:,} weights exceed the noise format's 2^34")
         return cls(tuple(entries))

@@ -16,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Real
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -54,6 +55,13 @@ class Method:
     feed: Feed = "first"
 
     def __post_init__(self) -> None:
+        odd = [
+            f"{name} = {value!r} must be a number"
+            for name, value in self.hyper.items()
+            if type(value) is bool or not isinstance(value, Real)
+        ]
+        if odd:
+            raise SettingsError(f"{self.name}: " + "; ".join(odd))
         problems = [
             f"{name} = {value} must be a finite number >= 0"
             for name, value in self.hyper.items()

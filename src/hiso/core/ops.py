@@ -17,9 +17,34 @@ Value = Any
 """A float32 array, a float32 scalar, or an `Expr`: methods do not distinguish them."""
 
 
-@dataclass(frozen=True)
-class Expr:
-    """A node: `op` is "var", "const", "neg", "sqrt", "select", or one of + - * / > <."""
+_USE_SELECT = "methods are elementwise: compare with > or <, and use select(condition, a, b)"
+
+
+class _Node:
+    """What is only known when a kernel runs, so that Python cannot decide on it."""
+
+    def __bool__(self) -> bool:
+        raise TypeError(_USE_SELECT)
+
+    def _compared(self, _other: object) -> bool:
+        raise TypeError(_USE_SELECT)
+
+    __eq__ = __ne__ = __ge__ = __le__ = _compared  # pyright: ignore[reportAssignmentType]
+    __hash__ = object.__hash__
+
+
+@dataclass(frozen=True, eq=False)
+class Condition(_Node):
+    """`left` > `right`, or <: only `select` takes it."""
+
+    op: str
+    left: Expr
+    right: Expr
+
+
+@dataclass(frozen=True, eq=False)
+class Expr(_Node):
+    """A number: `op` is "var", "const", "neg", "sqrt", "select", or one of + - * /."""
 
     op: str
     args: tuple[Any, ...]
@@ -51,19 +76,28 @@ class Expr:
     def __neg__(self) -> Expr:
         return Expr("neg", (self,))
 
-    def __gt__(self, other: Value) -> Expr:
-        return Expr(">", (self, lift(other)))
+    def __gt__(self, other: Value) -> Condition:
+        return Condition(">", self, lift(other))
 
-    def __lt__(self, other: Value) -> Expr:
-        return Expr("<", (self, lift(other)))
-
-    def __bool__(self) -> bool:
-        raise TypeError("methods are elementwise: use select(condition, a, b) in place of `if`")
+    def __lt__(self, other: Value) -> Condition:
+        return Condition("<", self, lift(other))
 
 
 def lift(value: Value) -> Expr:
-    """A number as a float32 constant; an `Expr` as it is."""
-    return value if isinstance(value, Expr) else Expr("const", (float(np.float32(value)),))
+    """A number as a float32 constant; an `Expr` as it is.
+
+    Raises:
+        TypeError: It is neither, or not finite, or a NumPy number of another type, with which
+            NumPy would compute in float64.
+    """
+    if isinstance(value, Expr):
+        return value
+    if type(value) not in (int, float, np.float32):
+        kind = type(value).__name__
+        raise TypeError(f"{value!r} ({kind}) in a method: use Python numbers and hiso.core.ops")
+    if not np.isfinite(np.float32(value)):
+        raise TypeError(f"the literal {value!r} in a method is no finite float32")
+    return Expr("const", (float(np.float32(value)),))
 
 
 def var(name: str) -> Expr:
@@ -73,13 +107,14 @@ def var(name: str) -> Expr:
 
 def sqrt(x: Value) -> Value:
     """Square root, correctly rounded."""
-    return Expr("sqrt", (x,)) if isinstance(x, Expr) else np.sqrt(x)
+    return Expr("sqrt", (x,)) if isinstance(x, Expr) else np.sqrt(np.asarray(x, np.float32))[()]
 
 
 def select(condition: Value, a: Value, b: Value) -> Value:
     """`a` where the condition holds, else `b`."""
-    if isinstance(condition, Expr):
-        return Expr("select", (condition, lift(a), lift(b)))
+    if isinstance(condition, Condition):
+        compared = (condition.op, condition.left, condition.right)
+        return Expr("select", (*compared, lift(a), lift(b)))
     return np.where(condition, np.float32(a), np.float32(b))
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -48,6 +48,9 @@ class Probe:
         >>> float(probe.scalars[0, 0])
         4.0
 
+    Raises:
+        ValueError: An argument is out of range.
+
     Attributes:
         scalars: g, float32 [τ, P], filled as losses are told.
         curvature: κ, float32 [τ, P], or None.
@@ -70,6 +73,10 @@ class Probe:
     ) -> None:
         self.client, self.round, self.stream = client, round, stream
         self.mu = float(np.float32(mu))
+        if steps < 1 or directions < 1 or not 0 < self.mu < math.inf:
+            raise ValueError(f"no probe has {steps} steps, {directions} directions, mu = {mu}")
+        if scheme not in get_args(Scheme):
+            raise ValueError(f"scheme {scheme!r} must be one of {', '.join(get_args(Scheme))}")
         self.scalars = np.zeros((steps, directions), np.float32)
         self.curvature = np.zeros((steps, directions), np.float32) if curvature else None
         self.loss = math.nan
@@ -108,13 +115,13 @@ class Probe:
         point = self._wanted
         if point is None:
             raise RuntimeError("all losses of this probe are known already")
+        loss = float(loss)
         if not math.isfinite(loss):
             where = f"direction {point.direction} ({point.sign:+d}mu)" if point.sign else "w itself"
             raise NonFiniteLoss(
                 f"the loss is {loss} for client {self.client} in round {self.round}, local step "
-                f"{point.step}, at {where}. The replica is as it was before the probe. Lower lr or "
-                "mu, raise the method's floor, or use a wider dtype; then go on from an earlier "
-                "round with --rollback."
+                f"{point.step}, at {where}: lower lr or mu, raise the method's floor, or use a "
+                "wider dtype."
             )
         self._losses[point.direction, point.sign] = loss
         self._wanted = next(self._points, None)
@@ -129,8 +136,18 @@ class Probe:
                 g = (at[p, 1] - at[p, -1]) / (2 * mu)
             else:
                 g = (at[p, 1] - at[0, 0]) / mu
-            self.scalars[k, p] = g
+            self.scalars[k, p] = self._finite(g, k, p)
             if self.curvature is not None:
-                self.curvature[k, p] = (at[p, 1] + at[p, -1] - 2 * at[0, 0]) / (mu * mu)
+                kappa = (at[p, 1] + at[p, -1] - 2 * at[0, 0]) / (mu * mu)
+                self.curvature[k, p] = self._finite(kappa, k, p)
         if k == 0:
             self.loss = at[0, 0] if self._base else math.fsum(at.values()) / len(at)
+
+    def _finite(self, scalar: float, step: int, direction: int) -> float:
+        if not abs(scalar) <= np.finfo(np.float32).max:
+            raise NonFiniteLoss(
+                f"a scalar of client {self.client} in round {self.round}, local step {step}, "
+                f"direction {direction} is {scalar:.3g}, beyond float32: the loss has exploded, or "
+                "mu is far too small."
+            )
+        return scalar

@@ -62,6 +62,8 @@ class Record:
     changes: Mapping[str, float] = field(default_factory=dict[str, float])
 
     def __post_init__(self) -> None:
+        rounded = {name: float(np.float32(value)) for name, value in self.changes.items()}
+        object.__setattr__(self, "changes", rounded)
         problems = list(self._problems())
         if problems:
             raise ProtocolError(f"record of round {self.round}: " + "; ".join(problems))
@@ -126,6 +128,7 @@ class Record:
         Raises:
             ProtocolError: The bytes are cut short, too long, of another format, or not canonical.
         """
+        data = bytes(data)
         try:
             magic, version, flags, number, terms, changed = _HEADER.unpack_from(data)
             if magic != _MAGIC:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from weakref import ReferenceType, ref
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from hiso.core.adopt import find_trainable, mark
 from hiso.core.kernels import Backend, Spot, Steps, load_kernels, pack
 from hiso.core.layout import Entry, Layout
 from hiso.core.method import Method
 from hiso.core.noise import TILE, Noise
 from hiso.core.probe import Point
 from hiso.core.record import Record
+from hiso.core.walk import Walk
 from hiso.errors import ProtocolError, SettingsError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -63,39 +64,43 @@ class Replica:
         backend: Backend = "auto",
         chain: bytes = b"",
     ) -> None:
-        parameters = _trainable(module)
         if dtype not in DTYPES.values():
             raise SettingsError(f"compute dtype {dtype} is not one of {', '.join(DTYPES)}")
-        if any(p.device.type != "cpu" for _, p in parameters):
-            raise SettingsError("the model is not on the CPU, the only device with kernels so far")
+        groups = find_trainable(module)
         try:
-            self.layout = Layout.of((name, tuple(p.shape)) for name, p in parameters)
+            self.layout = Layout.of((name, tuple(ps[0].shape)) for name, ps in groups.items())
+            self._kernels = load_kernels(backend, method, noise, seed, self.layout)
         except ValueError as error:
             raise SettingsError(str(error)) from error
         size = self.layout.tiles * TILE
         self.module = module.eval()
         self.method = method
         self.weights = torch.zeros(size)
-        self.state = {name: torch.full((size,), value) for name, value in method.state.items()}
+        self.state = {
+            name: torch.full((size,), value, dtype=torch.float32)
+            for name, value in method.state.items()
+        }
         self.hyper = dict(method.hyper)
         self.position = 0
         self.chain = chain
-        self._kernels = load_kernels(backend, method, noise, seed, self.layout)
+        self._torn = False
         self._digest: int | None = None
         self._compute = torch.zeros(size, dtype=dtype)
         self._entries: dict[int, Entry] = {}
-        self._adopt(parameters)
+        self._written: _Written | None = None
+        for entry, (_, tied) in zip(self.layout, groups.items(), strict=True):
+            self._adopt(entry, tied)
+        self._known = {id(parameter) for parameter in module.parameters()}
         self.write()
 
-    def _adopt(self, kept: list[tuple[str, nn.Parameter]]) -> None:
-        """Moves the weights in, and makes each trainable parameter, tied ones too, a view."""
-        places = {_place(p): entry for entry, (_, p) in zip(self.layout, kept, strict=True)}
-        trainable = [p for p in self.module.parameters() if p.requires_grad]
-        for parameter, entry in [(p, places[_place(p)]) for p in trainable]:
-            here = slice(entry.offset, entry.offset + entry.numel)
-            self.weights[here] = parameter.detach().reshape(-1).to(torch.float32)
+    def _adopt(self, entry: Entry, tied: list[nn.Parameter]) -> None:
+        """Moves a parameter's weights in, and makes it and those tied to it views."""
+        here = slice(entry.offset, entry.offset + entry.numel)
+        self.weights[here] = tied[0].detach().reshape(-1).to(torch.float32)
+        for parameter in tied:
             parameter.data = self._compute[here].view(entry.shape)
             self._entries[id(parameter)] = entry
+            mark(parameter)
 
     @property
     def numel(self) -> int:
@@ -130,7 +135,8 @@ class Replica:
             walk: Take w from these local steps in place of the replica.
             changes: Hyper-parameters that differ from those in force (for the denominator).
         """
-        self._written = (point, round, mu, walk, {**self.hyper, **(changes or {})})
+        self._check_whole()
+        self._written = _Written(point, round, mu, self._hyper_with(changes), _reference(walk))
         if point is None or point.sign == 0:
             self._compute.copy_(self.weights if walk is None else walk.weights)
         else:
@@ -141,35 +147,68 @@ class Replica:
 
         With a half-precision compute dtype this keeps the rows of the output head that matter
         in float32. A frozen parameter's rows are simply cast.
+
+        Raises:
+            ValueError: The tensor is no parameter of the module, or has no such row.
+            RuntimeError: Nothing was written since the last replay.
         """
+        if id(parameter) not in self._known:
+            raise ValueError("rows are taken of the module's own parameters, not of other tensors")
+        if self._written is None:
+            raise RuntimeError("the model's parameters are older than the replica: call write()")
+        count = parameter.shape[0]
+        wanted = [int(row) for row in index.numpy()]
+        if not all(0 <= row < count for row in wanted):
+            raise ValueError(f"rows {wanted} of a parameter with rows 0..{count - 1}")
         entry = self._entries.get(id(parameter))
         if entry is None or self.dtype == torch.float32:
             return parameter[index].float()
-        point, _, _, walk, _ = self._written
-        width = entry.numel // entry.shape[0]
-        rows: list[Tensor] = []
-        for row in index.numpy().astype(int):
-            start = entry.offset + int(row) * width
-            if point is None or point.sign == 0:
-                weights = self.weights if walk is None else walk.weights
-                rows.append(weights[start : start + width])
-                continue
-            tiles = range(start // TILE, -(-(start + width) // TILE))
-            out = torch.empty(len(tiles) * TILE)
-            self._perturb(out, tiles)
-            rows.append(out[start - tiles.start * TILE :][:width])
+        width = entry.numel // count
+        rows = [self._row(entry.offset + row * width, width) for row in wanted]
         return torch.stack(rows).view(len(rows), *entry.shape[1:])
 
+    def _row(self, start: int, width: int) -> Tensor:
+        point, weights = self._now_written()
+        if point is None or point.sign == 0:
+            return weights[start : start + width]
+        tiles = range(start // TILE, -(-(start + width) // TILE))
+        out = torch.empty(len(tiles) * TILE)
+        self._perturb(out, tiles)
+        return out[start - tiles.start * TILE :][:width]
+
     def _perturb(self, out: Tensor, tiles: range) -> None:
-        point, round, mu, walk, hyper = self._written
+        point, weights = self._now_written()
         assert point is not None
-        weights = self.weights if walk is None else walk.weights
-        spot = Spot(round, point.step, point.stream, point.direction)
-        self._kernels.perturb(out, weights, self.state, hyper, spot, point.sign * mu, tiles)
+        assert self._written is not None
+        spot = Spot(self._written.round, point.step, point.stream, point.direction)
+        mu, hyper = point.sign * self._written.mu, self._written.hyper
+        self._kernels.perturb(out, weights, self.state, hyper, spot, mu, tiles)
+
+    def _now_written(self) -> tuple[Point | None, Tensor]:
+        """Where the model was last written, and the weights it was written from."""
+        written = self._written
+        walk = None if written is None or written.walk is None else written.walk()
+        if written is None or (written.walk is not None and walk is None):
+            raise RuntimeError("the model was written from a walk that is gone: call write()")
+        return written.point, self.weights if walk is None else walk.weights
+
+    def _hyper_with(self, changes: Mapping[str, float] | None) -> dict[str, float]:
+        unknown = sorted(set(changes or {}) - set(self.hyper))
+        if unknown:
+            raise ValueError(f"{self.method.name} has no hyper-parameter {', '.join(unknown)}")
+        return {**self.hyper, **(changes or {})}
+
+    def _check_whole(self) -> None:
+        if self._torn:
+            raise RuntimeError(
+                "a fold was interrupted and left the replica between two positions: restore a "
+                "snapshot, or make a new replica and replay"
+            )
 
     def walk(self, changes: Mapping[str, float] | None = None) -> Walk:
         """Starts local steps from here, with `changes` to the hyper-parameters in force."""
-        return Walk(self, {**self.hyper, **(changes or {})})
+        self._check_whole()
+        return Walk(self, self._hyper_with(changes))
 
     def fold(self, weights: Tensor, state: Mapping[str, Tensor], steps: Steps) -> int:
         """Applies steps to the given buffers, those of the replica or of a walk; their digest."""
@@ -177,6 +216,9 @@ class Replica:
 
     def replay(self, records: Sequence[Record]) -> None:
         """Folds records in one pass over memory, then stands after the last.
+
+        The model's parameters keep their old values until the next `write`. A replay that is
+        interrupted leaves the replica unusable, which every later call says.
 
         Raises:
             ProtocolError: A record is not the next one, has terms for another kind of method, or
@@ -199,8 +241,11 @@ class Replica:
                         else f"it has {'no ' if self.method.curvature else ''}curvature scalars"
                     )
                 )
+        self._check_whole()
         steps, hyper = pack(self.method, records, self.hyper)
+        self._torn, self._digest, self._written = True, None, None
         self._digest = self.fold(self.weights, self.state, steps)
+        self._torn = False
         self.hyper = hyper
         self.position += len(records)
         for record in records:
@@ -208,6 +253,7 @@ class Replica:
 
     def digest(self) -> int:
         """64-bit fingerprint of the bits of w and the state; equal on every backend."""
+        self._check_whole()
         if self._digest is None:
             nothing, _ = pack(self.method, [], self.hyper)
             self._digest = self.fold(self.weights, self.state, nothing)
@@ -222,61 +268,25 @@ class Replica:
             ProtocolError: The buffers are not those of this method and layout.
         """
         mine = {"weights": self.weights, **self.state}
-        if {k: v.shape for k, v in mine.items()} != {k: v.shape for k, v in buffers.items()}:
+        kinds = [{k: (v.shape, v.dtype) for k, v in some.items()} for some in (mine, buffers)]
+        if kinds[0] != kinds[1] or set(hyper) != set(self.hyper):
             raise ProtocolError("the snapshot was taken from another model or method")
         for name, buffer in mine.items():
             buffer.copy_(buffers[name])
         self.position, self.chain, self.hyper = position, chain, dict(hyper)
-        self._digest = None
+        self._torn, self._digest, self._written = False, None, None
 
 
-class Walk:
-    """A client's local steps: weights and step state of its own, round state of the replica.
+@dataclass(frozen=True)
+class _Written:
+    """What the model's parameters were last filled with."""
 
-    Costs one float32 buffer and one for each step state; the replica is only read.
-
-    Attributes:
-        weights: w after the local steps so far, like `Replica.weights`.
-    """
-
-    def __init__(self, replica: Replica, hyper: Mapping[str, float]) -> None:
-        self._replica = replica
-        self._hyper = np.array([[hyper[name] for name in replica.method.hyper]], np.float32)
-        self.weights = replica.weights.clone()
-        self._state = {
-            name: buffer.clone() if name in replica.method.step_state else buffer
-            for name, buffer in replica.state.items()
-        }
-
-    def step(
-        self, *, round: int, step: int, stream: int, coefficients: NDArray[np.float32]
-    ) -> None:
-        """One local step with the client's own c_p = g_p / P, float32 [P]; learns nothing."""
-        count = len(coefficients)
-        steps = Steps(
-            round=np.array([round], np.uint64),
-            first=np.array([True]),
-            feeds=np.array([False]),
-            start=np.array([0, count], np.int64),
-            counter=np.arange(count, dtype=np.uint64) + np.uint64(step << 16),
-            stream=np.full(count, stream, np.uint64),
-            coefficient=coefficients,
-            curvature=np.zeros(count, np.float32),
-            hyper=self._hyper,
-        )
-        self._replica.fold(self.weights, self._state, steps)
+    point: Point | None
+    round: int
+    mu: float
+    hyper: Mapping[str, float]
+    walk: ReferenceType[Walk] | None
 
 
-def _place(parameter: Tensor) -> tuple[Any, ...]:
-    return parameter.data_ptr(), tuple(parameter.shape), parameter.stride(), parameter.dtype
-
-
-def _trainable(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    """Trainable parameters by name; of those that share storage, the first."""
-    seen: set[tuple[Any, ...]] = set()
-    kept: list[tuple[str, nn.Parameter]] = []
-    for name, parameter in module.named_parameters():
-        if parameter.requires_grad and _place(parameter) not in seen:
-            seen.add(_place(parameter))
-            kept.append((name, parameter))
-    return kept
+def _reference(walk: Walk | None) -> ReferenceType[Walk] | None:
+    return None if walk is None else ref(walk)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hiso.core.layout import Layout
 from hiso.core.method import Method
-from hiso.core.noise import Noise
+from hiso.core.noise import BLOCKS_PER_TILE, Noise, check_counter, split_seed
 from hiso.core.record import Record
 
 Backend = Literal["auto", "numba", "reference"]
@@ -69,7 +69,7 @@ def pack(
         rounds += [record.round] * steps
         first += [k == 0 for k in range(steps)]
         feeds += [method.feeds(k, steps) for k in range(steps)]
-        hypers += [list(now.values())] * steps
+        hypers += [[now[name] for name in method.hyper]] * steps
         counts.append(np.bincount(record.step, minlength=steps))
     zeros = np.zeros(0, np.float32)
     return Steps(
@@ -94,12 +94,19 @@ def _join(parts: Sequence[NDArray[Any]], dtype: str) -> NDArray[Any]:
 
 @dataclass(frozen=True)
 class Spot:
-    """Which direction a perturbation follows."""
+    """Which direction a perturbation follows.
+
+    Raises:
+        ValueError: A coordinate does not fit the noise format's counter.
+    """
 
     round: int
     step: int
     stream: int
     direction: int
+
+    def __post_init__(self) -> None:
+        check_counter(self.round, self.step, self.stream, self.direction)
 
 
 class Kernels(Protocol):
@@ -128,7 +135,17 @@ class Kernels(Protocol):
 def load_kernels(
     backend: Backend, method: Method, noise: Noise, seed: int, layout: Layout
 ) -> Kernels:
-    """The kernels of a backend; `auto` is numba, the fast one for CPUs."""
+    """The kernels of a backend; `auto` is numba, the fast one for CPUs.
+
+    Raises:
+        ValueError: There is no such backend or noise, or the seed exceeds 64 bits.
+    """
+    if backend not in get_args(Backend) or noise not in BLOCKS_PER_TILE:
+        raise ValueError(
+            f"backend {backend!r} must be one of {', '.join(get_args(Backend))}, and "
+            f"noise {noise!r} one of {', '.join(BLOCKS_PER_TILE)}"
+        )
+    split_seed(seed)
     if backend == "reference":
         from hiso.core.kernels.reference import ReferenceKernels
 

@@ -20,7 +20,7 @@ class Dialect:
 
 
 NUMBA = Dialect(
-    const="f32({!r})", sqrt="sqrt({})", divide="{} / {}", select="({1} if {0} else {2})"
+    const="f32({!r})", sqrt="sqrt({})", divide="{} / {}", select="({3} if {1} {0} {2} else {4})"
 )
 
 
@@ -30,7 +30,8 @@ class Printer:
     def __init__(self, dialect: Dialect) -> None:
         self.lines: list[str] = []
         self._dialect = dialect
-        self._names: dict[Expr, str] = {}
+        self._by_text: dict[str, str] = {}
+        self._by_node: dict[Expr, str] = {}
 
     def name(self, expr: Expr) -> str:
         """The name or literal that stands for `expr`, after printing what it needs."""
@@ -38,17 +39,19 @@ class Printer:
             return expr.args[0]
         if expr.op == "const":
             return self._dialect.const.format(*expr.args)
-        if expr not in self._names:
-            args = [self.name(arg) for arg in expr.args]
+        if expr not in self._by_node:
+            args = [self.name(arg) if isinstance(arg, Expr) else arg for arg in expr.args]
             text = {
                 "neg": "-{}",
                 "sqrt": self._dialect.sqrt,
                 "/": self._dialect.divide,
                 "select": self._dialect.select,
             }.get(expr.op, "{} " + expr.op + " {}").format(*args)
-            self._names[expr] = f"v{len(self._names)}"
-            self.lines.append(f"{self._names[expr]} = {text}")
-        return self._names[expr]
+            if text not in self._by_text:
+                self._by_text[text] = f"v{len(self._by_text)}"
+                self.lines.append(f"{self._by_text[text]} = {text}")
+            self._by_node[expr] = self._by_text[text]
+        return self._by_node[expr]
 
 
 @dataclass(frozen=True)
@@ -67,8 +70,9 @@ def trace(method: Method) -> Pieces:
     Raises:
         TypeError: A piece returns states that the method does not declare, or misses some.
     """
-    if "w" in method.state:
-        raise TypeError(f"{method.name}: a state cannot be called 'w', which is the weight")
+    twice = set(method.step_state) & set(method.round_state)
+    for name in sorted({"w", "weights"} & set(method.state) | twice):
+        raise TypeError(f"{method.name}: a state cannot be called {name!r}, that name is taken")
     step_state = {name: var(f"x_{name}") for name in method.step_state}
     round_state = {name: var(f"x_{name}") for name in method.round_state}
     hyper = {name: var(f"h_{name}") for name in method.hyper}

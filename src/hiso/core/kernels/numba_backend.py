@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cache
 
 import numpy as np
@@ -19,6 +20,7 @@ from hiso.core.method import Method
 from hiso.core.noise import TILE, Noise, pack_step, split_seed
 
 _SERIAL_TILES = 32
+_TINY = np.float32(1e-40)
 _CHUNKS_PER_THREAD = 8
 
 
@@ -27,15 +29,34 @@ def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix="hiso-kernel")
 
 
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)
+
+
 def _over_tiles(task: Callable[[int, int], int | None], tiles: range) -> int:
-    """Runs `task` on pieces of `tiles` in threads; sums what it returns, modulo 2^64."""
+    """Runs `task` on pieces of `tiles` in threads; sums what it returns, modulo 2^64.
+
+    Threads take the processor's floating-point mode from the one that makes the pool.
+
+    Raises:
+        RuntimeError: This thread flushes subnormal numbers to zero, which changes bits.
+    """
+    if not _TINY * np.float32(0.5):
+        raise RuntimeError(
+            "subnormal numbers are flushed to zero in this thread, so replicas would differ from "
+            "others': call torch.set_flush_denormal(False), and look for a library that was built "
+            "with -ffast-math"
+        )
     threads = torch.get_num_threads()
     if threads == 1 or len(tiles) <= _SERIAL_TILES:
         return int(task(tiles.start, tiles.stop) or 0)
     size = max(_SERIAL_TILES // 2, -(-len(tiles) // (threads * _CHUNKS_PER_THREAD)))
     starts = range(tiles.start, tiles.stop, size)
     jobs = [_pool(threads).submit(task, at, min(at + size, tiles.stop)) for at in starts]
-    return sum(int(job.result() or 0) for job in jobs) % 2**64
+    try:
+        return sum(int(job.result() or 0) for job in jobs) % 2**64
+    finally:
+        wait(jobs)
 
 
 def _bits(out: Tensor) -> NDArray[np.float32] | NDArray[np.uint16]:

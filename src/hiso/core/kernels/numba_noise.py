@@ -66,9 +66,6 @@ count32 = _instruction(_u, (_u,), lambda b, x: b.ctpop(x))
 to_float = _instruction(_f, (_u,), lambda b, x: b.sitofp(x, _F32))
 float_bits = _instruction(_u, (_f,), lambda b, x: b.bitcast(x, _I32))
 bits_float = _instruction(_f, (_u,), lambda b, x: b.bitcast(x, _F32))
-half_bits = _instruction(
-    types.uint16, (_f,), lambda b, x: b.bitcast(b.fptrunc(x, ir.HalfType()), ir.IntType(16))
-)
 
 
 @njit(inline="always")
@@ -77,6 +74,25 @@ def bfloat_bits(x):
     bits = float_bits(x)
     rounded = add32(bits, add32(u32(0x7FFF), and32(shr32(bits, _16), u32(1))))
     return np.uint16(shr32(rounded, _16) if x == x else u32(0x7FC0))
+
+
+@njit(inline="always")
+def half_bits(x):
+    """float16 bits of a float32, rounded to nearest even; any NaN becomes 0x7e00.
+
+    In integers, so that no processor feature is needed. Normal halves rebias the exponent, which
+    leaves 13 bits to round off; subnormal ones are multiples of 2^-24, to which adding 0.5 as a
+    float32, whose last place is 2^-24 there, rounds.
+    """
+    bits = float_bits(x)
+    size = and32(bits, u32(0x7FFFFFFF))
+    even = and32(shr32(size, u32(13)), u32(1))
+    normal = shr32(add32(sub32(size, u32(0x38000000)), add32(u32(0xFFF), even)), u32(13))
+    small = sub32(float_bits(bits_float(size) + _HALF), u32(0x3F000000))
+    half = small if size < u32(0x38800000) else normal
+    half = half if size < u32(0x477FF000) else u32(0x7C00)
+    half = half if size <= u32(0x7F800000) else u32(0x7E00)
+    return np.uint16(add32(half, shr32(and32(bits, u32(0x80000000)), _16)))
 
 
 @njit(inline="always")

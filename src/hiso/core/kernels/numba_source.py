@@ -86,9 +86,9 @@ def fold(
                 {noise}(
                     s1, coefficient[n], u64(t), counter[n], streams[n], rounds[s], low, high
                 )
-            {squares}
             {denominators}
             if feeds[s]:
+                {squares}
                 for j in range(m):
                     {learning}
             else:
@@ -207,15 +207,17 @@ def load(method: Method, noise: Noise) -> ModuleType:
     """The compiled module of a method: written, imported, and kept for the process."""
     text = source(method, noise)
     parts = [text, numba.__version__]
-    parts += [Path(str(module.__file__)).read_text() for module in (noise_format, numba_noise)]
+    parts += [
+        Path(str(module.__file__)).read_text("utf-8") for module in (noise_format, numba_noise)
+    ]
     digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
     name = f"hiso_kernels_{method.name}_{noise}_{digest}"
     if name not in sys.modules:
         path = cache_folder() / f"{name}.py"
-        if not path.exists() or path.read_text() != text:
-            with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-                file.write(text)
-            os.replace(file.name, path)
+        if not path.exists() or path.read_text("utf-8") != text:
+            partial = path.with_name(f"{name}.{os.getpid()}.partial")
+            partial.write_text(text, "utf-8")
+            os.replace(partial, path)
         spec = importlib.util.spec_from_file_location(name, path)
         assert spec is not None
         assert spec.loader is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,6 +33,13 @@ def mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
     x = (x ^ (x >> np.uint64(32))) * np.uint64(DIGEST_MULTIPLIER)
     x = (x ^ (x >> np.uint64(32))) * np.uint64(DIGEST_MULTIPLIER)
     return x ^ (x >> np.uint64(32))
+
+
+def _float32(value: Any, shape: tuple[int, ...]) -> Floats:
+    """What a method's piece gave, as an array; a Python number is one for every weight."""
+    if type(value) not in (int, float) and value.dtype != np.float32:
+        raise TypeError(f"a method left float32 for {value.dtype}: use hiso.core.ops")
+    return np.broadcast_to(np.asarray(value, np.float32), shape)
 
 
 class ReferenceKernels:
@@ -89,7 +97,8 @@ class ReferenceKernels:
                 new, new_states = self._walk(weights.copy(), dict(states), steps, chunk)
             weights[valid] = new[valid]
             for name, value in states.items():
-                value[valid] = new_states[name][valid]
+                if new_states[name] is not value:
+                    value[valid] = new_states[name][valid]
             index = np.arange(here.start, here.stop, dtype=np.uint64)[valid]
             for number, array in enumerate([weights, *states.values()]):
                 key = (index + np.uint64(number * DIGEST_ARRAY)) * np.uint64(DIGEST_STRIDE)
@@ -118,9 +127,12 @@ class ReferenceKernels:
                 if method.curvature:
                     s2 = s2 + steps.curvature[n] * (u * u)
             dx = s1 if denom is None else s1 / denom
-            w, moving = method.step(w, moving, dx, hyper)
+            moved, stepped = method.step(w, moving, dx, hyper)
+            w = _float32(moved, w.shape)
+            moving = {name: _float32(stepped[name], w.shape) for name in moving}
             if steps.feeds[s]:
-                learned = method.learn(learned, dx, s2, hyper)
+                new = method.learn(learned, dx, s2, hyper)
+                learned = {name: _float32(new[name], w.shape) for name in learned}
         return w, {**moving, **learned}
 
     def _direction(self, spot: Spot, tiles: range) -> Floats:

@@ -74,6 +74,22 @@ def split_seed(seed: int) -> tuple[int, int]:
     return seed & 0xFFFFFFFF, seed >> 32
 
 
+def check_counter(round: int, step: int, stream: int, direction: int) -> None:
+    """Makes sure that the coordinates of a direction fit the counter.
+
+    Raises:
+        ValueError: Round or stream exceeds 32 bits, or step or direction 16 bits.
+    """
+    for name, value, bits in (
+        ("round", round, 32),
+        ("step", step, 16),
+        ("stream", stream, 32),
+        ("direction", direction, 16),
+    ):
+        if not 0 <= value < 2**bits:
+            raise ValueError(f"{name} = {value} must lie in [0, 2^{bits})")
+
+
 def pack_step(step: int, direction: int) -> int:
     """Counter word c1 of local step k and direction p."""
     return direction | step << 16

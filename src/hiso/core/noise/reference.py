@@ -18,6 +18,7 @@ from hiso.core.noise import (
     QUANTILE_POLYNOMIAL,
     SQRT_HALF_BITS,
     Noise,
+    check_counter,
     pack_step,
     split_seed,
 )
@@ -78,7 +79,12 @@ def direction(
     direction: int,
     tiles: range,
 ) -> Values:
-    """u on the tiles `tiles.start .. tiles.stop - 1`, float32 [len(tiles) · 2048]."""
+    """u on the tiles `tiles.start .. tiles.stop - 1`, float32 [len(tiles) · 2048].
+
+    Raises:
+        ValueError: A coordinate does not fit the counter, or the seed 64 bits.
+    """
+    check_counter(round, step, stream, direction)
     per_tile = BLOCKS_PER_TILE[noise]
     block = np.arange(tiles.start * per_tile, tiles.stop * per_tile, dtype=np.uint64)
     c1 = pack_step(step, direction)

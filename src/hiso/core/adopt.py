@@ -1,0 +1,79 @@
+"""Which parameters of a module a replica takes over, and which it has to refuse."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from hiso.errors import SettingsError
+
+_MARK = "_belongs_to_a_hiso_replica"
+
+
+def find_trainable(module: nn.Module) -> dict[str, list[nn.Parameter]]:
+    """The trainable parameters of a module: by the first one's name, those tied to it included.
+
+    Parameters are tied if they are one object, or lie at one place with one shape.
+
+    Raises:
+        SettingsError: There is none; or one is not a CPU tensor of real floating-point numbers,
+            belongs to a replica already, or shares memory with another tensor in any other way.
+    """
+    trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    problems = [text for name, p in trainable.items() if (text := _problem(name, p))]
+    if not trainable:
+        problems = ["there is no trainable parameter (none has requires_grad=True)"]
+    if problems:
+        raise SettingsError("; ".join(problems))
+    groups: dict[object, list[str]] = {}
+    for name, parameter in trainable.items():
+        place = parameter.data_ptr() if parameter.numel() else name
+        key = (place, parameter.shape, parameter.stride(), parameter.dtype)
+        groups.setdefault(key, []).append(name)
+    firsts = {names[0]: trainable[names[0]] for names in groups.values()}
+    _check_overlap(module, trainable, firsts)
+    return {names[0]: [trainable[name] for name in names] for names in groups.values()}
+
+
+def mark(parameter: nn.Parameter) -> None:
+    """Notes that a parameter belongs to a replica from now on."""
+    setattr(parameter, _MARK, True)
+
+
+def _problem(name: str, parameter: nn.Parameter) -> str | None:
+    if hasattr(parameter, _MARK):
+        return f"{name} belongs to another replica: load or copy the model again"
+    if parameter.device.type != "cpu":
+        return f"{name} is on {parameter.device}, not on the CPU, the only device with kernels yet"
+    if not parameter.is_floating_point():
+        return f"{name} is {parameter.dtype}: only real floating-point numbers can be trained"
+    if any(n > 1 and s == 0 for n, s in zip(parameter.shape, parameter.stride(), strict=True)):
+        return f"{name} is an expanded view, whose rows are one: make it contiguous"
+    return None
+
+
+def _check_overlap(
+    module: nn.Module, trainable: dict[str, nn.Parameter], firsts: dict[str, nn.Parameter]
+) -> None:
+    """No tensor but its ties may share memory with a trainable parameter."""
+    known = {id(p) for p in trainable.values()}
+    everything: dict[str, Tensor] = dict(module.named_parameters()) | dict(module.named_buffers())
+    spans = [
+        (*_span(tensor), name)
+        for name, tensor in everything.items()
+        if tensor.numel() and (name in firsts or id(tensor) not in known)
+    ]
+    reach: dict[bool, tuple[int, str]] = {True: (0, ""), False: (0, "")}
+    for start, stop, name in sorted(spans):
+        mine = name in firsts
+        for theirs, (end, other) in reach.items():
+            if start < end and (mine or theirs):
+                raise SettingsError(
+                    f"{other} and {name} share memory without being the same parameter: a replica "
+                    "would take them apart. Make them one nn.Parameter, or clone one of them"
+                )
+        reach[mine] = max(reach[mine], (stop, name))
+
+
+def _span(tensor: Tensor) -> tuple[int, int]:
+    last = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()
