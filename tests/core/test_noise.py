@@ -137,3 +137,8 @@ def test_neighbouring_elements_are_uncorrelated(noise, lag):
 def test_seeds_outside_64_bits_are_refused(seed):
     with pytest.raises(ValueError, match="seed"):
         split_seed(seed)
+
+
+def test_a_layout_that_exceeds_the_block_counter_is_refused():
+    with pytest.raises(ValueError, match="exceed"):
+        Layout.of([("w", (2**34 + 1,))])

@@ -77,3 +77,39 @@ def test_telling_too_much_is_a_defect():
 def test_mu_is_rounded_as_in_the_kernels():
     probe = Probe(client=0, round=0, steps=1, directions=1, mu=1e-3)
     assert probe.mu == float(np.float32(1e-3))
+
+
+def test_the_reported_loss_is_that_of_the_first_batch():
+    """Central differences have no loss at w itself: the mean around it, of the first step only."""
+    central = Probe(client=0, round=0, steps=2, directions=2, mu=0.5, scheme="central")
+    run(central, lambda point: point.step * 100 + point.direction * 10 + point.sign)
+    assert central.loss == 5.0
+    forward = Probe(client=0, round=0, steps=2, directions=2, mu=0.5)
+    run(forward, lambda point: point.step * 100 + point.sign + 7.0)
+    assert forward.loss == 7.0
+
+
+def test_losses_of_any_float_type_are_subtracted_in_float64():
+    losses = [0.7, 0.70001, 0.69998]
+    scalars = []
+    for kind in (float, np.float32, lambda x: np.float32(x)[()]):
+        probe = Probe(client=0, round=0, steps=1, directions=2, mu=1e-3)
+        for loss in losses:
+            probe.tell(kind(float(np.float32(loss))))
+        scalars.append(probe.scalars.tolist())
+    assert scalars[0] == scalars[1] == scalars[2]
+
+
+def test_a_scalar_beyond_float32_is_a_divergence():
+    probe = Probe(client=3, round=5, steps=1, directions=1, mu=1e-3)
+    probe.tell(0.0)
+    with pytest.raises(NonFiniteLoss, match="client 3 in round 5, local step 0, direction 0"):
+        probe.tell(1e37)
+
+
+@pytest.mark.parametrize(
+    "bad", [{"steps": 0}, {"directions": 0}, {"mu": 0.0}, {"mu": -1.0}, {"scheme": "centred"}]
+)
+def test_impossible_probes_are_refused(bad):
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        Probe(**{"client": 0, "round": 0, "steps": 1, "directions": 1, "mu": 1e-3, **bad})

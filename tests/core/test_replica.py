@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+import os
+import weakref
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from hiso.core.methods import HiSo, Momentum, ZoSgd
+from hiso.core.methods import HiSo, HiZoo, Momentum, ZoSgd
 from hiso.core.probe import Point, Probe
 from hiso.core.replica import Replica
 from hiso.errors import NonFiniteLoss, ProtocolError, SettingsError
@@ -232,3 +236,203 @@ def test_frozen_modules_stay_as_they_are():
     assert net.body is body
     assert torch.equal(net.body, TinyNet().body)
     assert not torch.equal(net.embed, TinyNet().embed)
+
+
+def learned_replica(method, backend: str = "numba", **arguments) -> Replica:
+    """A replica whose state has moved away from where it started."""
+    replica = make_replica(method, backend, **arguments)
+    rng = np.random.default_rng(8)
+    replica.replay([make_record(rng, method, r, scale=2.0) for r in range(3)])
+    return replica
+
+
+@pytest.mark.parametrize("backend", ["numba", "reference"])
+@pytest.mark.parametrize("method", [ZoSgd(), HiSo(lr=0.1, floor=0.1), Momentum(lr=0.1)])
+def test_a_walk_starts_from_the_learned_state(method, backend):
+    replica = learned_replica(method, backend)
+    record = make_record(np.random.default_rng(4), method, 3, steps=2)
+    walk = replica.walk()
+    for k in range(2):
+        walk.step(round=3, step=k, stream=0, coefficients=record.coefficient[record.step == k])
+    replica.replay([record])
+    assert torch.equal(walk.weights, replica.weights)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_point_on_a_walk_is_a_point_at_its_weights(dtype):
+    method, index = HiSo(lr=0.1, floor=0.1), torch.tensor([3, 60])
+    replica, other = (learned_replica(method, dtype=dtype) for _ in range(2))
+    walk = replica.walk()
+    walk.step(round=3, step=0, stream=0, coefficients=np.ones(2, np.float32))
+    other.weights.copy_(walk.weights)
+    for point in (None, Point(1, 0, 2, 1), Point(1, 4, 2, -1)):
+        replica.write(point, round=3, mu=0.1, walk=walk)
+        other.write(point, round=3, mu=0.1)
+        assert torch.equal(replica.module.embed, other.module.embed)
+        rows = [r.rows(r.module.embed, index) for r in (replica, other)]
+        assert torch.equal(*rows)
+    assert not torch.equal(replica.weights, walk.weights)
+
+
+def test_a_walk_is_not_kept_alive():
+    replica = make_replica(ZoSgd(), dtype=torch.bfloat16)
+    walk = replica.walk()
+    replica.write(walk=walk)
+    gone = weakref.ref(walk)
+    del walk
+    assert gone() is None
+    with pytest.raises(RuntimeError, match="a walk that is gone"):
+        replica.rows(replica.module.embed, torch.tensor([0]))
+
+
+def test_an_interrupted_fold_is_never_taken_for_a_whole_one(monkeypatch):
+    replica = make_replica(HiSo())
+    replica.digest()
+    whole = replica._kernels.fold
+    monkeypatch.setattr(replica._kernels, "fold", lambda *_: (_ for _ in ()).throw(MemoryError))
+    with pytest.raises(MemoryError):
+        replica.replay([make_record(RNG, replica.method, 0)])
+    monkeypatch.setattr(replica._kernels, "fold", whole)
+    for use in (replica.digest, replica.write, replica.walk, lambda: replica.replay([])):
+        with pytest.raises(RuntimeError, match="interrupted"):
+            use()
+    fresh = make_replica(HiSo())
+    buffers = {"weights": fresh.weights, "h": fresh.state["h"]}
+    replica.restore(buffers, 0, b"", fresh.hyper)
+    assert replica.digest() == fresh.digest()
+
+
+def test_hyper_parameters_are_taken_by_name_not_by_order():
+    records = [make_record(RNG, HiSo(), r) for r in range(3)]
+    straight, turned = make_replica(HiSo()), make_replica(HiSo())
+    buffers = {"weights": turned.weights.clone(), "h": turned.state["h"].clone()}
+    turned.restore(buffers, 0, b"", dict(reversed(turned.hyper.items())))
+    for replica in (straight, turned):
+        replica.replay(records)
+    assert straight.digest() == turned.digest()
+    with pytest.raises(ProtocolError, match="another model or method"):
+        turned.restore(buffers, 0, b"", {})
+    doubled = {name: buffer.double() for name, buffer in buffers.items()}
+    with pytest.raises(ProtocolError, match="another model or method"):
+        turned.restore(doubled, 0, b"", turned.hyper)
+
+
+def test_restore_forgets_the_digest_of_before():
+    replica = make_replica(ZoSgd())
+    before = replica.digest()
+    replica.restore({"weights": replica.weights + 1}, 0, b"", replica.hyper)
+    assert replica.digest() != before
+
+
+@pytest.mark.parametrize("method", [ZoSgd(), HiZoo()])
+def test_records_of_the_other_kind_of_method_are_refused(method):
+    other = HiZoo() if method.name == "zo_sgd" else ZoSgd()
+    with pytest.raises(ProtocolError, match="another method"):
+        make_replica(method).replay([make_record(RNG, other, 0)])
+
+
+def test_rows_must_exist_and_be_fresh():
+    replica = make_replica(HiSo(), dtype=torch.bfloat16)
+    body = replica.module.body
+    for index in ([-1], [37]):
+        with pytest.raises(ValueError, match=r"rows 0\.\.36"):
+            replica.rows(body, torch.tensor(index))
+    with pytest.raises(ValueError, match="own parameters"):
+        replica.rows(body[:10], torch.tensor([0]))
+    replica.replay([make_record(RNG, replica.method, 0)])
+    with pytest.raises(RuntimeError, match="call write"):
+        replica.rows(body, torch.tensor([0]))
+
+
+def overlapping(kind: str) -> nn.Module:
+    net = nn.Module()
+    net.a = nn.Parameter(torch.randn(6, 6))
+    if kind == "transposed":
+        net.b = nn.Parameter(net.a.data.T)
+    elif kind == "part":
+        net.b = nn.Parameter(net.a.data[2:])
+    elif kind == "frozen":
+        net.b = nn.Parameter(net.a.data, requires_grad=False)
+    elif kind == "buffer":
+        net.register_buffer("b", net.a.data)
+    return net
+
+
+@pytest.mark.parametrize("kind", ["transposed", "part", "frozen", "buffer"])
+def test_memory_that_would_be_untied_is_refused(kind):
+    with pytest.raises(SettingsError, match=r"a and b|b and a"):
+        Replica(overlapping(kind), ZoSgd(), seed=0)
+
+
+def test_odd_parameters_are_refused_all_at_once():
+    net = nn.Module()
+    net.a = nn.Parameter(torch.zeros(3, dtype=torch.complex64))
+    net.b = nn.Parameter(torch.zeros(1, 4).expand(3, 4))
+    with pytest.raises(SettingsError, match=r"a is torch.complex64.*b is an expanded view"):
+        Replica(net, ZoSgd(), seed=0)
+
+
+def test_a_module_serves_one_replica(tiny):
+    Replica(tiny, ZoSgd(), seed=0)
+    with pytest.raises(SettingsError, match="belongs to another replica"):
+        Replica(tiny, ZoSgd(), seed=0)
+    Replica(copy.deepcopy(tiny), ZoSgd(), seed=0)
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"backend": "triton"}, {"noise": "gausian"}, {"seed": -1}, {"seed": 2**64}]
+)
+def test_typos_are_refused(tiny, arguments):
+    with pytest.raises(SettingsError):
+        Replica(tiny, ZoSgd(), **{"seed": 0, **arguments})
+
+
+def test_coordinates_must_fit_the_counter():
+    replica = make_replica(ZoSgd())
+    ones = np.ones(1, np.float32)
+    for point, round in (
+        (Point(0, 0, 65536, 1), 0),
+        (Point(65536, 0, 0, 1), 0),
+        (Point(0, 2**32, 0, 1), 0),
+        (Point(0, 0, 0, 1), 2**32),
+    ):
+        with pytest.raises(ValueError, match="must lie in"):
+            replica.write(point, round=round, mu=0.1)
+        with pytest.raises(ValueError, match="must lie in"):
+            replica.walk().step(
+                round=round,
+                step=point.step + (point.direction > 0) * 65536,
+                stream=point.stream,
+                coefficients=ones,
+            )
+
+
+def test_a_walk_takes_coefficients_of_any_float_type():
+    replica = make_replica(ZoSgd(lr=0.1))
+    walks = [replica.walk(), replica.walk()]
+    for walk, dtype in zip(walks, (np.float32, np.float64), strict=True):
+        walk.step(round=0, step=0, stream=0, coefficients=np.array([0.5, 0.25], dtype))
+    assert torch.equal(walks[0].weights, walks[1].weights)
+    with pytest.raises(ValueError, match="not \\[P\\]"):
+        walks[0].step(round=0, step=0, stream=0, coefficients=np.zeros((1, 1), np.float32))
+
+
+def test_flushed_subnormals_are_refused():
+    replica = make_replica(ZoSgd())
+    assert torch.set_flush_denormal(True)
+    try:
+        with pytest.raises(RuntimeError, match="flushed to zero"):
+            replica.replay([make_record(RNG, replica.method, 0)])
+    finally:
+        torch.set_flush_denormal(False)
+
+
+def test_a_forked_process_can_fold():
+    module = nn.Linear(2048, 64, bias=False)
+    replica = Replica(module, ZoSgd(), seed=0)
+    replica.digest()
+    child = os.fork()
+    if not child:
+        replica._digest = None
+        os._exit(0 if replica.digest() else 1)
+    assert os.waitpid(child, 0)[1] == 0

@@ -31,6 +31,8 @@ class _Node:
 
     __eq__ = __ne__ = __ge__ = __le__ = _compared  # pyright: ignore[reportAssignmentType]
     __hash__ = object.__hash__
+    __array_ufunc__ = None
+    """So that NumPy's numbers and functions leave the operation to us, and are refused."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -144,7 +144,7 @@ class Probe:
             self.loss = at[0, 0] if self._base else math.fsum(at.values()) / len(at)
 
     def _finite(self, scalar: float, step: int, direction: int) -> float:
-        if not abs(scalar) <= np.finfo(np.float32).max:
+        if not abs(scalar) <= float(np.finfo(np.float32).max):
             raise NonFiniteLoss(
                 f"a scalar of client {self.client} in round {self.round}, local step {step}, "
                 f"direction {direction} is {scalar:.3g}, beyond float32: the loss has exploded, or "
