@@ -1,16 +1,7 @@
-"""Prints the numba module of one method: its two kernels, with its pieces inlined.
-
-The module is written to a cache folder and imported from there, so that numba can keep the
-machine code beside it; its name is a hash of all that it depends on.
-"""
+"""Prints the numba module of one method: its two kernels, with its pieces inlined."""
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
-import os
-import sys
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
@@ -20,6 +11,7 @@ import numba
 from hiso.core import noise as noise_format
 from hiso.core.kernels import DIGEST_ARRAY, DIGEST_MULTIPLIER, DIGEST_STRIDE, numba_noise
 from hiso.core.kernels.emit import NUMBA, Pieces, Printer, trace
+from hiso.core.kernels.generated import fill, import_source
 from hiso.core.method import Method
 from hiso.core.noise import TILE, Noise
 
@@ -115,20 +107,6 @@ if first[s]:
 """
 
 
-def _fill(template: str, **blocks: str | list[str]) -> str:
-    """`template` with each placeholder filled; lines of a block keep the placeholder's indent."""
-    lines: list[str] = []
-    for line in template.splitlines():
-        name = line.strip().removeprefix("{").removesuffix("}")
-        block = blocks.get(name) if line.strip() == f"{{{name}}}" else None
-        if block is None:
-            lines.append(line.format(**blocks))
-        else:
-            block = block.splitlines() if isinstance(block, str) else block
-            lines += [line[: line.index("{")] + inner for inner in block]
-    return "\n".join(lines) + "\n"
-
-
 def _loads(names: Iterable[str]) -> list[str]:
     return [f"x_{name} = b_{name}[j]" for name in names]
 
@@ -152,7 +130,7 @@ def source(method: Method, noise: Noise) -> str:
     buffers = ["w", *method.state]
     views = {name: f"b_{name} = a_{name}[lo : lo + m]" for name in buffers}
     common = {"noise": noise, "buffers": ", ".join(f"a_{name}" for name in buffers)}
-    text = _fill(
+    text = fill(
         _MODULE, name=method.name, tile=str(TILE), multiplier=hex(DIGEST_MULTIPLIER), **common
     )
     denominator, divided = list[str](), "s1[j]"
@@ -162,9 +140,9 @@ def source(method: Method, noise: Noise) -> str:
         result = printer.name(pieces.denom)
         denominator = [*_loads(method.round_state), *printer.lines]
         divided = f"s1[j] / {result}"
-        denominators = _fill(_DENOMINATORS, lines=[*denominator, f"d[j] = {result}"]).splitlines()
+        denominators = fill(_DENOMINATORS, lines=[*denominator, f"d[j] = {result}"]).splitlines()
     for dtype, store in STORES.items():
-        text += _fill(
+        text += fill(
             _PERTURB,
             dtype=dtype,
             hypers=[f"h_{name} = hyper[{i}]" for i, name in enumerate(method.hyper)],
@@ -173,11 +151,11 @@ def source(method: Method, noise: Noise) -> str:
             moved=store.format(f"b_w[j] + {divided}"),
             **common,
         )
-    return text + _fill(
+    return text + fill(
         _FOLD,
         hypers=[f"h_{name} = hyper[s, {i}]" for i, name in enumerate(method.hyper)],
         views=list(views.values()),
-        squares=_fill(_SQUARES, noise=noise) if method.curvature else [],
+        squares=fill(_SQUARES, noise=noise) if method.curvature else [],
         denominators=denominators,
         learning=_update(method, pieces, learn=True),
         moving=_update(method, pieces, learn=False),
@@ -190,38 +168,8 @@ def source(method: Method, noise: Noise) -> str:
     )
 
 
-def cache_folder() -> Path:
-    """Where generated modules live: the user's cache folder, or a temporary one if read-only."""
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = base / "hiso" / "kernels"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if os.access(folder, os.W_OK):
-            return folder
-    except OSError:
-        pass
-    return Path(tempfile.mkdtemp(prefix="hiso-kernels-"))
-
-
 def load(method: Method, noise: Noise) -> ModuleType:
-    """The compiled module of a method: written, imported, and kept for the process."""
-    text = source(method, noise)
-    parts = [text, numba.__version__]
-    parts += [
-        Path(str(module.__file__)).read_text("utf-8") for module in (noise_format, numba_noise)
-    ]
-    digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
-    name = f"hiso_kernels_{method.name}_{noise}_{digest}"
-    if name not in sys.modules:
-        path = cache_folder() / f"{name}.py"
-        if not path.exists() or path.read_text("utf-8") != text:
-            partial = path.with_name(f"{name}.{os.getpid()}.partial")
-            partial.write_text(text, "utf-8")
-            os.replace(partial, path)
-        spec = importlib.util.spec_from_file_location(name, path)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        sys.modules[name] = module
-    return sys.modules[name]
+    """The compiled module of a method."""
+    used = [Path(str(module.__file__)).read_text("utf-8") for module in (noise_format, numba_noise)]
+    name = f"numba_{method.name}_{noise}"
+    return import_source(source(method, noise), name, [numba.__version__, *used])
