@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+
+if not torch.cuda.is_available():  # before anything imports triton
+    os.environ["TRITON_INTERPRET"] = "1"
 
 from .process import Hiso
 from .tiny import save_model

@@ -15,11 +15,15 @@ def find_trainable(module: nn.Module) -> dict[str, list[nn.Parameter]]:
     Parameters are tied if they are one object, or lie at one place with one shape.
 
     Raises:
-        SettingsError: There is none; or one is not a CPU tensor of real floating-point numbers,
-            belongs to a replica already, or shares memory with another tensor in any other way.
+        SettingsError: There is none; or one is not of real floating-point numbers, is on another
+            device than a CPU or a CUDA GPU, belongs to a replica already, or shares memory with
+            another tensor in any other way.
     """
     trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
     problems = [text for name, p in trainable.items() if (text := _problem(name, p))]
+    devices = sorted({str(p.device) for p in trainable.values()})
+    if len(devices) > 1:
+        problems.append(f"the parameters are on {', '.join(devices)}: move them to one device")
     if not trainable:
         problems = ["there is no trainable parameter (none has requires_grad=True)"]
     if problems:
@@ -42,8 +46,8 @@ def mark(parameter: nn.Parameter) -> None:
 def _problem(name: str, parameter: nn.Parameter) -> str | None:
     if hasattr(parameter, _MARK):
         return f"{name} belongs to another replica: load or copy the model again"
-    if parameter.device.type != "cpu":
-        return f"{name} is on {parameter.device}, not on the CPU, the only device with kernels yet"
+    if parameter.device.type not in ("cpu", "cuda"):
+        return f"{name} is on {parameter.device}: kernels run on the CPU and on CUDA GPUs"
     if not parameter.is_floating_point():
         return f"{name} is {parameter.dtype}: only real floating-point numbers can be trained"
     if any(n > 1 and s == 0 for n, s in zip(parameter.shape, parameter.stride(), strict=True)):

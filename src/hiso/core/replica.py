@@ -67,17 +67,18 @@ class Replica:
         if dtype not in DTYPES.values():
             raise SettingsError(f"compute dtype {dtype} is not one of {', '.join(DTYPES)}")
         groups = find_trainable(module)
+        device = next(iter(groups.values()))[0].device
         try:
             self.layout = Layout.of((name, tuple(ps[0].shape)) for name, ps in groups.items())
-            self._kernels = load_kernels(backend, method, noise, seed, self.layout)
+            self._kernels = load_kernels(backend, method, noise, seed, self.layout, device)
         except ValueError as error:
             raise SettingsError(str(error)) from error
         size = self.layout.tiles * TILE
         self.module = module.eval()
         self.method = method
-        self.weights = torch.zeros(size)
+        self.weights = torch.zeros(size, device=device)
         self.state = {
-            name: torch.full((size,), value, dtype=torch.float32)
+            name: torch.full((size,), value, dtype=torch.float32, device=device)
             for name, value in method.state.items()
         }
         self.hyper = dict(method.hyper)
@@ -85,7 +86,7 @@ class Replica:
         self.chain = chain
         self._torn = False
         self._digest: int | None = None
-        self._compute = torch.zeros(size, dtype=dtype)
+        self._compute = torch.zeros(size, dtype=dtype, device=device)
         self._entries: dict[int, Entry] = {}
         self._written: _Written | None = None
         for entry, (_, tied) in zip(self.layout, groups.items(), strict=True):
@@ -157,7 +158,7 @@ class Replica:
         if self._written is None:
             raise RuntimeError("the model's parameters are older than the replica: call write()")
         count = parameter.shape[0]
-        wanted = [int(row) for row in index.numpy()]
+        wanted = [int(row) for row in index.cpu().numpy()]
         if not all(0 <= row < count for row in wanted):
             raise ValueError(f"rows {wanted} of a parameter with rows 0..{count - 1}")
         entry = self._entries.get(id(parameter))
@@ -172,7 +173,7 @@ class Replica:
         if point is None or point.sign == 0:
             return weights[start : start + width]
         tiles = range(start // TILE, -(-(start + width) // TILE))
-        out = torch.empty(len(tiles) * TILE)
+        out = torch.empty(len(tiles) * TILE, device=self.weights.device)
         self._perturb(out, tiles)
         return out[start - tiles.start * TILE :][:width]
 

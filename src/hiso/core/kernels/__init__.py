@@ -6,11 +6,14 @@ number of rounds in one pass and fingerprints the result. All backends give the 
 
 from __future__ import annotations
 
+import importlib.util
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -19,7 +22,8 @@ from hiso.core.method import Method
 from hiso.core.noise import BLOCKS_PER_TILE, Noise, check_counter, split_seed
 from hiso.core.record import Record
 
-Backend = Literal["auto", "numba", "reference"]
+CPU = torch.device("cpu")
+Backend = Literal["auto", "numba", "triton", "reference"]
 
 DIGEST_STRIDE = 0x9E3779B97F4A7C15
 DIGEST_MULTIPLIER = 0xD6E8FEB86659FD93
@@ -133,12 +137,18 @@ class Kernels(Protocol):
 
 
 def load_kernels(
-    backend: Backend, method: Method, noise: Noise, seed: int, layout: Layout
+    backend: Backend,
+    method: Method,
+    noise: Noise,
+    seed: int,
+    layout: Layout,
+    device: torch.device = CPU,
 ) -> Kernels:
-    """The kernels of a backend; `auto` is numba, the fast one for CPUs.
+    """The kernels of a backend; `auto` is numba on a CPU and Triton on a GPU.
 
     Raises:
-        ValueError: There is no such backend or noise, or the seed exceeds 64 bits.
+        ValueError: There is no such backend or noise, the seed exceeds 64 bits, or the backend
+            does not run on the device.
     """
     if backend not in get_args(Backend) or noise not in BLOCKS_PER_TILE:
         raise ValueError(
@@ -146,6 +156,16 @@ def load_kernels(
             f"noise {noise!r} one of {', '.join(BLOCKS_PER_TILE)}"
         )
     split_seed(seed)
+    if backend == "auto":
+        backend = "numba" if device.type == "cpu" else "triton"
+    if device.type != ("cpu" if backend != "triton" or _interpreted() else "cuda"):
+        raise ValueError(f"backend {backend} does not run on {device}")
+    if backend == "triton":
+        if importlib.util.find_spec("triton") is None:
+            raise ValueError("kernels for a GPU need the package triton: pip install triton")
+        from hiso.core.kernels.triton_backend import TritonKernels
+
+        return TritonKernels(method, noise, seed, layout)
     if backend == "reference":
         from hiso.core.kernels.reference import ReferenceKernels
 
@@ -153,6 +173,10 @@ def load_kernels(
     from hiso.core.kernels.numba_backend import NumbaKernels
 
     return NumbaKernels(method, noise, seed, layout)
+
+
+def _interpreted() -> bool:
+    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def numpy_state(state: Mapping[str, Tensor]) -> dict[str, NDArray[np.float32]]:

@@ -24,6 +24,14 @@ NUMBA = Dialect(
 )
 
 
+TRITON = Dialect(
+    const="{!r}",
+    sqrt="tl.sqrt_rn({})",
+    divide="tl.div_rn({}, {})",
+    select="tl.where({1} {0} {2}, {3}, {4})",
+)
+
+
 class Printer:
     """Collects assignments `v0 = …` for the nodes of one straight-line block."""
 
