@@ -16,6 +16,7 @@ from hiso.errors import HisoError, LoadError, RunConflict, SettingsError
 from hiso.federation.ledger import Ledger
 from hiso.run.inspect import inspect_run
 from hiso.run.launch import evaluate_run
+from hiso.run.settings import parse_settings
 
 from ..process import flags
 
@@ -279,3 +280,10 @@ def test_the_packaged_model(tmp_path, reviews):
     assert s["trainable_weights"] == 134_515_008
     assert (s["bytes_up"], s["paper_bytes"]) == (2 * 4, 2 * 2 * 4)
     assert evaluate_run(out)["digest"] == s["digest"]
+
+
+def test_settings_tell_all_that_is_wrong_at_once():
+    with pytest.raises(SettingsError) as caught:
+        parse_settings({"lr": -1, "sample": 9, "clients": 4, "nonsense": 1, "perturbation": 3})
+    for part in ("lr = -1", "nonsense: unknown key", "'perturbations'?", "sample = 9"):
+        assert part in str(caught.value)

@@ -214,16 +214,30 @@ def _parse(kind: type[AnyValues], values: Mapping[str, Any], source: str) -> Any
     try:
         return kind.model_validate(dict(values))
     except ValidationError as error:
-        lines: list[str] = []
-        for problem in error.errors():
-            key = ".".join(map(str, problem["loc"][:1]))
-            if problem["type"] == "extra_forbidden":
-                lines.append(f"{key}: unknown key" + near(key, Settings.model_fields))
-            elif problem["type"] == "value_error":
-                lines += problem["msg"].removeprefix("Value error, ").splitlines()
-            else:
-                lines.append(f"{key} = {problem['input']!r}: {problem['msg']}")
+        lines = _problems(kind, values, error)
         raise SettingsError(f"{source}:\n" + "\n".join(f"  {line}" for line in lines)) from error
+
+
+def _problems(kind: type[Values], values: Mapping[str, Any], error: ValidationError) -> list[str]:
+    """All that is wrong: with single settings, then with how the others fit together."""
+    lines: list[str] = []
+    bad: set[str] = set()
+    for problem in error.errors():
+        key = ".".join(map(str, problem["loc"][:1]))
+        bad.add(key)
+        if problem["type"] == "extra_forbidden":
+            lines.append(f"{key}: unknown key" + near(key, Settings.model_fields))
+        elif problem["type"] == "value_error":
+            lines += problem["msg"].removeprefix("Value error, ").splitlines()
+        else:
+            lines.append(f"{key} = {problem['input']!r}: {problem['msg']}")
+    rest = {key: value for key, value in values.items() if key not in bad}
+    if len(rest) < len(values):
+        try:
+            kind.model_validate(rest)
+        except ValidationError as others:
+            lines += _problems(kind, rest, others)
+    return lines
 
 
 def read_toml(path: Path) -> dict[str, Any]:
