@@ -165,17 +165,20 @@ class Replica:
         if entry is None or self.dtype == torch.float32:
             return parameter[index].float()
         width = entry.numel // count
-        rows = [self._row(entry.offset + row * width, width) for row in wanted]
-        return torch.stack(rows).view(len(rows), *entry.shape[1:])
+        parts = [
+            self._part(entry.offset + run.start * width, len(run) * width) for run in _runs(wanted)
+        ]
+        return torch.cat(parts).view(len(wanted), *entry.shape[1:])
 
-    def _row(self, start: int, width: int) -> Tensor:
+    def _part(self, start: int, count: int) -> Tensor:
+        """`count` elements of the flat buffer as last written, in float32."""
         point, weights = self._now_written()
         if point is None or point.sign == 0:
-            return weights[start : start + width]
-        tiles = range(start // TILE, -(-(start + width) // TILE))
+            return weights[start : start + count]
+        tiles = range(start // TILE, -(-(start + count) // TILE))
         out = torch.empty(len(tiles) * TILE, device=self.weights.device)
         self._perturb(out, tiles)
-        return out[start - tiles.start * TILE :][:width]
+        return out[start - tiles.start * TILE :][:count]
 
     def _perturb(self, out: Tensor, tiles: range) -> None:
         point, weights = self._now_written()
@@ -287,6 +290,17 @@ class _Written:
     mu: float
     hyper: Mapping[str, float]
     walk: ReferenceType[Walk] | None
+
+
+def _runs(rows: Sequence[int]) -> list[range]:
+    """The rows in order, those that follow each other together."""
+    runs: list[range] = []
+    for row in rows:
+        if runs and row == runs[-1].stop:
+            runs[-1] = range(runs[-1].start, row + 1)
+        else:
+            runs.append(range(row, row + 1))
+    return runs
 
 
 def _reference(walk: Walk | None) -> ReferenceType[Walk] | None:
