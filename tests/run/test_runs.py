@@ -95,6 +95,15 @@ def test_the_same_settings_give_the_same_bits_and_another_seed_others(tmp_path, 
     assert lines_of(tmp_path / "a")[0] == lines_of(tmp_path / "c")[0]  # tuned on the same examples
 
 
+def test_lean_memory_gives_the_same_run(tmp_path, base):
+    full, lean = (
+        simulate(out=tmp_path / memory, **base | {"memory": memory, "local_steps": 2})
+        for memory in ("full", "lean")
+    )
+    same = ("digest", "chain", "accuracy_after", "loss_after")
+    assert [full[name] for name in same] == [lean[name] for name in same]
+
+
 def test_python_and_the_command_line_make_the_same_run(tmp_path, base, hiso):
     """Though one gives a method and the other flags; and each goes on with the other's run."""
     from_python = simulate(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -78,3 +78,14 @@ class Layout:
             if entry.numel % TILE:
                 valid[entry.tiles.stop - 1] = entry.numel % TILE
         return valid
+
+
+def runs(numbers: Sequence[int]) -> list[range]:
+    """Numbers in order, those that follow each other together."""
+    found: list[range] = []
+    for number in numbers:
+        if found and number == found[-1].stop:
+            found[-1] = range(found[-1].start, number + 1)
+        else:
+            found.append(range(number, number + 1))
+    return found

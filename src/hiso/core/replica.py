@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 from weakref import ReferenceType, ref
 
 import torch
@@ -11,7 +12,8 @@ from torch import Tensor, nn
 
 from hiso.core.adopt import find_trainable, mark
 from hiso.core.kernels import Backend, Spot, Steps, load_kernels, pack
-from hiso.core.layout import Entry, Layout
+from hiso.core.layout import Entry, Layout, runs
+from hiso.core.lean import attach
 from hiso.core.method import Method
 from hiso.core.noise import TILE, Noise
 from hiso.core.probe import Point
@@ -19,6 +21,7 @@ from hiso.core.record import Record
 from hiso.core.walk import Walk
 from hiso.errors import ProtocolError, SettingsError
 
+Memory = Literal["full", "lean"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -32,6 +35,9 @@ class Replica:
     The module is put into eval mode.
 
     Memory per trainable weight: 4 bytes (w), 4 per state of the method, 2 or 4 (compute copy).
+    With `memory="lean"` there is no compute copy: a module's parameters are made when it runs,
+    and dropped behind it. The bits are the same; every forward pass then costs what a `write`
+    costs otherwise.
 
     Example:
         >>> from hiso.core.methods import ZoSgd
@@ -62,10 +68,13 @@ class Replica:
         noise: Noise = "binomial",
         dtype: torch.dtype = torch.float32,
         backend: Backend = "auto",
+        memory: Memory = "full",
         chain: bytes = b"",
     ) -> None:
         if dtype not in DTYPES.values():
             raise SettingsError(f"compute dtype {dtype} is not one of {', '.join(DTYPES)}")
+        if memory not in get_args(Memory):
+            raise SettingsError(f"memory {memory!r} is not one of {', '.join(get_args(Memory))}")
         groups = find_trainable(module)
         device = next(iter(groups.values()))[0].device
         try:
@@ -86,12 +95,15 @@ class Replica:
         self.chain = chain
         self._torn = False
         self._digest: int | None = None
-        self._compute = torch.zeros(size, dtype=dtype, device=device)
+        self._lean = memory == "lean"
+        self._compute = torch.zeros(0 if self._lean else size, dtype=dtype, device=device)
         self._entries: dict[int, Entry] = {}
         self._written: _Written | None = None
         for entry, (_, tied) in zip(self.layout, groups.items(), strict=True):
             self._adopt(entry, tied)
         self._known = {id(parameter) for parameter in module.parameters()}
+        if self._lean:
+            attach(module, self._entries, dtype, self._parameter)
         self.write()
 
     def _adopt(self, entry: Entry, tied: list[nn.Parameter]) -> None:
@@ -99,7 +111,8 @@ class Replica:
         here = slice(entry.offset, entry.offset + entry.numel)
         self.weights[here] = tied[0].detach().reshape(-1).to(torch.float32)
         for parameter in tied:
-            parameter.data = self._compute[here].view(entry.shape)
+            if not self._lean:
+                parameter.data = self._compute[here].view(entry.shape)
             self._entries[id(parameter)] = entry
             mark(parameter)
 
@@ -137,7 +150,11 @@ class Replica:
             changes: Hyper-parameters that differ from those in force (for the denominator).
         """
         self._check_whole()
-        self._written = _Written(point, round, mu, self._hyper_with(changes), _reference(walk))
+        self._written = _Written(
+            point, round, mu, self._hyper_with(changes), None if walk is None else ref(walk)
+        )
+        if self._lean:
+            return
         if point is None or point.sign == 0:
             self._compute.copy_(self.weights if walk is None else walk.weights)
         else:
@@ -157,26 +174,31 @@ class Replica:
             raise ValueError("rows are taken of the module's own parameters, not of other tensors")
         if self._written is None:
             raise RuntimeError("the model's parameters are older than the replica: call write()")
-        count = parameter.shape[0]
+        entry = self._entries.get(id(parameter))
+        count = parameter.shape[0] if entry is None else entry.shape[0]
         wanted = [int(row) for row in index.cpu().numpy()]
         if not all(0 <= row < count for row in wanted):
             raise ValueError(f"rows {wanted} of a parameter with rows 0..{count - 1}")
-        entry = self._entries.get(id(parameter))
-        if entry is None or self.dtype == torch.float32:
+        if entry is None or (self.dtype == torch.float32 and not self._lean):
             return parameter[index].float()
         width = entry.numel // count
         parts = [
-            self._part(entry.offset + run.start * width, len(run) * width) for run in _runs(wanted)
+            self._part(entry.offset + run.start * width, len(run) * width, torch.float32)
+            for run in runs(wanted)
         ]
         return torch.cat(parts).view(len(wanted), *entry.shape[1:])
 
-    def _part(self, start: int, count: int) -> Tensor:
-        """`count` elements of the flat buffer as last written, in float32."""
+    def _parameter(self, entry: Entry) -> Tensor:
+        """A whole parameter as last written, in the compute dtype."""
+        return self._part(entry.offset, entry.numel, self.dtype).view(entry.shape)
+
+    def _part(self, start: int, count: int, dtype: torch.dtype) -> Tensor:
+        """`count` elements of the flat buffer as last written, in a buffer of their own."""
         point, weights = self._now_written()
         if point is None or point.sign == 0:
-            return weights[start : start + count]
+            return weights[start : start + count].to(dtype, copy=True)
         tiles = range(start // TILE, -(-(start + count) // TILE))
-        out = torch.empty(len(tiles) * TILE, device=self.weights.device)
+        out = torch.empty(len(tiles) * TILE, dtype=dtype, device=self.weights.device)
         self._perturb(out, tiles)
         return out[start - tiles.start * TILE :][:count]
 
@@ -290,18 +312,3 @@ class _Written:
     mu: float
     hyper: Mapping[str, float]
     walk: ReferenceType[Walk] | None
-
-
-def _runs(rows: Sequence[int]) -> list[range]:
-    """The rows in order, those that follow each other together."""
-    runs: list[range] = []
-    for row in rows:
-        if runs and row == runs[-1].stop:
-            runs[-1] = range(runs[-1].start, row + 1)
-        else:
-            runs.append(range(row, row + 1))
-    return runs
-
-
-def _reference(walk: Walk | None) -> ReferenceType[Walk] | None:
-    return None if walk is None else ref(walk)

@@ -138,6 +138,7 @@ def _make_replica(
             seed=settings.seed,
             noise=settings.noise,
             dtype=DTYPES[settings.dtype],
+            memory=settings.memory,
         )
 
 

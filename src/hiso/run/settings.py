@@ -86,6 +86,9 @@ class Values(BaseModel):
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         "float32", description="Precision of forward passes; weights stay float32."
     )
+    memory: Literal["full", "lean"] = Field(
+        "full", description="Keep a compute copy of the model, or make it layer by layer."
+    )
     joint: bool = Field(
         True, description="Let clients that measure at the same point share a forward pass."
     )
@@ -181,7 +184,7 @@ HYPER = ("lr", "nu", "eps", "floor", "beta", "feed")
 CHANGEABLE = frozenset(
     {"lr", "nu", "eps", "floor", "beta", "mu", "scheme", "perturbations", "local_steps", "sample"}
     | {"rounds", "weighting", "min_replies", "eval_every", "dev_examples", "divergence_factor"}
-    | {"snapshot_every", "model", "data"}
+    | {"snapshot_every", "memory", "model", "data"}
 )
 """Settings that `--change` may alter in a run that exists: model and data may only move."""
 
