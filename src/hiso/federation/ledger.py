@@ -78,6 +78,17 @@ class Ledger(RunFile):
         rows = self._db.execute(query, (start, self.position if stop is None else stop))
         return [Record.from_bytes(data) for (data,) in rows]
 
+    def hyper_at(self, position: int | None = None) -> dict[str, float]:
+        """Hyper-parameters in force before the record at `position`, by default the next one.
+
+        Raises:
+            KeyError: The identity names no method with its hyper-parameters.
+        """
+        hyper: dict[str, float] = dict(self.identity["method"]["hyper"])
+        for record in self.records(0, position):
+            hyper |= record.changes
+        return hyper
+
     def commit(
         self,
         record: Record,

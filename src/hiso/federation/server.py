@@ -102,16 +102,12 @@ class Server:
         self.ledger, self.settings, self.curvature = ledger, settings, curvature
         try:
             self._seed = int(ledger.identity["seed"])
-            hyper = {
-                name: float(value) for name, value in ledger.identity["method"]["hyper"].items()
-            }
+            hyper = {name: float(value) for name, value in ledger.hyper_at().items()}
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ProtocolError(
                 f'the identity in {ledger.path} lacks "seed" or "method": {{"hyper": …}} '
                 f"({error!r}): it was not made for a federated run"
             ) from error
-        for record in ledger.records():
-            hyper |= record.changes
         self._hyper = {name: float(np.float32(value)) for name, value in hyper.items()}
         self._plans: dict[int, Plan] = {}  # of the open round; none is open if empty
         self._opened = settings

@@ -25,9 +25,6 @@ def inspect_run(path: Path, last: int) -> dict[str, Any]:
         start = max(0, end - last)
         rows = ledger.rounds(start)
         digest, at = _digest(folder, ledger)
-        hyper = dict(ledger.identity["method"]["hyper"])
-        for record in records:
-            hyper |= record.changes
         facts = {
             "run": ledger.run,
             "rounds": end,
@@ -43,7 +40,7 @@ def inspect_run(path: Path, last: int) -> dict[str, Any]:
         }
         return {
             "facts": facts,
-            "hyper": hyper,
+            "hyper": ledger.hyper_at(),
             "identity": ledger.identity,
             "settings": ledger.settings,
             "changes": [asdict(change) for change in ledger.changes()],

@@ -89,7 +89,7 @@ def check_method(
     Raises:
         RunConflict: A hyper-parameter is not the one in force; names it.
     """
-    force = hyper_at(ledger, ledger.position if position is None else position)
+    force = ledger.hyper_at(position)
     if set(force) != set(method.hyper):
         raise RunConflict(
             f"the run's method has the hyper-parameters {', '.join(force)}, this one "
@@ -109,14 +109,6 @@ def check_method(
         )
 
 
-def hyper_at(ledger: Ledger, position: int) -> dict[str, float]:
-    """Hyper-parameters in force before the record at `position`."""
-    hyper: dict[str, float] = dict(ledger.identity["method"]["hyper"])
-    for record in ledger.records(0, position):
-        hyper |= record.changes
-    return hyper
-
-
 def remedy(ledger: Ledger) -> str:
     """How to go on after a loss that is not finite, as flags: from a normal loss, with half lr."""
     losses, records = ledger.losses(), ledger.records()
@@ -127,7 +119,7 @@ def remedy(ledger: Ledger) -> str:
         for record, loss in zip(records, losses, strict=True)
         if record.round == 0 or (loss <= 2 * abs(losses[0]) and record.coefficient.any())
     )
-    lr = hyper_at(ledger, ledger.position)["lr"] / 2
+    lr = ledger.hyper_at()["lr"] / 2
     return (
         f"The last round with a normal loss is {good}: go on from there with smaller steps, "
         f"--rollback {good} --change lr={lr:.3g}"

@@ -177,8 +177,3 @@ def load_kernels(
 
 def _interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
-
-
-def numpy_state(state: Mapping[str, Tensor]) -> dict[str, NDArray[np.float32]]:
-    """The state's buffers as NumPy views."""
-    return {name: tensor.numpy() for name, tensor in state.items()}

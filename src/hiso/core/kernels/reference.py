@@ -17,7 +17,6 @@ from hiso.core.kernels import (
     DIGEST_STRIDE,
     Spot,
     Steps,
-    numpy_state,
 )
 from hiso.core.layout import Layout
 from hiso.core.method import Method
@@ -40,6 +39,10 @@ def _float32(value: Any, shape: tuple[int, ...]) -> Floats:
     if type(value) not in (int, float) and value.dtype != np.float32:
         raise TypeError(f"a method left float32 for {value.dtype}: use hiso.core.ops")
     return np.broadcast_to(np.asarray(value, np.float32), shape)
+
+
+def _views(state: Mapping[str, Tensor]) -> dict[str, Floats]:
+    return {name: tensor.numpy() for name, tensor in state.items()}
 
 
 class ReferenceKernels:
@@ -70,7 +73,7 @@ class ReferenceKernels:
     ) -> None:
         """See `Kernels.perturb`."""
         hypers = {name: np.float32(value) for name, value in hyper.items()}
-        views = numpy_state(state)
+        views = _views(state)
         for chunk, valid in self._chunks(tiles):
             here = slice(chunk.start * TILE, chunk.stop * TILE)
             u = self._direction(spot, chunk)
@@ -88,7 +91,7 @@ class ReferenceKernels:
     def fold(self, w: Tensor, state: Mapping[str, Tensor], steps: Steps) -> int:
         """See `Kernels.fold`."""
         digest = 0
-        views = numpy_state(state)
+        views = _views(state)
         for chunk, valid in self._chunks(range(self.layout.tiles)):
             here = slice(chunk.start * TILE, chunk.stop * TILE)
             weights = w.numpy()[here]
