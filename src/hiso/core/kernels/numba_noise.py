@@ -54,6 +54,16 @@ def _instruction(result, arguments, build):
     return intrinsic(unary if len(arguments) == 1 else binary)
 
 
+@intrinsic
+def wide_vectors(_typing):
+    """Lets LLVM use 512-bit vectors in the calling function, which it shuns on some CPUs."""
+
+    def generate(_context, builder, _signature, _values):
+        set.add(builder.function.attributes, '"prefer-vector-width"="512"')
+
+    return types.void(), generate
+
+
 _I32, _F32 = ir.IntType(32), ir.FloatType()
 _u, _f = types.uint32, types.float32
 sub32 = _instruction(_u, (_u, _u), lambda b, x, y: b.sub(x, y))

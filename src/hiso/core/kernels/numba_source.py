@@ -23,7 +23,9 @@ from math import sqrt
 
 import numpy as np
 from numba import njit
-from hiso.core.kernels.numba_noise import {noise}, bfloat_bits, float_bits, half_bits
+from hiso.core.kernels.numba_noise import (
+    {noise}, bfloat_bits, float_bits, half_bits, wide_vectors
+)
 
 f32, u64 = np.float32, np.uint64
 TILE = {tile}
@@ -43,6 +45,7 @@ _PERTURB = """
 def perturb_{dtype}(
     t0, t1, out, {buffers}, hyper, valid, c, c1, stream, round, low, high, origin
 ):
+    wide_vectors()
     s1 = np.empty(TILE, np.float32)
     {hypers}
     for t in range(t0, t1):
@@ -63,6 +66,7 @@ def fold(
     t0, t1, {buffers}, valid, rounds, first, feeds, start, counter, streams,
     coefficient, curvature, hyper, low, high
 ):
+    wide_vectors()
     s1 = np.empty(TILE, np.float32)
     s2 = np.empty(TILE, np.float32)
     u = np.empty(TILE, np.float32)
