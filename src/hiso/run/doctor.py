@@ -38,6 +38,16 @@ def examine(observer: Observer) -> dict[str, Any]:
     with observer.phase("timing kernels"):
         speed = _speed()
     return {
+        **describe(),
+        "backends agree": agree,
+        "speed": speed,
+        "healthy": all(agree.values()),
+    }
+
+
+def describe() -> dict[str, dict[str, Any]]:
+    """The versions in use, and the machine."""
+    return {
         "versions": {"python": platform.python_version(), **{p: _version(p) for p in _PACKAGES}},
         "machine": {
             "system": f"{platform.system()} {platform.machine()}",
@@ -46,13 +56,11 @@ def examine(observer: Observer) -> dict[str, Any]:
             "torch CPU features": torch.backends.cpu.get_cpu_capability(),
             "GPU": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         },
-        "backends agree": agree,
-        "speed": speed,
-        "healthy": all(agree.values()),
     }
 
 
-def _record(round: int, curvature: bool = False) -> Record:
+def sample_record(round: int, curvature: bool = False) -> Record:
+    """A record of five directions, with coefficients as a run might have them."""
     p = np.arange(5)
     coefficient = (((p * 37 + round * 11) % 17 - 8) / 100).astype(np.float32)
     return Record(
@@ -70,7 +78,7 @@ def _small_fold(method: Any, backend: Backend) -> int:
     kernels = load_kernels(backend, method, "binomial", 7, layout)
     w = torch.arange(layout.tiles * TILE, dtype=torch.float32)
     state = {name: torch.full_like(w, value) for name, value in method.state.items()}
-    steps, _ = pack(method, [_record(r, method.curvature) for r in range(3)], method.hyper)
+    steps, _ = pack(method, [sample_record(r, method.curvature) for r in range(3)], method.hyper)
     return kernels.fold(w, state, steps)
 
 
@@ -80,7 +88,7 @@ def _speed() -> dict[str, Any]:
     kernels = load_kernels("auto", method, "binomial", 7, layout)
     w = torch.zeros(_WEIGHTS)
     state, out = {"h": torch.ones(_WEIGHTS)}, torch.empty(_WEIGHTS)
-    steps: Steps = pack(method, [_record(r) for r in range(10)], method.hyper)[0]
+    steps: Steps = pack(method, [sample_record(r) for r in range(10)], method.hyper)[0]
     tiles = range(layout.tiles)
     replay = _seconds(lambda: kernels.fold(w, state, steps))
     perturb = _seconds(
