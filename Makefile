@@ -32,9 +32,7 @@ format: install
 	$(BIN)/ruff format .
 
 bench: install
-	$(BIN)/python benchmarks/kernels.py
-	$(BIN)/python benchmarks/round.py
-	$(BIN)/python benchmarks/memory.py
+	$(BIN)/hiso bench --against usual
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis

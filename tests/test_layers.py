@@ -16,7 +16,10 @@ import hiso
 
 ROOT = Path(hiso.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
-LAYER = {"errors": 0, "core": 1, "federation": 2, "language": 2, "engines": 3, "run": 4, "cli": 5}
+LAYER = {"errors": 0, "core": 1, "federation": 2, "language": 2, "engines": 3, "run": 4} | {
+    "bench": 5,
+    "cli": 6,
+}
 HEAVY = "torch transformers numba datasets"
 
 

@@ -117,6 +117,28 @@ def doctor(as_json: Json = False) -> None:
         raise typer.Exit(1)
 
 
+@app.command()
+def bench(
+    against: Annotated[
+        str | None,
+        typer.Option(
+            metavar="usual",
+            help="Also time the usual implementation (some 11 GB of memory).",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure this machine: speed and memory of rounds and of catching up, beside the targets."""
+    from hiso.bench.report import FULL, measure_all
+
+    if against not in (None, "usual"):
+        raise typer.BadParameter("must be usual", param_hint="--against")
+    with display.Watcher(Console(stderr=True), quiet=as_json) as watcher:
+        report = measure_all(watcher, against_usual=against == "usual", size=FULL)
+    _show(report, as_json, display.benchmark)
+
+
 def _show(result: dict[str, Any], as_json: bool, render: display.Render) -> None:
     if as_json:
         print(json.dumps(result))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import accumulate
 from typing import Any, Self
 
 from rich.console import Console
@@ -30,7 +31,19 @@ Render = Callable[[Console, dict[str, Any]], None]
 _FACTS_WIDTH = 73
 """Columns that the progress line takes beside its bar."""
 
-__all__ = ["Render", "Watcher", "diagnosis", "escape", "inspection", "plain_table", "summary_table"]
+_PARTS = {"forward": "█", "directions": "▓", "step": "▒", "data": "░", "rest": "·"}
+_BAR_WIDTH = 60
+
+__all__ = [
+    "Render",
+    "Watcher",
+    "benchmark",
+    "diagnosis",
+    "escape",
+    "inspection",
+    "plain_table",
+    "summary_table",
+]
 
 
 class Watcher:
@@ -209,3 +222,53 @@ def diagnosis(console: Console, report: dict[str, Any]) -> None:
             console.print(_table(name, [(key, _figure(value)) for key, value in rows.items()]))
     good = "[green]everything fits together[/]"
     console.print(good if report["healthy"] else "[red]backends disagree: please report this[/]")
+
+
+def benchmark(console: Console, report: dict[str, Any]) -> None:
+    """The answer of `hiso bench`."""
+    machine, versions = report["machine"], report["versions"]
+    console.print(
+        f"{machine['system']}, {machine['cores']} cores, {machine['threads']} threads, "
+        f"{machine['torch CPU features']}, hiso {versions['hiso']}, torch {versions['torch']}",
+        highlight=False,
+    )
+    verdicts = {True: "met", False: "missed", None: "not measured"}
+    rows = [
+        (t["figure"], _figure(t["value"]), t["target"], verdicts[t["met"]])
+        for t in report["targets"]
+    ]
+    console.print(_table("targets", rows, ("figure", "value", "target", "")))
+    for dtype, split in report["split"].items():
+        _bar(console, f"a round in {dtype}", split)
+    rows = [(name, _figure(seconds)) for name, seconds in report["seconds"].items()]
+    console.print(_table("rounds", rows, ("", "seconds")))
+    rows = [(rounds, _figure(s)) for rounds, s in report["replay"]["seconds"].items()]
+    title = f"catching up {report['replay']['weights']:,} weights on one thread"
+    console.print(_table(title, rows, ("rounds", "seconds")))
+    memory = report["memory"]
+    kinds = ("bytes_per_weight", "expected", "start_bytes_per_weight")
+    rows = [
+        (f"{kind} {method} {dtype}", *(_figure(memory[k][kind][method][dtype]) for k in kinds))
+        for kind, methods in memory["bytes_per_weight"].items()
+        for method, dtypes in methods.items()
+        for dtype in dtypes
+    ]
+    title = "memory, bytes per trainable weight"
+    console.print(_table(title, rows, ("", "in rounds", "by design", "at the start")))
+
+
+def _bar(console: Console, title: str, parts: dict[str, float]) -> None:
+    """Seconds of each part as one bar, with its legend."""
+    total = sum(parts.values())
+    console.print(f"{title}: {_figure(total)} s", highlight=False)
+    edges = [0.0, *accumulate(parts.values())]
+    bar = [
+        glyph * (round(_BAR_WIDTH * stop / total) - round(_BAR_WIDTH * start / total))
+        for glyph, start, stop in zip(_PARTS.values(), edges, edges[1:], strict=False)
+    ]
+    console.print("".join(bar), highlight=False)
+    legend = [
+        f"{glyph} {name} {parts[name]:.3g} s ({parts[name] / total:.1%})"
+        for name, glyph in _PARTS.items()
+    ]
+    console.print("  ".join(legend), highlight=False)
