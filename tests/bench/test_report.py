@@ -110,7 +110,7 @@ def test_targets_quote_the_report(report):
 
 @pytest.mark.skipif(not measurable(), reason="memory cannot be measured here")
 def test_memory_is_what_the_design_says(report):
-    """Half a byte a weight would be an eighth of a buffer too much."""
+    """The smallest buffer that could be there twice has two bytes a weight."""
     memory = report["memory"]
     assert memory["weights"] == WEIGHTS
     by_design = (8 + 4, 4 + 2, 8 + 4 * 8192 * 512 / WEIGHTS)

@@ -6,8 +6,8 @@ a model with random weights and a replica of it; and takes the peak of resident 
 rounds. The figure is that peak above what was noted, divided by the number of trainable weights.
 
 malloc is told to return what is freed at once, so that the figure is what is in use. Left alone,
-glibc keeps freed tensors of up to 32 MB for later: of loading a model up to 0.8 bytes a weight, of
-lean memory's copies up to 0.7 more.
+glibc keeps freed tensors of up to 32 MB for later: up to 0.8 bytes a weight were seen after this
+model was made, and with lean memory, where copies come and go, up to 1.3 in all.
 
 Activations are left in. The batches are so short (16 tokens a client) that they are 0.01 to 0.02
 bytes a weight of SmolLM2-135M, whose shape the model has. Padding to tiles is in the figure too,

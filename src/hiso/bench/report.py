@@ -57,9 +57,9 @@ def measure_all(
     cpu = torch.device("cpu")
     report: dict[str, Any] = {
         **describe(),
-        "perturb": measure_perturb(size.perturb_weights, cpu, observer),
-        "replay": measure_replay(size.replay_weights, size.replay_rounds, size.repeats, observer),
         **measure_rounds(size.settings, size.repeats, observer, against_usual=against_usual),
+        "replay": measure_replay(size.replay_weights, size.replay_rounds, size.repeats, observer),
+        "perturb": measure_perturb(size.perturb_weights, cpu, observer),
         "memory": _memory(size, observer),
     }
     if torch.cuda.is_available():

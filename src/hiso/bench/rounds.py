@@ -108,9 +108,9 @@ class _Clock:
 class _TimedReplica(Replica):
     """Notes the time of writing perturbed weights and of folding records."""
 
-    def __init__(self, clock: _Clock, lm_model: Any, method: HiSo, **options: Any) -> None:
+    def __init__(self, clock: _Clock, module: Any, method: HiSo, **options: Any) -> None:
         self._clock = clock
-        super().__init__(lm_model, method, **options)
+        super().__init__(module, method, **options)
 
     def write(self, *args: Any, **kwargs: Any) -> None:
         with self._clock.part("directions"):
