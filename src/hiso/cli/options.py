@@ -71,7 +71,7 @@ def _kind(annotation: Any) -> tuple[type, tuple[str, ...]]:
     if get_origin(annotation) is Annotated:
         return _kind(get_args(annotation)[0])
     if inner := [_kind(a) for a in get_args(annotation) if a is not type(None)]:
-        return inner[0]
+        return inner[0] if len(inner) == 1 else (str, ())
     return annotation, ()
 
 

@@ -43,6 +43,11 @@ def mark(parameter: nn.Parameter) -> None:
     setattr(parameter, _MARK, True)
 
 
+def unmark(parameter: nn.Parameter) -> None:
+    """Notes that a parameter belongs to no replica any more."""
+    delattr(parameter, _MARK)
+
+
 def _problem(name: str, parameter: nn.Parameter) -> str | None:
     if hasattr(parameter, _MARK):
         return f"{name} belongs to another replica: load or copy the model again"

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from hiso.core.layout import Entry
 
@@ -14,8 +15,10 @@ Fill = Callable[[Entry], Tensor]
 """A parameter as last written, in the compute dtype."""
 
 
-def attach(module: nn.Module, entries: dict[int, Entry], dtype: torch.dtype, fill: Fill) -> None:
-    """Makes every module of `module` fetch its own parameters when it runs.
+def attach(
+    module: nn.Module, entries: dict[int, Entry], dtype: torch.dtype, fill: Fill
+) -> list[RemovableHandle]:
+    """Makes every module of `module` fetch its own parameters when it runs; gives the hooks.
 
     A module that reads the parameters of another one, without calling it, finds them empty.
 
@@ -25,12 +28,14 @@ def attach(module: nn.Module, entries: dict[int, Entry], dtype: torch.dtype, fil
         dtype: The compute dtype.
         fill: Called for each parameter, each time that its module runs.
     """
+    hooks: list[RemovableHandle] = []
     for part in module.modules():
         own = [p for p in part.parameters(recurse=False) if id(p) in entries]
         if own:
-            part.register_forward_pre_hook(_fetch(own, entries, fill))
-            part.register_forward_hook(_drop(own, dtype), always_call=True)
+            hooks.append(part.register_forward_pre_hook(_fetch(own, entries, fill)))
+            hooks.append(part.register_forward_hook(_drop(own, dtype), always_call=True))
             _drop(own, dtype)()
+    return hooks
 
 
 def _fetch(own: list[nn.Parameter], entries: dict[int, Entry], fill: Fill) -> Callable[..., None]:

@@ -15,13 +15,14 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hiso.core.method import Method
 from hiso.errors import ProtocolError
 
 FORMAT = 1
@@ -166,3 +167,28 @@ class Record:
 def chain_root(identity: bytes) -> bytes:
     """Chain hash of an empty log for the run with this canonical `identity`."""
     return hashlib.sha256(b"hiso-run\0" + identity).digest()
+
+
+def check_sequence(records: Sequence[Record], position: int, method: Method) -> None:
+    """Makes sure that `method` can fold `records` from `position` on.
+
+    Raises:
+        ProtocolError: A record is not the next one, has terms for another kind of method, or
+            changes a hyper-parameter that the method does not have.
+    """
+    for number, record in enumerate(records, position):
+        unknown = set(record.changes) - set(method.hyper)
+        if record.round != number:
+            raise ProtocolError(
+                f"the record of round {record.round} cannot be folded at position {number}: "
+                "records follow each other without gaps"
+            )
+        if (record.curvature is not None) != method.curvature or unknown:
+            raise ProtocolError(
+                f"the record of round {number} was made by another method than {method.name}: "
+                + (
+                    f"it changes {', '.join(sorted(unknown))}"
+                    if unknown
+                    else f"it has {'no ' if method.curvature else ''}curvature scalars"
+                )
+            )

@@ -10,14 +10,14 @@ from weakref import ReferenceType, ref
 import torch
 from torch import Tensor, nn
 
-from hiso.core.adopt import find_trainable, mark
+from hiso.core.adopt import find_trainable, mark, unmark
 from hiso.core.kernels import Backend, Spot, Steps, load_kernels, pack
 from hiso.core.layout import Entry, Layout, runs
 from hiso.core.lean import attach
 from hiso.core.method import Method
 from hiso.core.noise import TILE, Noise
 from hiso.core.probe import Point
-from hiso.core.record import Record
+from hiso.core.record import Record, check_sequence
 from hiso.core.walk import Walk
 from hiso.errors import ProtocolError, SettingsError
 
@@ -102,8 +102,7 @@ class Replica:
         for entry, (_, tied) in zip(self.layout, groups.items(), strict=True):
             self._adopt(entry, tied)
         self._known = {id(parameter) for parameter in module.parameters()}
-        if self._lean:
-            attach(module, self._entries, dtype, self._parameter)
+        self._hooks = attach(module, self._entries, dtype, self._parameter) if self._lean else []
         self.write()
 
     def _adopt(self, entry: Entry, tied: list[nn.Parameter]) -> None:
@@ -115,6 +114,21 @@ class Replica:
                 parameter.data = self._compute[here].view(entry.shape)
             self._entries[id(parameter)] = entry
             mark(parameter)
+
+    def release(self) -> nn.Module:
+        """Gives the module its weights w as ordinary float32 parameters, tied ones still tied.
+
+        The replica may not be used any more; the module may, by another replica too.
+        """
+        for hook in self._hooks:
+            hook.remove()
+        for parameter in self.module.parameters():
+            if entry := self._entries.get(id(parameter)):
+                here = slice(entry.offset, entry.offset + entry.numel)
+                parameter.data = self.weights[here].view(entry.shape)
+                unmark(parameter)
+        self._torn = True
+        return self.module
 
     @property
     def numel(self) -> int:
@@ -227,8 +241,8 @@ class Replica:
     def _check_whole(self) -> None:
         if self._torn:
             raise RuntimeError(
-                "a fold was interrupted and left the replica between two positions: restore a "
-                "snapshot, or make a new replica and replay"
+                "the replica was released, or an interrupted fold left it between two positions: "
+                "restore a snapshot, or make a new replica and replay"
             )
 
     def walk(self, changes: Mapping[str, float] | None = None) -> Walk:
@@ -250,23 +264,7 @@ class Replica:
             ProtocolError: A record is not the next one, has terms for another kind of method, or
                 changes a hyper-parameter that the method does not have. Nothing was changed.
         """
-        for number, record in enumerate(records, self.position):
-            unknown = set(record.changes) - set(self.hyper)
-            if record.round != number:
-                raise ProtocolError(
-                    f"the record of round {record.round} cannot be folded at position {number}: "
-                    "records follow each other without gaps"
-                )
-            if (record.curvature is not None) != self.method.curvature or unknown:
-                raise ProtocolError(
-                    f"the record of round {number} was made by another method than "
-                    f"{self.method.name}: "
-                    + (
-                        f"it changes {', '.join(sorted(unknown))}"
-                        if unknown
-                        else f"it has {'no ' if self.method.curvature else ''}curvature scalars"
-                    )
-                )
+        check_sequence(records, self.position, self.method)
         self._check_whole()
         steps, hyper = pack(self.method, records, self.hyper)
         self._torn, self._digest, self._written = True, None, None

@@ -21,6 +21,7 @@ from hiso.language.metrics import evaluate
 from hiso.language.objective import Objective
 from hiso.run.folder import RunFolder, evaluation_line, round_line
 from hiso.run.observer import Observer, Silent
+from hiso.run.precision import settle
 from hiso.run.resume import check_identity, check_method, merge_settings, remedy
 from hiso.run.settings import Settings, parse_settings
 from hiso.run.summary import summarise
@@ -63,6 +64,8 @@ def launch(
     chosen = chosen or settings.make_method()
     workload = load_workload(settings, chosen, observer)
     # All that may fail comes before the first write to the folder.
+    if not folder.has_run() or {"mu", "scheme"} & changes.keys():
+        settings = settle(settings, chosen, workload, observer)
     if folder.has_run():
         with Ledger.open(folder.ledger) as ledger:
             check_identity(ledger.identity, workload.identity)
@@ -106,7 +109,7 @@ def evaluate_run(
     with Ledger.open(folder.ledger) as ledger:
         at = ledger.position if position is None else position
         ledger.chain_at(at)
-        settings = parse_settings(ledger.settings)
+        settings = parse_settings({**ledger.settings, "device": "auto"})
         chosen = method or settings.make_method()
         workload = load_workload(settings, chosen, observer)
         check_identity(ledger.identity, workload.identity)

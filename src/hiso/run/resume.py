@@ -19,7 +19,8 @@ def merge_settings(
 ) -> Settings:
     """The settings to go on with: those stored, with `changes`.
 
-    Settings that are given must be those of the run; those that are not given count as the same.
+    Settings that are given must be those of the run; those that are not given count as the same,
+    and so does a `mu` of auto, which was measured when the run began.
 
     Raises:
         RunConflict: A given setting differs from the stored one, or a change is not allowed.
@@ -36,6 +37,7 @@ def merge_settings(
             f"{', '.join(fixed)} cannot change in a run: it is part of what the run is. "
             f"Start another run, with another --out. Changeable: {', '.join(sorted(CHANGEABLE))}"
         )
+    given = {key: value for key, value in given.items() if (key, value) != ("mu", "auto")}
     asked = parse_values({**stored, **given})
     now = parse_values(stored)
     different = [

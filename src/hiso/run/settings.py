@@ -59,10 +59,12 @@ class Values(BaseModel):
     perturbations: Count = Field(5, description="Directions per local step, P.")
     local_steps: Count = Field(1, description="Local steps per round, τ.")
     batch_size: Positive = Field(16, description="Examples per client and local step.")
-    mu: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
-        1e-3, description="Perturbation size μ."
+    mu: Annotated[float, Field(gt=0, allow_inf_nan=False)] | Literal["auto"] = Field(
+        1e-3, description="Perturbation size μ; auto measures which one suits model and dtype."
     )
-    scheme: Literal["forward", "central"] = Field("forward", description="Differences taken.")
+    scheme: Literal["forward", "central"] | None = Field(
+        None, description="Differences taken; by default forward, or what mu = auto picks."
+    )
     directions: Literal["shared", "per-client"] = Field(
         "shared", description="Whether all clients measure along the same directions."
     )
@@ -88,6 +90,9 @@ class Values(BaseModel):
     )
     memory: Literal["full", "lean"] = Field(
         "full", description="Keep a compute copy of the model, or make it layer by layer."
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="Where the model runs; auto takes a GPU if there is one."
     )
     joint: bool = Field(
         True, description="Let clients that measure at the same point share a forward pass."
@@ -125,7 +130,8 @@ class Settings(Values):
             problems.append(f"method: unknown method {self.method!r}" + near(self.method, METHODS))
         else:
             try:
-                self.make_rounds(self.make_method())
+                settled = self.model_copy(update={"mu": 1.0}) if self.mu == "auto" else self
+                settled.make_rounds(self.make_method())
             except SettingsError as error:
                 problems.append(str(error))
         if (self.partition == "column") != (self.partition_column is not None):
@@ -155,14 +161,15 @@ class Settings(Values):
 
         Raises:
             SettingsError: They do not make a round.
+            ValueError: `mu` is still to be measured.
         """
         return RoundSettings(
             clients=self.clients,
             sample=self.sample,
             steps=self.local_steps,
             directions=self.perturbations,
-            mu=self.mu,
-            scheme=self.scheme,
+            mu=float(self.mu),
+            scheme=self.scheme or "forward",
             per_client=self.directions == "per-client",
             weighting=self.weighting,
             min_replies=self.min_replies,
@@ -184,7 +191,7 @@ HYPER = ("lr", "nu", "eps", "floor", "beta", "feed")
 CHANGEABLE = frozenset(
     {"lr", "nu", "eps", "floor", "beta", "mu", "scheme", "perturbations", "local_steps", "sample"}
     | {"rounds", "weighting", "min_replies", "eval_every", "dev_examples", "divergence_factor"}
-    | {"snapshot_every", "memory", "model", "data"}
+    | {"snapshot_every", "memory", "device", "model", "data"}
 )
 """Settings that `--change` may alter in a run that exists: model and data may only move."""
 

@@ -50,6 +50,7 @@ def summarise(ledger: Ledger, replica: Replica, source: str) -> dict[str, Any]:
         "seconds_per_round": _median(row.seconds["round"] for row in rows),
         "forward_seconds_per_round": _median(row.seconds["forward"] for row in rows),
         "peak_memory_bytes": peak_memory(),
+        "peak_gpu_memory_bytes": torch.cuda.max_memory_allocated(),
         "digest": f"{replica.digest():016x}",
         "chain": replica.chain.hex(),
         "trainable_weights": replica.numel,
@@ -57,6 +58,7 @@ def summarise(ledger: Ledger, replica: Replica, source: str) -> dict[str, Any]:
         "metrics_after": after,
         "data": source,
         "machine": {
+            "device": str(replica.weights.device),
             "backend": replica.backend,
             "threads": torch.get_num_threads(),
             "hiso": version("hiso"),

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from hiso.core import record
 from hiso.core.keys import choose
 from hiso.core.method import Method
@@ -53,13 +55,16 @@ def load_workload(settings: Settings, method: Method, observer: Observer) -> Wor
 
     Raises:
         LoadError: Something cannot be loaded as asked.
-        SettingsError: The data allow no such partition, or the texts no such length.
+        SettingsError: The data allow no such partition, or the texts no such length; or there
+            is no such device.
     """
     task = get_task(settings.task)
+    device = _device(settings.device)
     with observer.phase(f"loading data for {task.name}"):
         splits = load_examples(task, settings.data, group_column=settings.partition_column)
     with observer.phase(f"loading model {settings.model}"):
         lm = load_model(settings.model)
+        lm.model.to(device)  # pyright: ignore[reportArgumentType]
     if lm.context is not None and settings.max_length > lm.context:
         raise SettingsError(
             f"max_length is {settings.max_length}, but {lm.name} reads no more than {lm.context} "
@@ -103,6 +108,16 @@ def load_workload(settings: Settings, method: Method, observer: Observer) -> Wor
         "joint": settings.joint,
     }
     return Workload(lm, task, shards, dev, test, splits.source, identity)
+
+
+def _device(name: str) -> torch.device:
+    found = torch.cuda.is_available()
+    if name == "cuda" and not found:
+        raise SettingsError(
+            f"device = cuda, but torch {torch.__version__} sees no CUDA GPU here (`hiso doctor` "
+            "shows what it sees). Set device = auto or cpu, or install a CUDA build of torch."
+        )
+    return torch.device("cuda" if found and name != "cpu" else "cpu")
 
 
 def _some(examples: list[Encoded], count: int | None) -> list[Encoded]:
