@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hiso.errors import SettingsError
+from hiso.language.grouping import group_by_length
 from hiso.language.models import LanguageModel, hidden_states, output_head, shape_logits
 from hiso.language.shards import Batch, Encoded
 from hiso.language.task import Task
@@ -52,7 +53,7 @@ class Objective:
     Attributes:
         verbalizer: How label words are read off the model; None for free text.
         seconds: Wall time spent measuring so far.
-        passes: Forward passes so far.
+        passes: Forward passes so far; each goes in pieces of like length.
     """
 
     def __init__(
@@ -115,48 +116,61 @@ class Objective:
         return outcomes
 
     def _label_tokens(self, examples: Sequence[Encoded], verbalizer: Verbalizer) -> list[Outcome]:
-        hidden = self._hidden([e.ids for e in examples])
-        at = _gather(hidden, [len(e.ids) - 1 for e in examples], [1] * len(examples))
+        at = self._states(
+            [e.ids for e in examples], [len(e.ids) - 1 for e in examples], [1] * len(examples)
+        )
         ids = torch.tensor(verbalizer.first, device=at.device)
         return _classify(self._logits(at, ids), examples)
 
     def _label_sequences(
         self, examples: Sequence[Encoded], verbalizer: Verbalizer
     ) -> list[Outcome]:
-        """Each example once with each label behind it, [B·C, T] in one pass."""
+        """Each example once with each label behind it."""
         labels = [np.asarray(ids, np.int32) for ids in verbalizer.tokens]
         # The last label token predicts nothing that is read.
         joined = [np.concatenate([e.ids, ids[:-1]]) for e in examples for ids in labels]
         starts = [len(e.ids) - 1 for e in examples for _ in labels]
         lengths = [len(ids) for _ in examples for ids in labels]
-        hidden = self._hidden(joined)
-        at = _gather(hidden, starts, lengths)
+        at = self._states(joined, starts, lengths)
         targets = torch.tensor(np.concatenate(labels * len(examples)), device=at.device).long()
         means = [-part.mean() for part in self._token_losses(at, targets).split(lengths)]
         return _classify(torch.stack(means).view(len(examples), len(labels)), examples)
 
     def _text(self, examples: Sequence[Encoded]) -> list[Outcome]:
-        hidden = self._hidden([e.ids for e in examples])
         counts = [len(e.ids) - 1 for e in examples]
-        at = _gather(hidden, [0] * len(examples), counts)
+        at = self._states([e.ids for e in examples], [0] * len(examples), counts)
         targets = torch.tensor(np.concatenate([e.ids[1:] for e in examples]), device=at.device)
         losses = self._token_losses(at, targets.long()).cpu().double().split(counts)
         return [Outcome(float(part.sum()), len(part)) for part in losses]
 
-    def _hidden(self, sequences: Sequence[np.ndarray]) -> Tensor:
-        """Last hidden states of the sequences padded on the right, [B, T, D]."""
-        longest = max(map(len, sequences))
+    def _states(
+        self, sequences: Sequence[np.ndarray], starts: Sequence[int], counts: Sequence[int]
+    ) -> Tensor:
+        """Last hidden states of counts[i] positions of sequence i from starts[i] on.
+
+        Sequences of like length go through the model together, padded on the right.
+
+        Returns:
+            float32 [Σ counts, D], in the order of the sequences.
+        """
+        lengths = [len(sequence) for sequence in sequences]
         context = self.lm.context
-        if context is not None and longest > context:
+        if context is not None and max(lengths) > context:
             raise SettingsError(
-                f"an example has {longest} tokens, but {self.lm.name} reads no more than "
+                f"an example has {max(lengths)} tokens, but {self.lm.name} reads no more than "
                 f"{context}. Set max_length to {context} or less."
             )
-        ids = np.full((len(sequences), longest), self.lm.tokenizer.pad_token_id, np.int64)
-        for row, sequence in zip(ids, sequences, strict=True):
-            row[: len(sequence)] = sequence
         self.passes += 1
-        return hidden_states(self.lm.model, torch.from_numpy(ids).to(self.lm.model.device))
+        found: dict[int, Tensor] = {}
+        for group in group_by_length(lengths):
+            shape = len(group), max(lengths[i] for i in group)
+            ids = np.full(shape, self.lm.tokenizer.pad_token_id, np.int64)
+            for row, i in zip(ids, group, strict=True):
+                row[: lengths[i]] = sequences[i]
+            hidden = hidden_states(self.lm.model, torch.from_numpy(ids).to(self.lm.model.device))
+            for row, i in zip(hidden, group, strict=True):
+                found[i] = row[starts[i] : starts[i] + counts[i]].float()
+        return torch.cat([found[i] for i in range(len(sequences))])
 
     def _logits(self, at: Tensor, ids: Tensor) -> Tensor:
         """Logits of the tokens `ids` [C] at float32 hidden states [N, D]: float32 [N, C]."""
@@ -188,14 +202,6 @@ class Objective:
 
 def _cast_rows(weight: nn.Parameter, ids: Tensor) -> Tensor:
     return weight[ids].float()
-
-
-def _gather(hidden: Tensor, starts: Sequence[int], counts: Sequence[int]) -> Tensor:
-    """Hidden states of counts[i] positions from starts[i] on, row by row: float32 [Σ counts, D]."""
-    rows = np.repeat(np.arange(len(counts)), counts)
-    columns = np.concatenate([np.arange(s, s + n) for s, n in zip(starts, counts, strict=True)])
-    at = (torch.from_numpy(index).to(hidden.device) for index in (rows, columns))
-    return hidden[tuple(at)].float()
 
 
 def _classify(scores: Tensor, examples: Sequence[Encoded]) -> list[Outcome]:
