@@ -29,6 +29,10 @@ class Target:
     slack: float = 0.0
     features: str | None = None
 
+    def __str__(self) -> str:
+        slack = f" ± {self.slack:.0%}" if self.slack else ""
+        return f"{self.sign} {self.bound:g}{slack}"
+
     def met(self, value: float) -> bool:
         """Whether the value keeps to the bound."""
         if self.sign == ">=":
@@ -83,7 +87,7 @@ def judge(report: Mapping[str, Any]) -> list[dict[str, Any]]:
         {
             "figure": target.figure,
             "value": value,
-            "target": f"{target.sign} {target.bound:g}",
+            "target": str(target),
             "met": None if value is None else target.met(value),
         }
         for target, value in _found(report)

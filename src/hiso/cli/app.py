@@ -123,7 +123,7 @@ def bench(
         str | None,
         typer.Option(
             metavar="usual",
-            help="Also time the usual implementation (some 11 GB of memory).",
+            help="Also time the usual implementation (13 GB of memory).",
             show_default=False,
         ),
     ] = None,

@@ -240,11 +240,24 @@ def benchmark(console: Console, report: dict[str, Any]) -> None:
     console.print(_table("targets", rows, ("figure", "value", "target", "")))
     for dtype, split in report["split"].items():
         _bar(console, f"a round in {dtype}", split)
-    rows = [(name, _figure(seconds)) for name, seconds in report["seconds"].items()]
-    console.print(_table("rounds", rows, ("", "seconds")))
-    rows = [(rounds, _figure(s)) for rounds, s in report["replay"]["seconds"].items()]
-    title = f"catching up {report['replay']['weights']:,} weights on one thread"
-    console.print(_table(title, rows, ("rounds", "seconds")))
+    splits = {f"hiso {dtype}": split for dtype, split in report["split"].items()}
+    rows = [
+        (
+            name,
+            f"{seconds:.2f}",
+            *(f"{splits[name][part]:.2f}" if name in splits else "" for part in _PARTS),
+        )
+        for name, seconds in report["seconds"].items()
+    ]
+    console.print(_table("rounds, seconds", rows, ("", "in all", *_PARTS)))
+    replay = report["replay"]
+    work = replay["weights"] * replay["directions"]
+    rows = [
+        (rounds, _figure(seconds), _figure(work * int(rounds) / seconds))
+        for rounds, seconds in replay["seconds"].items()
+    ]
+    header = ("rounds", "seconds", "weights·directions/s")
+    console.print(_table("catching up on one thread", rows, header))
     memory = report["memory"]
     kinds = ("bytes_per_weight", "expected", "start_bytes_per_weight")
     rows = [
@@ -258,7 +271,7 @@ def benchmark(console: Console, report: dict[str, Any]) -> None:
 
 
 def _bar(console: Console, title: str, parts: dict[str, float]) -> None:
-    """Seconds of each part as one bar, with its legend."""
+    """Shares of the parts as one bar, with its legend."""
     total = sum(parts.values())
     console.print(f"{title}: {_figure(total)} s", highlight=False)
     edges = [0.0, *accumulate(parts.values())]
@@ -267,8 +280,5 @@ def _bar(console: Console, title: str, parts: dict[str, float]) -> None:
         for glyph, start, stop in zip(_PARTS.values(), edges, edges[1:], strict=False)
     ]
     console.print("".join(bar), highlight=False)
-    legend = [
-        f"{glyph} {name} {parts[name]:.3g} s ({parts[name] / total:.1%})"
-        for name, glyph in _PARTS.items()
-    ]
+    legend = [f"{glyph} {name} {parts[name] / total:.1%}" for name, glyph in _PARTS.items()]
     console.print("  ".join(legend), highlight=False)
