@@ -12,8 +12,11 @@ from hiso.bench.kernels import measure_perturb, measure_replay
 from hiso.bench.resident import measurable, peak_of, resident
 from hiso.bench.targets import TARGETS, Target, judge
 from hiso.bench.timing import Times, interleaved, one_thread
-from hiso.bench.usual import UsualHiSo
+from hiso.bench.usual import UsualHiSo, usual_loss
+from hiso.language.objective import Objective
 from hiso.run.observer import Silent
+from hiso.run.settings import parse_settings
+from hiso.run.workload import load_workload
 
 
 class Counting(Silent):
@@ -144,3 +147,11 @@ def test_the_usual_implementation_learns_and_keeps_its_clients_together():
     for model, kept in zip(usual.models, usual.snapshots, strict=True):
         assert torch.equal(model.weight, kept[0])
     assert not torch.equal(usual.roots[0], torch.ones_like(usual.roots[0]))
+
+
+def test_the_usual_loss_is_that_of_hiso(base):
+    settings = parse_settings(base)
+    workload = load_workload(settings, settings.make_method(), Silent())
+    batch = workload.shards[0].batch(0, 0)
+    (ours,) = Objective(workload.lm, workload.task)([batch])
+    assert usual_loss(workload.lm.model, workload, batch) == pytest.approx(ours, rel=1e-5)

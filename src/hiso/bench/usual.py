@@ -9,9 +9,10 @@ needed, and ±mu·z in place. Passes over all weights in one round with P direct
     the server            P draws for the curvature, one read and write of H
 
 Honest tuning: the buffer for draws is allocated once, √H is kept from round to round, updates are
-single fused operations, and the loss, the batches and the joint label-word logits are hiso's own.
-What is left out is in its favour: catching up after rounds without being sampled, and the extra
-forward pass with which the public code logs a training loss.
+single fused operations, and logits are those of the label words alone. A client's batch is padded
+to its longest example, as everybody does. What is left out is in its favour: catching up after
+rounds without being sampled, and the extra forward pass with which the public code logs a training
+loss.
 
 In float32 this is what others run on a CPU. In bfloat16 everything here is bfloat16, w too, which
 is as fast as it can get and does not train: a perturbation or a step is mostly smaller than half
@@ -23,6 +24,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from itertools import count
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,8 +32,9 @@ from torch import Tensor, nn
 from hiso.core.keys import choose
 from hiso.core.methods import HiSo
 from hiso.federation.settings import RoundSettings
-from hiso.language.models import LanguageModel
-from hiso.language.objective import Objective
+from hiso.language.models import hidden_states, output_head
+from hiso.language.shards import Batch
+from hiso.language.verbalizer import check_labels
 from hiso.run.workload import Workload
 
 Loss = Callable[[nn.Module, int], float]
@@ -98,6 +101,22 @@ class UsualHiSo:
             root.square_().mul_(1 - self.nu).add_(step.square_(), alpha=self.nu).sqrt_()
 
 
+@torch.inference_mode()
+def usual_loss(model: Any, workload: Workload, batch: Batch) -> float:
+    """Mean cross-entropy of the label words, of one batch padded to its longest example."""
+    examples = batch.examples
+    rows, last = range(len(examples)), [len(e.ids) - 1 for e in examples]
+    padding: Any = workload.lm.tokenizer.pad_token_id
+    ids = torch.full((len(examples), max(last) + 1), padding)
+    for row, example in zip(ids, examples, strict=True):
+        row[: len(example.ids)] = torch.from_numpy(example.ids)
+    words = torch.tensor(check_labels(workload.task, workload.lm.tokenizer).first)
+    hidden = hidden_states(model, ids)[rows, last]
+    logits = hidden @ output_head(model).weight[words].T
+    targets = torch.tensor([e.label for e in examples])
+    return float(nn.functional.cross_entropy(logits.float(), targets))
+
+
 def usual_round(
     workload: Workload, module: nn.Module, method: HiSo, rounds: RoundSettings
 ) -> Callable[[], None]:
@@ -117,18 +136,13 @@ def usual_round(
         mu=rounds.mu,
         nu=method.nu,
     )
-    lm = workload.lm
-    objectives = [
-        Objective(LanguageModel(m, lm.tokenizer, lm.name, ""), workload.task)  # pyright: ignore[reportArgumentType]
-        for m in usual.models
-    ]
     numbers = count()
 
     def run() -> None:
         at = next(numbers)
 
-        def loss(_: nn.Module, client: int) -> float:
-            return objectives[client]([workload.shards[client].batch(at, 0)])[0]
+        def loss(model: nn.Module, client: int) -> float:
+            return usual_loss(model, workload, workload.shards[client].batch(at, 0))
 
         sampled = choose(0, "sample", at, 0, size=rounds.clients, count=rounds.sample)
         usual.round(at, sampled, loss)

@@ -85,7 +85,10 @@ class Replica:
         size = self.layout.tiles * TILE
         self.module = module.eval()
         self.method = method
+        self._entries: dict[int, Entry] = {}
         self.weights = torch.zeros(size, device=device)
+        for entry, (_, tied) in zip(self.layout, groups.items(), strict=True):
+            self._take(entry, tied)
         self.state = {
             name: torch.full((size,), value, dtype=torch.float32, device=device)
             for name, value in method.state.items()
@@ -97,23 +100,28 @@ class Replica:
         self._digest: int | None = None
         self._lean = memory == "lean"
         self._compute = torch.zeros(0 if self._lean else size, dtype=dtype, device=device)
-        self._entries: dict[int, Entry] = {}
         self._written: _Written | None = None
-        for entry, (_, tied) in zip(self.layout, groups.items(), strict=True):
-            self._adopt(entry, tied)
         self._known = {id(parameter) for parameter in module.parameters()}
         self._hooks = attach(module, self._entries, dtype, self._parameter) if self._lean else []
+        if not self._lean:
+            self._show(self._compute)
         self.write()
 
-    def _adopt(self, entry: Entry, tied: list[nn.Parameter]) -> None:
-        """Moves a parameter's weights in, and makes it and those tied to it views."""
+    def _take(self, entry: Entry, tied: list[nn.Parameter]) -> None:
+        """Moves a parameter's weights in, and frees its own memory before the next one's."""
         here = slice(entry.offset, entry.offset + entry.numel)
         self.weights[here] = tied[0].detach().reshape(-1).to(torch.float32)
         for parameter in tied:
-            if not self._lean:
-                parameter.data = self._compute[here].view(entry.shape)
+            parameter.data = parameter.new_empty(0)
             self._entries[id(parameter)] = entry
             mark(parameter)
+
+    def _show(self, buffer: Tensor) -> None:
+        """Makes the module's parameters views into a flat buffer."""
+        for parameter in self.module.parameters():
+            if entry := self._entries.get(id(parameter)):
+                here = slice(entry.offset, entry.offset + entry.numel)
+                parameter.data = buffer[here].view(entry.shape)
 
     def release(self) -> nn.Module:
         """Gives the module its weights w as ordinary float32 parameters, tied ones still tied.
@@ -122,10 +130,9 @@ class Replica:
         """
         for hook in self._hooks:
             hook.remove()
+        self._show(self.weights)
         for parameter in self.module.parameters():
-            if entry := self._entries.get(id(parameter)):
-                here = slice(entry.offset, entry.offset + entry.numel)
-                parameter.data = self.weights[here].view(entry.shape)
+            if id(parameter) in self._entries:
                 unmark(parameter)
         self._torn = True
         return self.module
