@@ -1,0 +1,129 @@
+"""Plan and reply as bytes: they survive a round trip, and everything else is refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hiso.core.record import Record
+from hiso.errors import ProtocolError
+from hiso.federation.protocol import Plan, Reply
+from hiso.federation.wire import plan_from_bytes, plan_to_bytes, reply_from_bytes, reply_to_bytes
+
+hashes = st.binary(min_size=32, max_size=32)
+clients = st.integers(0, 2**32 - 2)
+
+
+@st.composite
+def plans(draw: st.DrawFn) -> Plan:
+    number, client = draw(st.integers(3, 2**32 - 1)), draw(clients)
+    records = [
+        Record(
+            number - back,
+            np.zeros(2, np.uint16),
+            np.zeros(2, np.uint32),
+            np.arange(2, dtype=np.uint16),
+            np.array([back, 0.5], np.float32),
+            changes={"lr": 0.25} if back == 2 else {},
+        )
+        for back in range(draw(st.integers(0, 3)), 0, -1)
+    ]
+    names = st.sampled_from(["lr", "nu", "µ"])
+    return Plan(
+        run=draw(hashes).hex(),
+        round=number,
+        attempt=draw(st.integers(0, 2**32 - 1)),
+        client=client,
+        records=tuple(records),
+        chain=draw(hashes),
+        steps=draw(st.integers(1, 2**16)),
+        directions=draw(st.integers(1, 2**16)),
+        mu=draw(st.floats(1e-30, 1e30)),
+        scheme=draw(st.sampled_from(["forward", "central"])),
+        stream=draw(st.sampled_from([0, client + 1])),
+        changes=draw(st.dictionaries(names, st.floats(allow_nan=False))),
+    )
+
+
+@st.composite
+def replies(draw: st.DrawFn) -> Reply:
+    shape = draw(st.tuples(st.integers(0, 4), st.integers(0, 4)))
+    size = shape[0] * shape[1]
+
+    def numbers() -> np.ndarray:
+        values = draw(st.lists(st.floats(width=32), min_size=size, max_size=size))
+        return np.array(values, np.float32).reshape(shape)
+
+    return Reply(
+        run=draw(hashes).hex(),
+        round=draw(st.integers(0, 2**32 - 1)),
+        attempt=draw(st.integers(0, 2**32 - 1)),
+        client=draw(clients),
+        chain=draw(hashes),
+        digest=draw(st.integers(0, 2**64 - 1)),
+        scalars=numbers(),
+        curvature=numbers() if draw(st.booleans()) else None,
+        loss=draw(st.floats()),
+        examples=draw(st.integers(0, 2**64 - 1)),
+    )
+
+
+@given(plans())
+def test_a_plan_survives(plan):
+    data = plan_to_bytes(plan)
+    again = plan_from_bytes(data)
+    assert plan_to_bytes(again) == data
+    assert replace(again, records=()) == replace(plan, records=())
+    assert [r.to_bytes() for r in again.records] == [r.to_bytes() for r in plan.records]
+
+
+@given(replies())
+def test_a_reply_survives(reply):
+    data = reply_to_bytes(reply)
+    again = reply_from_bytes(data)
+    assert reply_to_bytes(again) == data
+    assert (again.run, again.client, again.digest) == (reply.run, reply.client, reply.digest)
+    assert np.array_equal(again.scalars, reply.scalars, equal_nan=True)
+    assert again.scalars.shape == reply.scalars.shape
+    assert (again.curvature is None) == (reply.curvature is None)
+
+
+@given(plans(), st.data())
+def test_a_damaged_plan_is_refused_or_canonical(plan, data):
+    raw = bytearray(plan_to_bytes(plan))
+    cut = data.draw(st.integers(0, len(raw) - 1))
+    for wrong in (bytes(raw[:cut]), bytes(raw) + b"\0"):
+        with pytest.raises(ProtocolError):
+            plan_from_bytes(wrong)
+    raw[cut] ^= data.draw(st.integers(1, 255))
+    try:
+        damaged = plan_from_bytes(bytes(raw))
+    except ProtocolError:
+        return
+    assert plan_to_bytes(damaged) == raw
+
+
+@given(replies(), st.data())
+def test_a_reply_of_another_size_is_refused(reply, data):
+    raw = reply_to_bytes(reply)
+    cut = data.draw(st.integers(0, len(raw) - 1))
+    for wrong in (raw[:cut], raw + b"\0"):
+        with pytest.raises(ProtocolError):
+            reply_from_bytes(wrong)
+
+
+@given(st.binary(max_size=300))
+def test_noise_is_refused(noise):
+    for read in (plan_from_bytes, reply_from_bytes):
+        with pytest.raises(ProtocolError):
+            read(noise)
+
+
+def test_another_format_says_what_to_do():
+    raw = bytearray(b"HRPL" + b"\x02\0" + bytes(200))
+    with pytest.raises(ProtocolError, match="install the same version of hiso everywhere"):
+        reply_from_bytes(bytes(raw))
