@@ -101,7 +101,8 @@ class Watcher:
         self._bytes += row.bytes_up + row.bytes_down
         accuracy = "" if self._accuracy is None else f" · acc {self._accuracy:.1%}"
         rate = f" · {row.seconds['round']:.2f} s/round" if "round" in row.seconds else ""
-        facts = f"loss {row.loss:.3f}{accuracy} · {size(self._bytes)}{rate}"
+        loss = math.nan if row.loss is None else row.loss
+        facts = f"loss {loss:.3f}{accuracy} · {size(self._bytes)}{rate}"
         # Rounds of an earlier process would spoil the estimate of the time that is left.
         done = max(self._first, row.round + 1)
         self._progress.update(self._rounds, completed=done, facts=facts)

@@ -10,7 +10,7 @@ from sqlite3 import Connection
 
 from hiso.core.record import Record
 from hiso.errors import ProtocolError
-from hiso.federation.protocol import Reply
+from hiso.federation.protocol import SCALAR_BYTES, Reply
 from hiso.federation.runfile import RunFile, insert
 from hiso.federation.schema import ROLLED_BACK, canonical_json
 
@@ -21,7 +21,8 @@ class RoundRow:
 
     Attributes:
         round: The round.
-        loss: Mean loss of the clients that count, before the round's step.
+        loss: Mean loss of the clients that count, before the round's step; None in a client's
+            copy of the log.
         bytes_up: Bytes of scalars that went up.
         bytes_down: Bytes of scalars that went down, catch-up included.
         seconds: Wall time by name, as the engine measured it.
@@ -30,7 +31,7 @@ class RoundRow:
     """
 
     round: int
-    loss: float
+    loss: float | None
     bytes_up: int
     bytes_down: int
     seconds: dict[str, float]
@@ -67,6 +68,12 @@ class Ledger(RunFile):
         """The quorum's digest of the replica before `round`; None while no quorum told it."""
         digest = self._one("SELECT digest FROM records WHERE round = ?", round)
         return None if digest is None else int(digest, 16)
+
+    def last_digest(self) -> tuple[int, int] | None:
+        """The last position whose digest is known, and that digest."""
+        query = "SELECT max(round), digest FROM records WHERE digest NOT NULL"
+        position, digest = self._db.execute(query).fetchone()
+        return None if position is None else (position, int(digest, 16))
 
     def records(self, start: int = 0, stop: int | None = None) -> list[Record]:
         """Records `start` to `stop` (exclusive; by default the end of the log), in order.
@@ -133,6 +140,38 @@ class Ledger(RunFile):
                 insert(db, "replies", (*row, r.scalars.astype("<f4").tobytes(), kappa))
                 _stand(db, r.client, record.round)
 
+    def follow(self, records: Sequence[Record], digest: int) -> None:
+        """Appends records that were committed elsewhere: a client's own copy of the log.
+
+        Args:
+            records: The next records.
+            digest: That of the replica before the first of them, unsigned 64 bits.
+
+        Raises:
+            ProtocolError: They are not the next ones; nothing was written.
+        """
+        with self._write() as db:
+            for number, record in enumerate(records):
+                if record.round != self.position:
+                    raise ProtocolError(
+                        f"{self.path} goes on with round {self.position}, not {record.round}"
+                    )
+                chain = record.chain(self.chain_at(record.round))
+                row = (record.round, record.to_bytes(), chain, None if number else f"{digest:016x}")
+                down = SCALAR_BYTES * record.scalars
+                insert(db, "records", (*row, None, 0, down, "{}", time.time()))
+
+    def note_messages(self, round: int, sizes: Mapping[int, tuple[int, int]]) -> None:
+        """Notes for each client the bytes (up, down) of whole messages that a round took."""
+        with self._write() as db:
+            for client, (up, down) in sizes.items():
+                insert(db, "messages", (round, client, up, down))
+
+    def message_bytes(self) -> tuple[int, int, int]:
+        """Bytes (up, down) of whole messages, and how many pairs (round, client) they were for."""
+        query = "SELECT coalesce(sum(bytes_up), 0), coalesce(sum(bytes_down), 0), count(*) "
+        return self._db.execute(query + "FROM messages").fetchone()
+
     def abort(
         self, round: int, attempt: int, reason: str, replied: Sequence[int], *, up: int, down: int
     ) -> None:
@@ -182,7 +221,7 @@ class Ledger(RunFile):
 
     def losses(self, stop: int | None = None) -> list[float]:
         """Mean loss of every round before `stop`, by default of all."""
-        query = "SELECT loss FROM records WHERE round < ? ORDER BY round"
+        query = "SELECT loss FROM records WHERE round < ? AND loss NOT NULL ORDER BY round"
         rows = self._db.execute(query, (self.position if stop is None else stop,))
         return [loss for (loss,) in rows]
 

@@ -33,8 +33,8 @@ CREATE TABLE records (
     round INTEGER PRIMARY KEY,
     bytes BLOB NOT NULL,        -- canonical bytes of the record
     chain BLOB NOT NULL,        -- chain hash of the log that ends with it
-    digest TEXT NOT NULL,       -- the quorum's digest of the replica before it
-    loss REAL NOT NULL,
+    digest TEXT,                -- the quorum's digest of the replica before it
+    loss REAL,                  -- NULL in a client's copy of the log, as some digests are
     bytes_up INTEGER NOT NULL,
     bytes_down INTEGER NOT NULL,
     seconds TEXT NOT NULL,      -- JSON: name -> seconds
@@ -70,6 +70,12 @@ CREATE TABLE evaluations (
     metrics TEXT NOT NULL,      -- JSON: name -> number
     time REAL NOT NULL,
     PRIMARY KEY (position, split)
+);
+CREATE TABLE messages (
+    round INTEGER NOT NULL,
+    client INTEGER NOT NULL,
+    bytes_up INTEGER NOT NULL,  -- of whole messages, as they were handed to the transport
+    bytes_down INTEGER NOT NULL
 );
 CREATE TABLE clients (client INTEGER PRIMARY KEY, position INTEGER NOT NULL);
 CREATE TABLE refusals (client INTEGER, round INTEGER, reason TEXT NOT NULL, time REAL NOT NULL);

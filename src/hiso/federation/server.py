@@ -176,6 +176,28 @@ class Server:
         self._plans[client] = plan
         return plan
 
+    def rest(self, client: int, position: int) -> Plan:
+        """A plan that brings a replica from `position` to the end of the log; no round is opened.
+
+        Raises:
+            ProtocolError: The log is not that long.
+        """
+        s, end = self.settings, self.ledger.position
+        self.ledger.chain_at(position)
+        return Plan(
+            run=self.ledger.run,
+            round=end,
+            attempt=self.ledger.attempt(end),
+            client=client,
+            records=tuple(self.ledger.records(position)),
+            chain=self.ledger.chain_at(end),
+            steps=s.steps,
+            directions=s.directions,
+            mu=s.mu,
+            scheme=s.scheme,
+            stream=0,
+        )
+
     def tell(self, reply: object) -> Verdict:
         """Takes a reply if everything about it is right; otherwise only logs why not."""
         if self._plans:

@@ -11,16 +11,9 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-
-from hiso.core.replica import Replica
-from hiso.errors import ProtocolError, RunConflict
+from hiso.errors import RunConflict
 from hiso.federation.ledger import Ledger, RoundRow
 from hiso.federation.runfile import Evaluation
-
-_KEEP = 2
 
 
 class RunFolder:
@@ -100,39 +93,6 @@ class RunFolder:
         except (OSError, ValueError):
             return None
 
-    def save_snapshot(self, replica: Replica) -> Path:
-        """Keeps the replica as it stands, at the log's end, and the one before; no others."""
-        self.snapshots.mkdir(exist_ok=True)
-        path = self.snapshots / f"position-{replica.position:08d}.safetensors"
-        facts = {
-            "position": str(replica.position),
-            "chain": replica.chain.hex(),
-            "digest": f"{replica.digest():016x}",
-            "hyper": json.dumps(replica.hyper),
-        }
-        partial = self.snapshots / "snapshot.partial"
-        save_file({"weights": replica.weights, **replica.state}, partial, metadata=facts)
-        os.replace(partial, path)
-        kept = sorted(self.snapshots.glob("position-*.safetensors"))
-        last = kept.index(path) + 1
-        for old in kept[: max(0, last - _KEEP)] + kept[last:]:  # too old, or of rounds set aside
-            old.unlink()
-        return path
-
-    def restore_snapshot(self, replica: Replica, ledger: Ledger, last: int) -> int:
-        """Restores the newest snapshot on the ledger's log up to `last`; its position, or 0.
-
-        Raises:
-            ProtocolError: The snapshot's content is not what its digest says.
-        """
-        for path in sorted(self.snapshots.glob("position-*.safetensors"), reverse=True):
-            try:
-                if _restore(path, replica, ledger, last):
-                    return replica.position
-            except (SafetensorError, KeyError, TypeError, ValueError) as error:
-                raise _damaged(path) from error
-        return 0
-
 
 def round_line(row: RoundRow) -> dict[str, Any]:
     """A round as a line of metrics.jsonl."""
@@ -156,24 +116,6 @@ def evaluation_line(evaluation: Evaluation) -> dict[str, Any]:
         "split": evaluation.split,
         **dict(sorted(evaluation.metrics.items())),
     }
-
-
-def _restore(path: Path, replica: Replica, ledger: Ledger, last: int) -> bool:
-    """Restores a snapshot, if it lies on the log up to `last`."""
-    with safe_open(path, framework="pt") as file:
-        facts = file.metadata()
-        position, chain = int(facts["position"]), bytes.fromhex(facts["chain"])
-        if position > last or ledger.chain_at(position) != chain:
-            return False
-        buffers: dict[str, torch.Tensor] = {n: file.get_tensor(n) for n in file.keys()}  # noqa: SIM118
-    replica.restore(buffers, position, chain, json.loads(facts["hyper"]))
-    if f"{replica.digest():016x}" != facts["digest"]:
-        raise _damaged(path)
-    return True
-
-
-def _damaged(path: Path) -> ProtocolError:
-    return ProtocolError(f"{path} is damaged: delete it, replay needs no snapshot")
 
 
 def _write(path: Path, text: str) -> None:

@@ -2,33 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from hiso.core.method import Method
 from hiso.core.methods import register
-from hiso.core.replica import DTYPES, Replica
+from hiso.core.replica import Replica
 from hiso.engines.simulation import Simulation
-from hiso.errors import Diverged, NonFiniteLoss, ProtocolError, RunConflict, SettingsError
+from hiso.errors import Diverged, NonFiniteLoss, ProtocolError, SettingsError
 from hiso.federation.ledger import Ledger
 from hiso.federation.runfile import Evaluation
 from hiso.federation.server import Aborted, Server
 from hiso.language.metrics import evaluate
 from hiso.language.objective import Objective
 from hiso.run.folder import RunFolder, evaluation_line, round_line
+from hiso.run.identity import check_identity
 from hiso.run.observer import Observer, Silent
+from hiso.run.opening import open_ledger, prepare, resolve_settings
 from hiso.run.precision import settle
-from hiso.run.resume import check_identity, check_method, merge_settings, remedy
+from hiso.run.resume import check_method, check_that_it_moves, remedy
 from hiso.run.settings import Settings, parse_settings
+from hiso.run.snapshots import replay, restore_snapshot, save_snapshot
 from hiso.run.summary import summarise
-from hiso.run.workload import EVAL_BATCH, Workload, load_workload
-
-_REPLAY_CHUNK = 20
-_STUCK = 5
+from hiso.run.workload import EVAL_BATCH, Workload, load_workload, make_replica
 
 
 def launch(
@@ -60,7 +61,7 @@ def launch(
     observer = observer or Silent()
     folder, changes = RunFolder(out), changes or {}
     chosen = None if method is None else _changed(method, changes)
-    settings = _settings(folder, given, changes, rollback, method)
+    settings = resolve_settings(folder, given, changes, rollback, method)
     chosen = chosen or settings.make_method()
     workload = load_workload(settings, chosen, observer)
     # All that may fail comes before the first write to the folder.
@@ -73,13 +74,26 @@ def launch(
             start = ledger.identity["method"]["hyper"]
     else:
         start = chosen.hyper
-    replica = _make_replica(settings, chosen, start, workload, observer)
-    with _ledger(folder, workload, settings.with_hyper(chosen)) as ledger:
-        _prepare(ledger, settings.with_hyper(chosen), rollback, observer)
+    replica = make_replica(settings, chosen, start, workload, observer)
+    with open_ledger(folder, workload.identity, settings.with_hyper(chosen)) as ledger:
+        prepare(ledger, settings.with_hyper(chosen), rollback, observer)
         run = _Run(folder, ledger, settings, chosen, workload, replica, observer)
         run.catch_up()
         run.finish()
-        return folder.keep_summary(summarise(ledger, replica, workload.source))
+        summary = summarise(
+            ledger,
+            workload.source,
+            weights=replica.numel,
+            digest=replica.digest(),
+            machine={
+                "device": str(replica.weights.device),
+                "backend": replica.backend,
+                "threads": torch.get_num_threads(),
+                "torch": torch.__version__,
+            },
+        )
+        gpu = {"peak_gpu_memory_bytes": torch.cuda.max_memory_allocated()}
+        return folder.keep_summary(summary | gpu)
 
 
 def evaluate_run(
@@ -114,7 +128,7 @@ def evaluate_run(
         workload = load_workload(settings, chosen, observer)
         check_identity(ledger.identity, workload.identity)
         start = ledger.identity["method"]["hyper"]
-        replica = _make_replica(settings, chosen, start, workload, observer)
+        replica = make_replica(settings, chosen, start, workload, observer)
         run = _Run(folder, ledger, settings, chosen, workload, replica, observer)
         run.catch_up(at)
         metrics = run.measure(split)
@@ -124,67 +138,6 @@ def evaluate_run(
 
 def _changed(method: Method, changes: Mapping[str, Any]) -> Method:
     return replace(method, **{key: value for key, value in changes.items() if key in method.hyper})
-
-
-def _make_replica(
-    settings: Settings,
-    method: Method,
-    start: Mapping[str, float],
-    workload: Workload,
-    observer: Observer,
-) -> Replica:
-    """The base model at position 0, with the hyper-parameters that the run began with."""
-    with observer.phase("preparing kernels"):
-        return Replica(
-            workload.lm.model,
-            replace(method, **start),
-            seed=settings.seed,
-            noise=settings.noise,
-            dtype=DTYPES[settings.dtype],
-            memory=settings.memory,
-        )
-
-
-def _settings(
-    folder: RunFolder,
-    given: Mapping[str, Any],
-    changes: Mapping[str, Any],
-    rollback: int | None,
-    method: Method | None,
-) -> Settings:
-    if not folder.has_run():
-        if changes or rollback is not None:
-            raise RunConflict(
-                f"{folder.path} holds no run yet: --change and --rollback alter one that exists"
-            )
-        return parse_settings(given)
-    own = set() if method is None else set(method.hyper) - set(Settings.model_fields)
-    changes = {key: value for key, value in changes.items() if key not in own}
-    with Ledger.open(folder.ledger) as ledger:
-        return merge_settings(folder.path, ledger.settings, given, changes)
-
-
-@contextmanager
-def _ledger(folder: RunFolder, workload: Workload, settings: Settings) -> Iterator[Ledger]:
-    """The run's ledger, for this process alone to write to."""
-    folder.path.mkdir(parents=True, exist_ok=True)
-    with (
-        folder.lock(),
-        Ledger.open(folder.ledger)
-        if folder.has_run()
-        else Ledger.create(folder.ledger, workload.identity, settings.model_dump()) as ledger,
-    ):
-        yield ledger
-
-
-def _prepare(ledger: Ledger, settings: Settings, rollback: int | None, observer: Observer) -> None:
-    if rollback is not None:
-        abandoned = ledger.position - rollback
-        ledger.rollback(rollback)
-        observer.notice(f"rolled back to position {rollback}: {abandoned} rounds set aside")
-    ledger.verify()
-    for change in ledger.change(settings.model_dump()):
-        observer.notice(f"{change.key}: {change.old} → {change.new} from round {change.position}")
 
 
 class _Run:
@@ -212,16 +165,8 @@ class _Run:
     def catch_up(self, position: int | None = None) -> None:
         """Brings the replica to `position`, from the newest snapshot on the way or from 0."""
         target = self.ledger.position if position is None else position
-        self.folder.restore_snapshot(self.replica, self.ledger, target)
-        missing = target - self.replica.position
-        if not missing:
-            return
-        with self.observer.phase(f"replaying {missing} rounds", missing) as advance:
-            while self.replica.position < target:
-                at = self.replica.position
-                records = self.ledger.records(at, min(at + _REPLAY_CHUNK, target))
-                self.replica.replay(records)
-                advance(len(records))
+        restore_snapshot(self.folder.snapshots, self.replica, self.ledger, target)
+        replay(self.replica, self.ledger, target, self.observer)
 
     def finish(self) -> None:
         """Runs the rounds that are left, with evaluations before, in between and after."""
@@ -236,7 +181,7 @@ class _Run:
             self.observer.round(row)
         for position in range(self.ledger.position, self.settings.rounds):
             self._evaluate_dev(position)
-            self._check_that_it_moves(position)
+            check_that_it_moves(self.ledger)
             try:
                 closed = self.simulation.round()
             except NonFiniteLoss as error:
@@ -249,21 +194,10 @@ class _Run:
             every = self.settings.snapshot_every
             if every and self.ledger.position % every == 0:
                 self.simulation.catch_up()
-                self.folder.save_snapshot(self.replica)
+                save_snapshot(self.folder.snapshots, self.replica)
         self.simulation.catch_up()
         self._evaluate_dev(self.ledger.position)
         self._evaluate_once("test")
-
-    def _check_that_it_moves(self, position: int) -> None:
-        """Weights that have blown up may give a loss that is finite, even small, but constant."""
-        start = position - _STUCK
-        if start < 0 or any(r.coefficient.any() for r in self.ledger.records(start)):
-            return
-        if (loss := self.ledger.rounds(position - 1)[0].loss) > 0:
-            raise Diverged(
-                f"in the last {_STUCK} rounds no direction has changed the loss, {loss:.6g}: the "
-                f"weights have blown up, or mu is too small for the dtype. {remedy(self.ledger)}"
-            )
 
     def measure(self, split: str) -> dict[str, float]:
         """Metrics of the replica where it stands.

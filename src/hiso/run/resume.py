@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 
 from hiso.core.method import Method
-from hiso.errors import RunConflict, SettingsError
+from hiso.errors import Diverged, RunConflict, SettingsError
 from hiso.federation.ledger import Ledger
 from hiso.run.settings import CHANGEABLE, Settings, near, parse_settings, parse_values
+
+_STUCK = 5
 
 
 def merge_settings(
@@ -54,27 +56,6 @@ def merge_settings(
     return parse_settings({**stored, **changes})
 
 
-def check_identity(stored: Mapping[str, Any], found: Mapping[str, Any]) -> None:
-    """Makes sure that model, data and partition are those that the run was made with.
-
-    The method is left out: its name is a setting, and its hyper-parameters may have changed.
-
-    Raises:
-        RunConflict: Something is not; names what.
-    """
-    different = [
-        f"  {key}: {stored.get(key)} in the run, {found.get(key)} here"
-        for key in {**stored, **found}
-        if key != "method" and stored.get(key) != found.get(key)
-    ]
-    if different:
-        raise RunConflict(
-            "the run was made from something else than what was loaded now:\n"
-            + "\n".join(different)
-            + "\nRestore the model or data of the run, or start another run with another --out."
-        )
-
-
 def check_method(
     ledger: Ledger, position: int | None, method: Method, changes: Mapping[str, Any]
 ) -> None:
@@ -108,6 +89,22 @@ def check_method(
             "the run's method has other hyper-parameters:\n"
             + "\n".join(different)
             + "\nPass new values as changes, or start another run in another folder."
+        )
+
+
+def check_that_it_moves(ledger: Ledger) -> None:
+    """Weights that have blown up may give a loss that is finite, even small, but constant.
+
+    Raises:
+        Diverged: The last rounds' scalars are all zero.
+    """
+    start = ledger.position - _STUCK
+    if start < 0 or any(r.coefficient.any() for r in ledger.records(start)):
+        return
+    if (loss := ledger.losses()[-1]) > 0:
+        raise Diverged(
+            f"in the last {_STUCK} rounds no direction has changed the loss, {loss:.6g}: the "
+            f"weights have blown up, or mu is too small for the dtype. {remedy(ledger)}"
         )
 
 

@@ -6,18 +6,17 @@ import platform
 import resource
 import statistics
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from typing import Any
 
-import torch
-
-from hiso.core.replica import Replica
 from hiso.federation.ledger import Ledger
 from hiso.federation.protocol import SCALAR_BYTES, paper_bytes
 
 
-def summarise(ledger: Ledger, replica: Replica, source: str) -> dict[str, Any]:
+def summarise(
+    ledger: Ledger, source: str, *, weights: int, digest: int | None, machine: Mapping[str, Any]
+) -> dict[str, Any]:
     """The content of summary.json.
 
     `bytes_up` and `bytes_down` count 4 bytes for every float32 that travels for the method's
@@ -26,12 +25,22 @@ def summarise(ledger: Ledger, replica: Replica, source: str) -> dict[str, Any]:
     lacked, catch-up included. The loss that a client reports for people, fingerprints and
     framing are not counted. `paper_bytes` is the paper's count 2·R·τ·P·4, for comparison;
     `fedavg_bytes_*` is what sending float32 weights both ways would have taken.
+    `message_bytes_*` are those of whole messages, framing, hashes and losses included, as they
+    were handed to the transport; a run in one process sends none.
     Times are medians over rounds, evaluation left out.
+
+    Args:
+        ledger: The ledger.
+        source: Where the data came from, in words.
+        weights: Number of trainable weights.
+        digest: That of the replica at the end of the log; None if nobody has told it.
+        machine: Facts about where it was computed.
     """
     rows = ledger.rounds()
     up, down = ledger.traffic()
     before, after = _metrics(ledger, 0), _metrics(ledger, ledger.position)
-    weights = SCALAR_BYTES * replica.numel * sum(len(row.clients) for row in rows)
+    fedavg = SCALAR_BYTES * weights * sum(len(row.clients) for row in rows)
+    message_up, message_down, _ = ledger.message_bytes()
     return {
         "run": ledger.run,
         "rounds": ledger.position,
@@ -45,24 +54,22 @@ def summarise(ledger: Ledger, replica: Replica, source: str) -> dict[str, Any]:
             paper_bytes(1, record.steps, int(record.direction.max()) + 1)
             for record in ledger.records()
         ),
-        "fedavg_bytes_up": weights,
-        "fedavg_bytes_down": weights,
-        "seconds_per_round": _median(row.seconds["round"] for row in rows),
-        "forward_seconds_per_round": _median(row.seconds["forward"] for row in rows),
+        "message_bytes_up": message_up,
+        "message_bytes_down": message_down,
+        "fedavg_bytes_up": fedavg,
+        "fedavg_bytes_down": fedavg,
+        "seconds_per_round": _median(row.seconds.get("round") for row in rows),
+        "forward_seconds_per_round": _median(row.seconds.get("forward") for row in rows),
         "peak_memory_bytes": peak_memory(),
-        "peak_gpu_memory_bytes": torch.cuda.max_memory_allocated(),
-        "digest": f"{replica.digest():016x}",
-        "chain": replica.chain.hex(),
-        "trainable_weights": replica.numel,
+        "digest": None if digest is None else f"{digest:016x}",
+        "chain": ledger.chain_at(ledger.position).hex(),
+        "trainable_weights": weights,
         "metrics_before": before,
         "metrics_after": after,
         "data": source,
         "machine": {
-            "device": str(replica.weights.device),
-            "backend": replica.backend,
-            "threads": torch.get_num_threads(),
+            **machine,
             "hiso": version("hiso"),
-            "torch": torch.__version__,
             "python": platform.python_version(),
         },
         "settings": ledger.settings,
@@ -80,6 +87,6 @@ def _metrics(ledger: Ledger, position: int) -> dict[str, float]:
     return found[0].metrics if found else {}
 
 
-def _median(values: Iterable[float]) -> float | None:
-    known = list(values)
+def _median(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
     return statistics.median(known) if known else None

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-from hiso.core import record
 from hiso.core.keys import choose
 from hiso.core.method import Method
-from hiso.core.noise import NOISE_FORMAT
+from hiso.core.replica import DTYPES, Replica
 from hiso.errors import SettingsError
-from hiso.language.data import load_examples
+from hiso.language.data import Example, load_examples
 from hiso.language.models import LanguageModel, load_model
 from hiso.language.partition import partition
 from hiso.language.shards import Encoded, Shard, encode
 from hiso.language.task import Task
 from hiso.language.tasks import get_task
+from hiso.run.identity import settings_identity
 from hiso.run.observer import Observer
 from hiso.run.settings import Settings
 
@@ -33,7 +33,7 @@ class Workload:
     Attributes:
         lm: The model.
         task: The task.
-        shards: Each client's private examples.
+        shards: Each client's private examples; those of one client alone, where they are its own.
         dev: Tuning examples.
         test: Reporting examples.
         source: Where the data came from, in words.
@@ -50,8 +50,17 @@ class Workload:
     identity: dict[str, Any]
 
 
-def load_workload(settings: Settings, method: Method, observer: Observer) -> Workload:
+def load_workload(
+    settings: Settings, method: Method, observer: Observer, *, own: int | None = None
+) -> Workload:
     """Loads model and data.
+
+    Args:
+        settings: The settings.
+        method: The method.
+        observer: Who watches.
+        own: The client whose data these are, all of them; by default they are divided among
+            all clients.
 
     Raises:
         LoadError: Something cannot be loaded as asked.
@@ -79,35 +88,41 @@ def load_workload(settings: Settings, method: Method, observer: Observer) -> Wor
             )
         )
         train = encode(splits.train, task, lm.tokenizer, settings.max_length)
-        column = [example.group for example in splits.train]
-        parts = partition(
-            splits.train,
-            settings.clients,
-            settings.partition,
-            alpha=settings.alpha,
-            column=column if settings.partition == "column" else None,
-            seed=settings.seed,
-        )
+        if own is None:
+            parts = dict(enumerate(_divide(splits.train, settings)))
+        else:
+            parts = {own: range(len(train))}
     shards = [
         Shard(client, [train[i] for i in part], settings.batch_size, settings.seed)
-        for client, part in enumerate(parts)
+        for client, part in parts.items()
     ]
-    identity = {
-        "formats": {"record": record.FORMAT, "noise": NOISE_FORMAT},
+    identity = settings_identity(settings, method) | {
         "model": {"fingerprint": lm.fingerprint},
         "task": {"name": task.name, "template": task.template, "labels": list(task.labels)},
         "data": {"fingerprint": splits.fingerprint, "max_length": settings.max_length},
-        "method": {"name": method.name, "hyper": method.hyper, "feed": method.feed},
-        "noise": settings.noise,
-        "seed": settings.seed,
-        "clients": settings.clients,
-        "partition": _fingerprint(parts),
-        "batch_size": settings.batch_size,
-        "directions": settings.directions,
-        "dtype": settings.dtype,
+        "partition": _fingerprint(list(parts.values())),
         "joint": settings.joint,
     }
     return Workload(lm, task, shards, dev, test, splits.source, identity)
+
+
+def make_replica(
+    settings: Settings,
+    method: Method,
+    start: Mapping[str, float],
+    workload: Workload,
+    observer: Observer,
+) -> Replica:
+    """The base model at position 0, with the hyper-parameters that the run began with."""
+    with observer.phase("preparing kernels"):
+        return Replica(
+            workload.lm.model,
+            replace(method, **start),
+            seed=settings.seed,
+            noise=settings.noise,
+            dtype=DTYPES[settings.dtype],
+            memory=settings.memory,
+        )
 
 
 def _device(name: str) -> torch.device:
@@ -125,6 +140,18 @@ def _some(examples: list[Encoded], count: int | None) -> list[Encoded]:
     if count is None or count >= len(examples):
         return examples
     return [examples[i] for i in choose(0, "evaluate", size=len(examples), count=count)]
+
+
+def _divide(train: Sequence[Example], settings: Settings) -> Sequence[Sequence[int]]:
+    column = [example.group for example in train]
+    return partition(
+        train,
+        settings.clients,
+        settings.partition,
+        alpha=settings.alpha,
+        column=column if settings.partition == "column" else None,
+        seed=settings.seed,
+    )
 
 
 def _fingerprint(parts: Sequence[Sequence[int]]) -> str:

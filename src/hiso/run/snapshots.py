@@ -1,0 +1,85 @@
+"""Snapshots of a replica: they shorten a replay, and can be deleted at will."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from hiso.core.replica import Replica
+from hiso.errors import ProtocolError
+from hiso.federation.ledger import Ledger
+from hiso.run.observer import Observer
+
+_KEEP = 2
+_REPLAY_CHUNK = 20
+
+
+def save_snapshot(folder: Path, replica: Replica) -> Path:
+    """Keeps the replica as it stands, at the log's end, and the one before; no others."""
+    folder.mkdir(exist_ok=True)
+    path = folder / f"position-{replica.position:08d}.safetensors"
+    facts = {
+        "position": str(replica.position),
+        "chain": replica.chain.hex(),
+        "digest": f"{replica.digest():016x}",
+        "hyper": json.dumps(replica.hyper),
+    }
+    partial = folder / "snapshot.partial"
+    save_file({"weights": replica.weights, **replica.state}, partial, metadata=facts)
+    os.replace(partial, path)
+    kept = sorted(folder.glob("position-*.safetensors"))
+    last = kept.index(path) + 1
+    for old in kept[: max(0, last - _KEEP)] + kept[last:]:  # too old, or of rounds set aside
+        old.unlink()
+    return path
+
+
+def restore_snapshot(folder: Path, replica: Replica, ledger: Ledger, last: int) -> int:
+    """Restores the newest snapshot on the ledger's log up to `last`; its position, or 0.
+
+    Raises:
+        ProtocolError: The snapshot's content is not what its digest says.
+    """
+    for path in sorted(folder.glob("position-*.safetensors"), reverse=True):
+        try:
+            if _restore(path, replica, ledger, last):
+                return replica.position
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise _damaged(path) from error
+    return 0
+
+
+def replay(replica: Replica, ledger: Ledger, target: int, observer: Observer) -> None:
+    """Folds the records from where the replica stands up to position `target`."""
+    missing = target - replica.position
+    if not missing:
+        return
+    with observer.phase(f"replaying {missing} rounds", missing) as advance:
+        while replica.position < target:
+            at = replica.position
+            records = ledger.records(at, min(at + _REPLAY_CHUNK, target))
+            replica.replay(records)
+            advance(len(records))
+
+
+def _restore(path: Path, replica: Replica, ledger: Ledger, last: int) -> bool:
+    """Restores a snapshot, if it lies on the log up to `last`."""
+    with safe_open(path, framework="pt") as file:
+        facts = file.metadata()
+        position, chain = int(facts["position"]), bytes.fromhex(facts["chain"])
+        if position > last or ledger.chain_at(position) != chain:
+            return False
+        buffers: dict[str, torch.Tensor] = {n: file.get_tensor(n) for n in file.keys()}  # noqa: SIM118
+    replica.restore(buffers, position, chain, json.loads(facts["hyper"]))
+    if f"{replica.digest():016x}" != facts["digest"]:
+        raise _damaged(path)
+    return True
+
+
+def _damaged(path: Path) -> ProtocolError:
+    return ProtocolError(f"{path} is damaged: delete it, replay needs no snapshot")
