@@ -10,8 +10,9 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from hiso.cli import display
+from hiso.cli import display, worker
 from hiso.cli.options import parse_change, with_settings
+from hiso.cli.serve import serve
 from hiso.errors import HisoError
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, nothing else.")]
@@ -23,6 +24,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Federated fine-tuning of language models that sends numbers, not tensors.",
 )
+app.command()(serve)
+app.add_typer(worker.app, name="worker")
 
 
 @app.command()

@@ -1,0 +1,89 @@
+"""`hiso serve`: the server of a deployment, started through Flower."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from importlib.resources import files
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from hiso.cli import display
+from hiso.cli.options import parse_change, with_settings
+from hiso.errors import LoadError, ProtocolError
+
+
+@with_settings
+def serve(
+    settings: dict[str, Any],
+    file: Annotated[
+        Path | None, typer.Argument(help="TOML file of settings.", show_default=False)
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The run's folder, on the SuperLink's machine.")
+    ] = None,
+    superlink: Annotated[
+        str | None, typer.Option(help="Name of a connection in Flower's config.toml.")
+    ] = None,
+    start_with: Annotated[
+        int | None, typer.Option(min=1, help="Clients to wait for before a new run; default: all.")
+    ] = None,
+    round_seconds: Annotated[
+        float, typer.Option(min=1, help="Longest wait for the replies of a round.")
+    ] = 600,
+    change: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="Alter a setting of a run that exists; repeatable."),
+    ] = None,
+    rollback: Annotated[
+        int | None, typer.Option(min=0, help="First go back to this position of the log.")
+    ] = None,
+    detach: Annotated[
+        bool, typer.Option("--detach", help="Do not wait for the end: see the run's folder.")
+    ] = False,
+) -> None:
+    """Run rounds with the workers that a SuperLink reaches; go on where the folder's run stands.
+
+    Run it on the SuperLink's machine. Needs neither model nor data.
+    """
+    from hiso.run.folder import RunFolder
+    from hiso.run.opening import resolve_settings
+    from hiso.run.settings import read_toml
+
+    if find_spec("flwr") is None:
+        raise LoadError("hiso serve needs Flower: pip install 'hiso[flower]'")
+    given = {**(read_toml(file) if file else {}), **settings}
+    folder = RunFolder(out or Path(given.pop("out", "runs/flower")))
+    given.pop("out", None)
+    changes = dict(parse_change(text) for text in change or [])
+    clients = resolve_settings(folder, given, changes, rollback, None).clients
+    config = {
+        "settings": json.dumps(given),
+        "out": str(folder.path.absolute()),
+        "changes": json.dumps(changes),
+        "rollback": -1 if rollback is None else rollback,
+        "round-seconds": round_seconds,
+        "start-with": start_with or clients,
+    }
+    with tempfile.TemporaryDirectory() as temporary:
+        path = Path(temporary) / "run.toml"  # strings of JSON are strings of TOML
+        path.write_text("".join(f"{key} = {json.dumps(v)}\n" for key, v in config.items()))
+        command = ["flwr", "run", str(files("hiso.flower") / "app")]
+        command += [superlink] if superlink else []
+        command += ["--run-config", str(path), *([] if detach else ["--stream"])]
+        done = subprocess.run([str(Path(sys.executable).parent / command[0]), *command[1:]])
+    if done.returncode:
+        raise ProtocolError(f"flwr run ended with code {done.returncode}: see what it says above")
+    if detach:
+        return
+    summary = folder.read_summary()
+    if summary is None:
+        raise ProtocolError(f"the run has not come to its end: see {folder.path / 'server.log'}")
+    display.summary_table(Console(), {**summary, "folder": os.fspath(folder.path)})

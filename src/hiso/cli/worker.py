@@ -1,0 +1,90 @@
+"""`hiso worker`: the process at a data holder's."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from hiso.cli import display
+from hiso.cli.options import with_settings
+from hiso.errors import ProtocolError
+
+Folder = Annotated[Path, typer.Argument(help="The worker's folder.", show_default=False)]
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Hold one client's data and answer the server, through Flower.",
+)
+
+
+@app.command()
+@with_settings
+def start(
+    settings: dict[str, Any],
+    file: Annotated[Path, typer.Argument(help="TOML file of settings.", show_default=False)],
+    client: Annotated[int, typer.Option(min=0, help="Number of this client, from 0.")],
+    folder: Annotated[Path, typer.Option(help="The worker's folder; made if it is missing.")],
+    share: Annotated[
+        bool,
+        typer.Option("--share", help="Take this client's share of the data, not all of it."),
+    ] = False,
+    watchdog: Annotated[
+        float, typer.Option(min=1, help="End after so many seconds without progress.")
+    ] = 1800,
+) -> None:
+    """Load model and data, and answer until stopped. Stays in the foreground.
+
+    Flags override the TOML file, which should be the same for server and workers, but for `data`.
+    """
+    from hiso.flower.resident import LOG, Resident
+    from hiso.run.settings import parse_settings, read_toml
+
+    given = {**read_toml(file), **settings}
+    given.pop("out", None)
+    parsed = parse_settings(given)
+    if client >= parsed.clients:
+        raise typer.BadParameter(f"must be below clients = {parsed.clients}", param_hint="--client")
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    logging.basicConfig(
+        level=logging.INFO,
+        format="%(asctime)s %(levelname)s %(message)s",
+        handlers=[logging.FileHandler(folder / LOG), logging.StreamHandler()],
+    )
+    Resident(folder, client, watchdog).run(parsed, share=share)
+
+
+@app.command()
+def status(
+    folder: Folder,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object, nothing else.")
+    ] = False,
+) -> None:
+    """Say what a worker does, where it stands, and what went wrong last."""
+    facts = _ask(folder, "status")
+    if as_json:
+        print(json.dumps(facts))
+    else:
+        display.plain_table(Console(), facts)
+
+
+@app.command()
+def stop(folder: Folder) -> None:
+    """Let a worker keep a snapshot and end; a measurement that is going on is dropped."""
+    process = _ask(folder, "stop")["process"]
+    Console().print(f"process {process} is stopping")
+
+
+def _ask(folder: Path, kind: str) -> dict[str, Any]:
+    from hiso.flower.dial import ask
+    from hiso.flower.envelope import Envelope
+
+    answer = ask(folder, Envelope(kind), timeout=10)
+    if answer.kind == "error":
+        raise ProtocolError(answer.facts["reason"])
+    return answer.facts

@@ -1,0 +1,1 @@
+"""Deployment on Flower: a server application, a relay, and a resident worker behind it."""

@@ -1,0 +1,155 @@
+"""The server application: a run from its settings to its summary, with neither model nor data."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from hiso.errors import ProtocolError, SettingsError
+from hiso.federation.ledger import Ledger
+from hiso.federation.server import Aborted, Server
+from hiso.flower.conduct import Conductor, Pace, agree_on_identity
+from hiso.flower.post import Post
+from hiso.flower.sites import Sites
+from hiso.run.folder import RunFolder, round_line
+from hiso.run.identity import settings_identity
+from hiso.run.observer import Silent
+from hiso.run.opening import open_ledger, prepare, resolve_settings
+from hiso.run.resume import check_that_it_moves
+from hiso.run.settings import Settings
+from hiso.run.summary import summarise
+
+LOG = "server.log"
+_ABORTS = 20
+"""Attempts at a round that may come to nothing, one after the other."""
+log = logging.getLogger(__name__)
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Takes what `hiso serve` has put into the run's configuration."""
+    config = context.run_config
+    out = Path(str(config["out"]))
+    out.mkdir(parents=True, exist_ok=True)
+    logging.basicConfig(
+        level=logging.INFO,
+        format="%(asctime)s %(levelname)s %(message)s",
+        handlers=[logging.FileHandler(out / LOG), logging.StreamHandler()],
+        force=True,
+    )
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    pace = Pace(float(config["round-seconds"]), int(config["start-with"]))
+    rollback = int(config["rollback"])
+    try:
+        serve(
+            grid,
+            json.loads(str(config["settings"])),
+            out,
+            pace,
+            changes=json.loads(str(config["changes"])),
+            rollback=None if rollback < 0 else rollback,
+        )
+    except Exception as error:
+        log.error("%s: %s", type(error).__name__, error)
+        raise
+
+
+def serve(
+    grid: Grid,
+    given: Mapping[str, Any],
+    out: Path,
+    pace: Pace,
+    *,
+    changes: Mapping[str, Any],
+    rollback: int | None,
+) -> dict[str, Any]:
+    """Runs to the last round, from wherever the folder `out` stands; gives the summary.
+
+    Args:
+        grid: Flower's way to the nodes.
+        given: Settings by name. In a folder that holds a run, they must be those of the run.
+        out: The run's folder.
+        pace: How long to wait, and for whom.
+        changes: Settings that take a new value from here on.
+        rollback: Goes back to this position first; later rounds are kept as abandoned.
+
+    Raises:
+        SettingsError: The settings are wrong. The folder is as it was.
+        RunConflict: The folder holds another run, or another process is at work on it.
+        Diverged: The loss has exploded; the ledger keeps the last good round.
+        ProtocolError: A round has come to nothing too often.
+    """
+    folder = RunFolder(out)
+    settings = resolve_settings(folder, given, changes, rollback, None)
+    if not 0 < pace.start_with <= settings.clients:
+        raise SettingsError(f"start_with = {pace.start_with} must lie in [1, {settings.clients}]")
+    if settings.mu == "auto":
+        raise SettingsError(
+            "mu = auto measures on the model, which a server does not have: set the mu and scheme "
+            "that `hiso run` with mu = auto and rounds = 1 finds at a site"
+        )
+    method = settings.make_method()
+    post = Post(grid)
+    sites = Sites(post, settings.clients)
+    if folder.has_run():
+        with Ledger.open(folder.ledger) as ledger:
+            identity, sites.run = ledger.identity, ledger.run
+    else:
+        log.info("waiting for %d clients", pace.start_with)
+        expected = settings_identity(settings, method)
+        identity = agree_on_identity(post, sites, expected, pace.start_with)
+    with open_ledger(folder, identity, settings.with_hyper(method)) as ledger:
+        prepare(ledger, settings.with_hyper(method), rollback, Silent())
+        folder.rewrite_metrics(ledger)
+        server = Server(ledger, settings.make_rounds(method), curvature=method.curvature)
+        sites.run = ledger.run
+        conductor = Conductor(post, sites, server, pace)
+        _rounds(conductor, folder, ledger, settings)
+        digest, answered = conductor.finish()
+        weights = max((site.weights for site in sites.by_client.values()), default=0)
+        summary = summarise(
+            ledger,
+            "each client's own",
+            weights=weights,
+            digest=digest,
+            machine={"engine": "flower", "clients_at_the_end": answered},
+        )
+        log.info("%d rounds done, digest %s", ledger.position, summary["digest"])
+        return folder.keep_summary(summary)
+
+
+def _rounds(conductor: Conductor, folder: RunFolder, ledger: Ledger, settings: Settings) -> None:
+    if ledger.position < settings.rounds:
+        folder.summary.unlink(missing_ok=True)
+    log.info("run %s, going on at round %d", ledger.run, ledger.position)
+    aborted = 0
+    while ledger.position < settings.rounds:
+        check_that_it_moves(ledger)
+        closed = conductor.round()
+        if isinstance(closed, Aborted):
+            log.warning("round %d came to nothing: %s", closed.round, closed.reason)
+            aborted += 1
+            if aborted == _ABORTS:
+                raise ProtocolError(
+                    f"round {closed.round} came to nothing {aborted} times, last because: "
+                    f"{closed.reason}. Repair the workers, then start the same command again"
+                )
+            continue
+        aborted = 0
+        (row,) = ledger.rounds(closed.record.round)
+        folder.append_metrics(round_line(row))
+        for reason in closed.set_aside.values():
+            log.error("%s", reason)
+        clients = ", ".join(map(str, closed.clients))
+        log.info(
+            "round %d: loss %.4f, clients %s, %.1f s, %d B up, %d B down",
+            row.round, closed.loss, clients, row.seconds["round"], row.bytes_up, row.bytes_down,
+        )  # fmt: skip

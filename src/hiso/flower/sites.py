@@ -1,0 +1,121 @@
+"""Which clients can be reached, through which node, and where each stands."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from hiso.core.record import MAX_STREAM
+from hiso.federation.validate import is_whole
+from hiso.flower.envelope import Envelope
+from hiso.flower.post import Answer, Post
+
+log = logging.getLogger(__name__)
+
+HELLO_TTL = 60.0
+_AGAIN = 3.0
+"""Seconds until a node whose worker did not answer is asked again."""
+_REFUSED_AGAIN = 30.0
+"""The same, if its worker was set up for something else."""
+_LOOK = 1.0
+"""Seconds between looks at Flower's list of nodes."""
+
+
+@dataclass
+class Site:
+    """A client's worker, as its last hello described it."""
+
+    node: int
+    client: int
+    position: int
+    chain: str
+    run: str | None
+    weights: int
+    identity: dict[str, Any] = field(repr=False)
+
+
+class Sites:
+    """Says hello to nodes that appear, and knows the clients behind them.
+
+    A client is known by the number that its worker gives, never by a node's id. If two nodes name
+    the same client, the one that said so last is it: a SuperNode that was started again may have
+    another id.
+
+    Attributes:
+        run: Id of the run, once it is known.
+        by_client: The sites that can be reached.
+        lost: When a client that was known was last heard of.
+    """
+
+    def __init__(self, post: Post, clients: int) -> None:
+        self._post, self._clients = post, clients
+        self.run: str | None = None
+        self.by_client: dict[int, Site] = {}
+        self.lost: dict[int, float] = {}
+        self._known: set[int] = set()
+        self._again: dict[int, float] = {}
+        self._refused: dict[int, str] = {}
+        self._looked = 0.0
+
+    def look(self) -> None:
+        """Greets nodes that are new, or whose worker was missing."""
+        now = time.monotonic()
+        if now - self._looked < _LOOK:
+            return
+        self._looked = now
+        nodes = self._post.nodes()
+        for node in self._known - nodes:
+            self.lose(node, "its node is gone", again=False)
+        due = {node for node, at in self._again.items() if at <= now and node in nodes}
+        greeted = (nodes - self._known) | due
+        self._known = nodes
+        for node in greeted:
+            self._again.pop(node, None)
+        self._post.send({node: Envelope("hello", {"run": self.run}) for node in greeted}, HELLO_TTL)
+
+    def lose(self, node: int, reason: str, *, again: bool) -> None:
+        """Takes note that the worker behind a node does not answer; says hello later if `again`."""
+        for client, site in list(self.by_client.items()):
+            if site.node == node:
+                log.warning("client %d is out of reach: %s", client, reason)
+                del self.by_client[client]
+                self.lost[client] = time.monotonic()
+        if again:
+            self._again[node] = time.monotonic() + _AGAIN
+
+    def refuse(self, site: Site, reason: str) -> None:
+        """Leaves a client out until it has been asked again and answers otherwise."""
+        if self._refused.get(site.client) != reason:
+            log.error("%s", reason)
+        self._refused[site.client] = reason
+        self.by_client.pop(site.client, None)
+        self._again[site.node] = time.monotonic() + _REFUSED_AGAIN
+
+    def greet(self, answer: Answer) -> Site | None:
+        """Takes an answer to a hello; gives the site, if it makes one."""
+        facts = answer.envelope.facts
+        if answer.envelope.kind != "hello":
+            self.lose(answer.node, str(facts.get("reason", "no hello")), again=True)
+            return None
+        client, position, run, chain, weights, identity = (
+            facts.get(key) for key in ("client", "position", "run", "chain", "weights", "identity")
+        )
+        if (
+            not is_whole(client, 0, self._clients - 1)
+            or not is_whole(position, 0, MAX_STREAM)
+            or not is_whole(weights, 1, 2**63)
+            or not isinstance(chain, str)
+            or not (run is None or isinstance(run, str))
+            or not isinstance(identity, dict)
+        ):
+            log.error("node %d: a hello that makes no sense, client %r", answer.node, client)
+            return None
+        site = Site(answer.node, client, position, chain, run, weights, identity)
+        before = self.by_client.get(client)
+        self.by_client[client] = site
+        self.lost.pop(client, None)
+        if before is None or before.node != site.node:
+            log.info("client %d is here, at position %d, node %d", client, position, answer.node)
+        return site

@@ -1,0 +1,289 @@
+"""A worker: model, private data and replica, and the answers to what the server asks.
+
+It stays while messages, SuperNodes and server come and go. Each run that it takes part in has a
+folder, with a copy of the log and snapshots: an ordinary run folder, which `hiso inspect` and
+`hiso eval` read. So a worker that was stopped or killed knows where it stood.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hiso.core.probe import Probe
+from hiso.core.replica import Replica
+from hiso.errors import HisoError, ProtocolError
+from hiso.federation.client import Client
+from hiso.federation.ledger import Ledger
+from hiso.federation.measure import measure
+from hiso.federation.protocol import Plan
+from hiso.federation.wire import plan_from_bytes, reply_to_bytes
+from hiso.flower.envelope import BEHIND, UNKNOWN_RUN, Envelope
+from hiso.language.objective import Objective
+from hiso.run.folder import RunFolder
+from hiso.run.identity import check_identity, deployed
+from hiso.run.observer import Advance, Silent
+from hiso.run.settings import Settings
+from hiso.run.snapshots import replay, restore_snapshot, save_snapshot
+from hiso.run.workload import load_workload, make_replica
+
+log = logging.getLogger(__name__)
+
+
+class Superseded(ProtocolError):
+    """A newer request has made this one pointless."""
+
+
+class Worker:
+    """Answers for one client, or for several that share its replica.
+
+    Attributes:
+        shards: Private examples by client.
+        superseded: Set it to end the measurement that is going on.
+    """
+
+    def __init__(
+        self, settings: Settings, folder: Path, *, own: int | None, alive: Callable[[], None]
+    ) -> None:
+        """Loads model and data, and goes on with the run that it worked on last.
+
+        Args:
+            settings: The settings; those of a run must be the same everywhere.
+            folder: Where it keeps its copies of logs.
+            own: The client whose data these are; None to hold every client's share of them.
+            alive: Called whenever work has advanced.
+
+        Raises:
+            LoadError: Model or data cannot be loaded.
+            SettingsError: The data do not suit the settings.
+            RunConflict: The last run was made with another model or other settings.
+            ProtocolError: The copy of the log is damaged.
+        """
+        self._settings, self._folder, self._own, self._alive = settings, folder, own, alive
+        self._method = settings.make_method()
+        self.superseded = threading.Event()
+        self._ledger: Ledger | None = None
+        self._replica: Replica | None = None
+        self._clients: dict[int, Client] = {}
+        self._load()
+        last = max(folder.glob("run-*/ledger.sqlite"), key=os.path.getmtime, default=None)
+        if last is not None:
+            self._open(RunFolder(last.parent))
+
+    @property
+    def run(self) -> str | None:
+        """Id of the run that it works on."""
+        return None if self._ledger is None else self._ledger.run
+
+    @property
+    def position(self) -> int:
+        """Position of the replica."""
+        return 0 if self._replica is None else self._replica.position
+
+    def handle(self, request: Envelope, client: int) -> Envelope:
+        """The answer of one client to a request; an error is an answer too."""
+        try:
+            if client not in self.shards:
+                raise ProtocolError(f"clients {sorted(self.shards)} live here, not {client}")
+            match request.kind:
+                case "hello":
+                    return self.hello(client, request.facts.get("run"))
+                case "round":
+                    return self._round(request, client)
+                case "fold":
+                    return self._fold(request, client)
+                case _:
+                    raise ProtocolError(f"a worker knows no request {request.kind!r}")
+        except HisoError as error:
+            log.error("%s: %s", type(error).__name__, error)
+            return Envelope.of_exception(error)
+
+    def hello(self, client: int, run: str | None) -> Envelope:
+        """Who answers here, with what, and where it stands in `run`; from any thread."""
+        weights = self._workload.lm.model.parameters()
+        position, chain = self._stands_in(run)
+        facts = {
+            "client": client,
+            "examples": self.shards[client].examples,
+            "weights": sum(w.numel() for w in weights if w.requires_grad),
+            "identity": self._identity,
+            "run": run if chain else None,
+            "position": position,
+            "chain": chain.hex(),
+        }
+        return Envelope("hello", facts)
+
+    def _stands_in(self, run: str | None) -> tuple[int, bytes]:
+        """Position and chain hash in a run; the hash is empty if it does not know the run."""
+        if run is None or not (folder := self._folder_of(run)).has_run():
+            return 0, b""
+        with Ledger.open(folder.ledger) as ledger:
+            return ledger.position, ledger.chain_at(ledger.position)
+
+    def _folder_of(self, run: str) -> RunFolder:
+        return RunFolder(self._folder / f"run-{run[:16]}")
+
+    def close(self) -> None:
+        """Keeps a snapshot, so that the next start is quick."""
+        if self._ledger is not None:
+            if self.position:
+                save_snapshot(RunFolder(self._ledger.path.parent).snapshots, self._standing)
+            self._ledger.close()
+
+    @property
+    def _standing(self) -> Replica:
+        assert self._replica is not None
+        return self._replica
+
+    def _load(self) -> None:
+        self._workload = load_workload(self._settings, self._method, Silent(), own=self._own)
+        self._identity = deployed(self._workload.identity)
+        self.shards = {shard.client: shard for shard in self._workload.shards}
+
+    def _round(self, request: Envelope, index: int) -> Envelope:
+        plan = plan_from_bytes(request.body)
+        if (refusal := self._prepare(plan, request)) is not None:
+            return refusal
+        client, shard = self._clients[index], self.shards[index]
+        probe = self._begin(client, plan)
+        replica = self._standing
+        measure(replica, plan, probe, lambda step: shard.batch(plan.round, step), self._losses)
+        reply = client.finish()
+        log.info("round %d: loss %.4f, digest %016x", plan.round, reply.loss, reply.digest)
+        every = self._settings.snapshot_every
+        if every and plan.round % every == 0 and plan.round:
+            save_snapshot(self._snapshots, replica)
+        return Envelope("reply", {}, reply_to_bytes(reply))
+
+    def _fold(self, request: Envelope, index: int) -> Envelope:
+        """Folds the rest of the log; the probe of the plan is of no interest."""
+        plan = plan_from_bytes(request.body)
+        if (refusal := self._prepare(plan, request)) is not None:
+            return refusal
+        self._begin(self._clients[index], plan)
+        digest = f"{self._standing.digest():016x}"
+        log.info("position %d, digest %s", self.position, digest)
+        return Envelope("folded", {"position": self.position, "digest": digest})
+
+    def _prepare(self, plan: Plan, request: Envelope) -> Envelope | None:
+        """Makes the plan's run the one it works on, and its log a prefix; the answer if it cannot.
+
+        Raises:
+            RunConflict: Model, task or settings are not those of the run.
+            ProtocolError: The identity does not belong to the run.
+        """
+        if self.run != plan.run:
+            folder = self._folder_of(plan.run)
+            if not folder.has_run():
+                if (identity := request.facts.get("identity")) is None:
+                    return Envelope.of_error(UNKNOWN_RUN, f"send the identity of {plan.run}")
+                self._create(folder, plan.run, identity)
+            self._open(folder)
+        self._rewind(plan)
+        if (start := plan.round - len(plan.records)) > self.position:
+            reason = f"it stands at position {self.position}, the records begin at {start}"
+            facts = {"error": BEHIND, "reason": reason, "position": self.position}
+            return Envelope("error", facts | {"chain": self._standing.chain.hex()})
+        return None
+
+    def _create(self, folder: RunFolder, run: str, identity: dict[str, Any]) -> None:
+        check_identity(identity, self._identity)
+        settings = self._settings.with_hyper(self._method)
+        folder.path.mkdir()
+        partial = folder.path / "ledger.partial"
+        with Ledger.create(partial, identity, settings.model_dump()) as ledger:
+            found = ledger.run
+        if found != run:
+            raise ProtocolError(f"the identity that was sent is that of run {found}, not of {run}")
+        os.replace(partial, folder.ledger)
+
+    def _open(self, folder: RunFolder) -> None:
+        if self._ledger is not None:
+            self._ledger.close()
+            self._ledger = None
+        ledger = Ledger.open(folder.ledger)
+        check_identity(ledger.identity, self._identity)
+        ledger.verify()
+        self._stand(ledger)
+        self._ledger = ledger
+
+    def _stand(self, ledger: Ledger) -> None:
+        """Rebuilds the replica at the end of the log, and checks it against a digest of before."""
+        if self._replica is not None:
+            self._load()  # the weights of the model in memory have moved
+        start = ledger.identity["method"]["hyper"]
+        replica = make_replica(self._settings, self._method, start, self._workload, Silent())
+        replica.chain = ledger.root
+        end, known, heartbeat = ledger.position, ledger.last_digest(), _Heartbeat(self._alive)
+        restore_snapshot(RunFolder(ledger.path.parent).snapshots, replica, ledger, end)
+        if known is not None and replica.position <= known[0]:
+            replay(replica, ledger, known[0], heartbeat)
+            if replica.digest() != known[1]:
+                raise ProtocolError(
+                    f"position {known[0]} of {ledger.path} had digest {known[1]:016x} and now has "
+                    f"{replica.digest():016x}: delete that folder, the server sends the log again"
+                )
+        replay(replica, ledger, end, heartbeat)
+        self._replica = replica
+        workload = self._workload
+        self._objective = Objective(workload.lm, workload.task, joint=False, rows=replica.rows)
+        self._clients = {
+            index: Client(index, shard.examples, replica, ledger.run)
+            for index, shard in self.shards.items()
+        }
+        log.info("run %s: position %d, digest %016x", ledger.run[:16], end, replica.digest())
+
+    def _rewind(self, plan: Plan) -> None:
+        """Goes back to where the plan's log and this one part: the server has rolled back."""
+        ledger, at = self._log, self.position
+        target = min(at, plan.round)
+        first = plan.round - len(plan.records)
+        mine = {record.round: record.to_bytes() for record in ledger.records(first)}
+        theirs = {record.round: record.to_bytes() for record in plan.records}
+        parted = [r for r in theirs if r < target and theirs[r] != mine[r]]
+        if parted:
+            target = parted[0]
+        elif target == plan.round and ledger.chain_at(target) != plan.chain:
+            target = 0
+        if target < at:
+            log.warning("the server's log parts from this one: back to position %d", target)
+            ledger.rollback(target)
+            self._stand(ledger)
+
+    def _begin(self, client: Client, plan: Plan) -> Probe:
+        before, digest = self.position, self._standing.digest()
+        probe = client.begin(plan)
+        self._log.follow([r for r in plan.records if r.round >= before], digest)
+        return probe
+
+    @property
+    def _log(self) -> Ledger:
+        assert self._ledger is not None
+        return self._ledger
+
+    @property
+    def _snapshots(self) -> Path:
+        return RunFolder(self._log.path.parent).snapshots
+
+    def _losses(self, batches: Sequence[Any]) -> list[float]:
+        self._alive()
+        if self.superseded.is_set():
+            raise Superseded("a newer request has come, this measurement is dropped")
+        return self._objective(batches)
+
+
+class _Heartbeat(Silent):
+    """Tells nothing but that work goes on."""
+
+    def __init__(self, alive: Callable[[], None]) -> None:
+        self._alive = alive
+
+    @contextmanager
+    def phase(self, text: str, total: int | None = None) -> Iterator[Advance]:  # noqa: ARG002
+        """See `Observer.phase`."""
+        yield lambda _: self._alive()
