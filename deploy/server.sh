@@ -1,0 +1,28 @@
+#!/bin/sh
+# server.sh [PORT]: starts the SuperLink with TLS, registers the sites of keys/, stays in the
+# foreground. Its state is in flower/; start it again after a crash.
+set -eu
+. "$(dirname "$0")/env.sh"
+port=${1:-9092}
+cat > "$FLWR_HOME/config.toml" <<END
+[superlink]
+default = "hiso"
+
+[superlink.hiso]
+address = "127.0.0.1:$port"
+root-certificates = "$PWD/keys/ca.pem"
+END
+flower-superlink --host 0.0.0.0 --port "$port" --database "$FLWR_HOME/state.db" \
+    --ssl-ca-certfile keys/ca.pem --ssl-certfile keys/server.pem --ssl-keyfile keys/server.key \
+    --enable-supernode-auth --disable-runtime-dependency-installation &
+superlink=$!
+trap 'kill $superlink 2>/dev/null; wait $superlink' INT TERM
+for key in keys/*.pub; do
+    for try in 1 2 3 4 5 6 7 8 9 10; do
+        if said=$(flwr supernode register "$key" 2>&1); then break; fi
+        case $said in *already*) break ;; esac
+        sleep 1
+    done
+    echo "$key: $said"
+done
+wait $superlink

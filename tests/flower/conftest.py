@@ -1,0 +1,45 @@
+"""One deployment for all tests here: SuperLink, three SuperNodes, three workers of a tiny model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .federation import Deployment, write_toml
+
+
+@pytest.fixture(scope="session")
+def settings(tiny_model, reviews) -> dict[str, Any]:
+    return {
+        "model": str(tiny_model),
+        "data": str(reviews),
+        "lr": 0.01,
+        "clients": 3,
+        "sample": 2,
+        "rounds": 4,
+        "perturbations": 2,
+        "batch_size": 4,
+        "max_length": 24,
+        "eval_every": 0,
+        "joint": False,
+    }
+
+
+@pytest.fixture(scope="session")
+def deployment(tmp_path_factory, settings) -> Iterator[Deployment]:
+    folder: Path = tmp_path_factory.mktemp("f")
+    site = Deployment(folder)
+    try:
+        write_toml(folder / "settings.toml", settings)
+        for index in range(3):
+            site.worker(index, "--share")
+        site.superlink()
+        site.wait("SuperLink", lambda: "startup complete" in site.logs())
+        for index in range(3):
+            site.supernode(index)
+        yield site
+    finally:
+        site.close()
