@@ -129,7 +129,7 @@ def recovered(deployment: Deployment, what: str, out: str, since: float, at: int
 
 def test_every_process_may_be_killed(deployment, settings):
     out = "killed"
-    command = (out, "--rounds", 8, "--sample", 3, "--round-seconds", 120)
+    command = (out, "--rounds", 7, "--sample", 3, "--round-seconds", 120)
     deployment.serve(*command)
 
     def reach(round: int) -> int:
@@ -166,7 +166,7 @@ def test_every_process_may_be_killed(deployment, settings):
     summary = summary_of(deployment, out)
     with Ledger.open(deployment.folder / out / "ledger.sqlite") as ledger:
         ledger.verify()
-        assert ledger.position == 8
+        assert ledger.position == 7
         assert [record.to_bytes() for record in ledger.records()][: len(before)] == before
         assert not any(row.set_aside for row in ledger.rounds())
     assert summary["digest"] is not None

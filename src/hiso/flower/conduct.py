@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -142,15 +143,17 @@ class Conductor:
                         continue
                     facts, asked.done = answer.envelope.facts, True
                     asked.up += answer.size
-                    if answer.envelope.kind == "folded" and facts.get("position") == end:
-                        digests[client] = int(facts["digest"], 16)
+                    digest = str(facts.get("digest"))
+                    if facts.get("position") == end and re.fullmatch("[0-9a-f]{16}", digest):
+                        digests[client] = int(digest, 16)
                     else:
                         log.warning("client %d at the end: %s", client, facts.get("reason"))
             for client, site in self._sites.by_client.items():
                 if client not in self._asked:
                     self._asked[client] = _Asked(self._server.rest(client, self._stands(site)))
             self._send(began, kind="fold")
-            if self._asked and all(asked.done for asked in self._asked.values()):
+            here = self._sites.by_client.keys() & self._asked.keys()
+            if self._asked and all(self._asked[client].done for client in here):
                 break
             time.sleep(_POLL)
         self._note_sizes(end)

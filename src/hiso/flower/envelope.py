@@ -78,13 +78,17 @@ class Envelope:
                 raise ValueError("it is cut short, or something else")
             if version != FORMAT:
                 raise ValueError(f"it has format {version}, this hiso speaks {FORMAT}")
-            header = json.loads(data[_HEAD.size : end])
+            header = json.loads(data[_HEAD.size : end], parse_constant=_refuse)
             kind, facts = header["kind"], header["facts"]
             if not isinstance(kind, str) or not isinstance(facts, dict):
                 raise ValueError("its header is something else")
         except (struct.error, ValueError, KeyError, TypeError, RecursionError) as error:
             raise ProtocolError(f"envelope of {len(data)} bytes is malformed: {error}") from error
         return cls(kind, facts, data[end:])
+
+
+def _refuse(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
 
 
 def send(connection: socket.socket, envelope: Envelope) -> None:

@@ -48,10 +48,11 @@ def check_identity(stored: Mapping[str, Any], found: Mapping[str, Any]) -> None:
     """
     if "partition" not in stored and "partition" in found:
         found = deployed(found)
+    stored, found = _without_hyper(stored), _without_hyper(found)
     different = [
         f"  {key}: {stored.get(key)} in the run, {found.get(key)} here"
         for key in {**stored, **found}
-        if key != "method" and stored.get(key) != found.get(key)
+        if stored.get(key) != found.get(key)
     ]
     if different:
         raise RunConflict(
@@ -59,3 +60,9 @@ def check_identity(stored: Mapping[str, Any], found: Mapping[str, Any]) -> None:
             + "\n".join(different)
             + "\nRestore the model or data of the run, or start another run with another --out."
         )
+
+
+def _without_hyper(identity: Mapping[str, Any]) -> dict[str, Any]:
+    method = identity.get("method")
+    known = (method.get("name"), method.get("feed")) if isinstance(method, dict) else method
+    return {**identity, "method": known}
