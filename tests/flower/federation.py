@@ -29,6 +29,7 @@ class Deployment:
     def __init__(self, folder: Path) -> None:
         self.folder, self.port = folder, free_port()
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._orphaned: list[int] = []  # process groups whose leader was killed
         home = folder / "home"
         home.mkdir(parents=True)
         (home / "config.toml").write_text(
@@ -60,6 +61,7 @@ class Deployment:
 
     def kill(self, name: str, number: int = signal.SIGKILL) -> None:
         """The process alone, as a crash would; those that it started notice by themselves."""
+        self._orphaned.append(self.processes[name].pid)
         self.processes[name].send_signal(number)
         self.processes.pop(name).wait()
 
@@ -67,6 +69,9 @@ class Deployment:
         for process in self.processes.values():
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGTERM)
+        for group in self._orphaned:
+            with suppress(ProcessLookupError):
+                os.killpg(group, signal.SIGKILL)
         end = time.monotonic() + 5
         for process in self.processes.values():
             with suppress(subprocess.TimeoutExpired):
