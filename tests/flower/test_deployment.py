@@ -82,6 +82,7 @@ def test_a_deployment_gives_the_same_model_as_the_simulation(deployment, setting
 
 
 def test_only_its_owner_may_talk_to_a_worker(deployment):
+    deployment.wait("worker", lambda: worker_status(deployment, 0).get("process"), 60)
     folder = deployment.folder / "w0"
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert stat.S_IMODE((folder / "worker.sock").stat().st_mode) == 0o600
@@ -183,6 +184,7 @@ def test_the_relay_needs_no_torch():
 
 def test_a_worker_stops_gracefully_and_goes_on(deployment, settings, hiso):
     folder = deployment.folder / "w0"
+    deployment.wait("worker", lambda: worker_status(deployment, 0).get("process"), 60)
     before = worker_status(deployment, 0)
     done = hiso("worker", "stop", folder)
     assert done.code == 0, done.err
