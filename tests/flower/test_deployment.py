@@ -77,6 +77,9 @@ def test_a_deployment_gives_the_same_model_as_the_simulation(deployment, setting
     assert summary["bytes_up"] == expected["bytes_up"]
     assert summary["bytes_down"] <= expected["bytes_down"]
     assert summary["message_bytes_up"] > summary["bytes_up"]
+    each = summary["message_bytes_per_round_and_worker"]
+    assert 8 < each["up"] < 500
+    assert 8 < each["down"] < 1500
     assert summary["peak_memory_bytes"] < 300 * 2**20
     print(f"\n{summary['seconds_per_round']:.1f} s a round, server {summary['peak_memory_bytes']}")
 

@@ -52,6 +52,7 @@ def along(workload: Workload, settings: Settings, dtype: str, mu: float, scheme:
     return probe.scalars[0]
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_scalars_at_the_chosen_mu_follow_the_derivatives(real):
     asked = {dtype: Settings(dtype=dtype, mu="auto", **REAL) for dtype in ("float32", "bfloat16")}
     truth = along(real, asked["float32"], "float32", REFERENCE_MU, "central")

@@ -59,18 +59,23 @@ def serve(
 
     if find_spec("flwr") is None:
         raise LoadError("hiso serve needs Flower: pip install 'hiso[flower]'")
+    from hiso.flower.conduct import Pace
+    from hiso.flower.server import check
+
     given = {**(read_toml(file) if file else {}), **settings}
     folder = RunFolder(out or Path(given.pop("out", "runs/flower")))
     given.pop("out", None)
     changes = dict(parse_change(text) for text in change or [])
-    clients = resolve_settings(folder, given, changes, rollback, None).clients
+    resolved = resolve_settings(folder, given, changes, rollback, None)
+    pace = Pace(round_seconds, start_with or resolved.clients)
+    check(resolved, pace)
     config = {
         "settings": json.dumps(given),
         "out": str(folder.path.absolute()),
         "changes": json.dumps(changes),
         "rollback": -1 if rollback is None else rollback,
-        "round-seconds": round_seconds,
-        "start-with": start_with or clients,
+        "round-seconds": pace.round_seconds,
+        "start-with": pace.start_with,
     }
     with tempfile.TemporaryDirectory() as temporary:
         path = Path(temporary) / "run.toml"  # strings of JSON are strings of TOML

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from hiso.errors import ProtocolError, SettingsError
+from hiso.errors import ProtocolError, RunConflict, SettingsError
 from hiso.federation.ledger import Ledger
 from hiso.federation.server import Aborted, Server
 from hiso.flower.conduct import Conductor, Pace, agree_on_identity
@@ -28,6 +29,8 @@ from hiso.run.summary import summarise
 LOG = "server.log"
 _ABORTS = 20
 """Attempts at a round that may come to nothing, one after the other."""
+_PREDECESSOR = 120.0
+"""Seconds that a server waits for the one before it to end."""
 log = logging.getLogger(__name__)
 
 app = ServerApp()
@@ -62,6 +65,21 @@ def main(grid: Grid, context: Context) -> None:
         raise
 
 
+def check(settings: Settings, pace: Pace) -> None:
+    """Makes sure that a server can run these settings.
+
+    Raises:
+        SettingsError: `mu` is to be measured, or more clients are waited for than there are.
+    """
+    if not 0 < pace.start_with <= settings.clients:
+        raise SettingsError(f"start_with = {pace.start_with} must lie in [1, {settings.clients}]")
+    if settings.mu == "auto":
+        raise SettingsError(
+            "mu = auto measures on the model, which a server does not have: set the mu and scheme "
+            "that `hiso run` with mu = auto and rounds = 1 finds at a site"
+        )
+
+
 def serve(
     grid: Grid,
     given: Mapping[str, Any],
@@ -88,14 +106,9 @@ def serve(
         ProtocolError: A round has come to nothing too often.
     """
     folder = RunFolder(out)
+    _outlast(folder)
     settings = resolve_settings(folder, given, changes, rollback, None)
-    if not 0 < pace.start_with <= settings.clients:
-        raise SettingsError(f"start_with = {pace.start_with} must lie in [1, {settings.clients}]")
-    if settings.mu == "auto":
-        raise SettingsError(
-            "mu = auto measures on the model, which a server does not have: set the mu and scheme "
-            "that `hiso run` with mu = auto and rounds = 1 finds at a site"
-        )
+    check(settings, pace)
     method = settings.make_method()
     post = Post(grid)
     sites = Sites(post, settings.clients)
@@ -124,6 +137,21 @@ def serve(
         )
         log.info("%d rounds done, digest %s", ledger.position, summary["digest"])
         return folder.keep_summary(summary)
+
+
+def _outlast(folder: RunFolder) -> None:
+    """Waits a while for another server on the run to end, as one whose SuperLink was killed does.
+
+    What has to be said about one that stays is said when the ledger is opened.
+    """
+    end = time.monotonic() + _PREDECESSOR
+    while folder.path.is_dir() and time.monotonic() < end:
+        try:
+            with folder.lock():
+                return
+        except RunConflict as conflict:
+            log.warning("%s", conflict)
+            time.sleep(1)
 
 
 def _rounds(conductor: Conductor, folder: RunFolder, ledger: Ledger, settings: Settings) -> None:

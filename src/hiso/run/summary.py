@@ -40,7 +40,7 @@ def summarise(
     up, down = ledger.traffic()
     before, after = _metrics(ledger, 0), _metrics(ledger, ledger.position)
     fedavg = SCALAR_BYTES * weights * sum(len(row.clients) for row in rows)
-    message_up, message_down, _ = ledger.message_bytes()
+    message_up, message_down, asked = ledger.message_bytes()
     return {
         "run": ledger.run,
         "rounds": ledger.position,
@@ -56,6 +56,10 @@ def summarise(
         ),
         "message_bytes_up": message_up,
         "message_bytes_down": message_down,
+        "message_bytes_per_round_and_worker": {
+            "up": message_up / asked if asked else 0,
+            "down": message_down / asked if asked else 0,
+        },
         "fedavg_bytes_up": fedavg,
         "fedavg_bytes_down": fedavg,
         "seconds_per_round": _median(row.seconds.get("round") for row in rows),
