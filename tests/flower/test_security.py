@@ -37,14 +37,15 @@ def secured(tmp_path, settings):
 
 
 def test_the_documented_path_works_and_a_stranger_is_refused(secured):
+    """The site comes before the server knows it, and waits."""
     folder, port = secured.folder, secured.port
     secured.env["SUPERNODE_PORT"] = str(free_port())
-    secured.start("server", SCRIPTS / "server.sh", port, folder=folder / "server")
-    secured.wait("registration", lambda: secured.logs().count("registered successfully") == 2)
     secured.start(
         "site", SCRIPTS / "site.sh", f"127.0.0.1:{port}", "site", "settings.toml", 0, "--share",
         folder=folder / "site",
     )  # fmt: skip
+    secured.start("server", SCRIPTS / "server.sh", port, folder=folder / "server")
+    secured.wait("registration", lambda: secured.logs().count("registered successfully") == 2)
     secured.env["FLWR_HOME"] = str(folder / "server" / "flower")
     secured.start(
         "serve", "hiso", "serve", "settings.toml", "--out", "run", folder=folder / "server"
