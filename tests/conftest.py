@@ -12,6 +12,8 @@ import torch
 if not torch.cuda.is_available():  # before anything imports triton
     os.environ["TRITON_INTERPRET"] = "1"
 
+from hiso.bench import timing
+
 from .process import Hiso
 from .tiny import save_model
 
@@ -19,10 +21,8 @@ from .tiny import save_model
 @pytest.fixture
 def one_thread():
     """Small work on one thread: quick on a busy machine, and the same sums everywhere."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    with timing.one_thread():
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -45,9 +45,9 @@ def reviews(tmp_path_factory) -> Path:
     return path
 
 
-@pytest.fixture
-def base(tiny_model, reviews) -> dict[str, Any]:
-    """Settings of a run of two seconds."""
+@pytest.fixture(scope="session")
+def small_run(tiny_model, reviews) -> dict[str, Any]:
+    """Settings of a run of two seconds, not to be altered."""
     return {
         "model": str(tiny_model),
         "data": str(reviews),
@@ -60,6 +60,12 @@ def base(tiny_model, reviews) -> dict[str, Any]:
         "max_length": 24,
         "eval_every": 3,
     }
+
+
+@pytest.fixture
+def base(small_run) -> dict[str, Any]:
+    """Settings of a run of two seconds."""
+    return dict(small_run)
 
 
 @pytest.fixture

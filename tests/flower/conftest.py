@@ -12,20 +12,8 @@ from .federation import Deployment, write_toml
 
 
 @pytest.fixture(scope="session")
-def settings(tiny_model, reviews) -> dict[str, Any]:
-    return {
-        "model": str(tiny_model),
-        "data": str(reviews),
-        "lr": 0.01,
-        "clients": 3,
-        "sample": 2,
-        "rounds": 4,
-        "perturbations": 2,
-        "batch_size": 4,
-        "max_length": 24,
-        "eval_every": 0,
-        "joint": False,
-    }
+def settings(small_run) -> dict[str, Any]:
+    return small_run | {"clients": 3, "rounds": 4, "eval_every": 0, "joint": False}
 
 
 @pytest.fixture(scope="session")

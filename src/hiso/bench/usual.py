@@ -101,20 +101,24 @@ class UsualHiSo:
             root.square_().mul_(1 - self.nu).add_(step.square_(), alpha=self.nu).sqrt_()
 
 
-@torch.inference_mode()
-def usual_loss(model: Any, workload: Workload, batch: Batch) -> float:
-    """Mean cross-entropy of the label words, of one batch padded to its longest example."""
-    examples = batch.examples
-    rows, last = range(len(examples)), [len(e.ids) - 1 for e in examples]
-    padding: Any = workload.lm.tokenizer.pad_token_id
-    ids = torch.full((len(examples), max(last) + 1), padding)
-    for row, example in zip(ids, examples, strict=True):
-        row[: len(example.ids)] = torch.from_numpy(example.ids)
+def usual_loss(workload: Workload) -> Callable[[Any, Batch], float]:
+    """Mean cross-entropy of the label words, of a model and a batch padded to its longest."""
     words = torch.tensor(check_labels(workload.task, workload.lm.tokenizer).first)
-    hidden = hidden_states(model, ids)[rows, last]
-    logits = hidden @ output_head(model).weight[words].T
-    targets = torch.tensor([e.label for e in examples])
-    return float(nn.functional.cross_entropy(logits.float(), targets))
+    padding: Any = workload.lm.tokenizer.pad_token_id
+
+    @torch.inference_mode()
+    def loss(model: Any, batch: Batch) -> float:
+        examples = batch.examples
+        rows, last = range(len(examples)), [len(e.ids) - 1 for e in examples]
+        ids = torch.full((len(examples), max(last) + 1), padding)
+        for row, example in zip(ids, examples, strict=True):
+            row[: len(example.ids)] = torch.from_numpy(example.ids)
+        hidden = hidden_states(model, ids)[rows, last]
+        logits = hidden @ output_head(model).weight[words].T
+        targets = torch.tensor([e.label for e in examples])
+        return float(nn.functional.cross_entropy(logits.float(), targets))
+
+    return loss
 
 
 def usual_round(
@@ -136,13 +140,13 @@ def usual_round(
         mu=rounds.mu,
         nu=method.nu,
     )
-    numbers = count()
+    loss_of, numbers = usual_loss(workload), count()
 
     def run() -> None:
         at = next(numbers)
 
         def loss(model: nn.Module, client: int) -> float:
-            return usual_loss(model, workload, workload.shards[client].batch(at, 0))
+            return loss_of(model, workload.shards[client].batch(at, 0))
 
         sampled = choose(0, "sample", at, 0, size=rounds.clients, count=rounds.sample)
         usual.round(at, sampled, loss)

@@ -11,11 +11,18 @@ import typer
 from rich.console import Console
 
 from hiso.cli import display, worker
-from hiso.cli.options import parse_change, with_settings
+from hiso.cli.options import (
+    Changes,
+    Json,
+    Rollback,
+    SettingsFile,
+    merge_file,
+    parse_change,
+    with_settings,
+)
 from hiso.cli.serve import serve
 from hiso.errors import HisoError
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, nothing else.")]
 Folder = Annotated[Path, typer.Argument(help="The run's folder.", show_default=False)]
 
 app = typer.Typer(
@@ -32,19 +39,12 @@ app.add_typer(worker.app, name="worker")
 @with_settings
 def run(
     settings: dict[str, Any],
-    file: Annotated[
-        Path | None, typer.Argument(help="TOML file of settings.", show_default=False)
-    ] = None,
+    file: SettingsFile = None,
     out: Annotated[
         Path | None, typer.Option(help="The run's folder; by default runs/MODEL-TASK-METHOD-SEED.")
     ] = None,
-    change: Annotated[
-        list[str] | None,
-        typer.Option(metavar="KEY=VALUE", help="Alter a setting of a run that exists; repeatable."),
-    ] = None,
-    rollback: Annotated[
-        int | None, typer.Option(min=0, help="First go back to this position of the log.")
-    ] = None,
+    change: Changes = None,
+    rollback: Rollback = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Refuse to start a new run; go on or fail.")
     ] = False,
@@ -56,11 +56,10 @@ def run(
     """
     from hiso.run.folder import RunFolder
     from hiso.run.launch import launch
-    from hiso.run.settings import parse_settings, read_toml
+    from hiso.run.settings import parse_settings
 
-    given = {**(read_toml(file) if file else {}), **settings}
-    given_out = given.pop("out", None)
-    folder = out or (Path(given_out) if given_out else None)
+    given, named = merge_file(file, settings)
+    folder = out or named
     if folder is None:
         s = parse_settings(given)
         model = Path(s.model).name.removesuffix(".gguf")

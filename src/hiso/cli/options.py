@@ -4,14 +4,42 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
 from rich.markup import escape
 
 from hiso.errors import SettingsError
-from hiso.run.settings import Settings
+from hiso.run.settings import Settings, read_toml
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, nothing else.")]
+SettingsFile = Annotated[
+    Path | None, typer.Argument(help="TOML file of settings.", show_default=False)
+]
+Changes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--change",
+        metavar="KEY=VALUE",
+        help="Alter a setting of a run that exists; repeatable.",
+    ),
+]
+Rollback = Annotated[
+    int | None, typer.Option(min=0, help="First go back to this position of the log.")
+]
+
+
+def merge_file(file: Path | None, flags: Mapping[str, Any]) -> tuple[dict[str, Any], Path | None]:
+    """The settings of a TOML file, which flags override; and the run's folder if it names one.
+
+    Raises:
+        SettingsError: The file cannot be read, or is not TOML.
+    """
+    given = {**(read_toml(file) if file else {}), **flags}
+    out = given.pop("out", None)
+    return given, Path(out) if out else None
 
 
 def with_settings(command: Callable[..., None]) -> Callable[..., None]:

@@ -16,16 +16,21 @@ import typer
 from rich.console import Console
 
 from hiso.cli import display
-from hiso.cli.options import parse_change, with_settings
+from hiso.cli.options import (
+    Changes,
+    Rollback,
+    SettingsFile,
+    merge_file,
+    parse_change,
+    with_settings,
+)
 from hiso.errors import LoadError, ProtocolError
 
 
 @with_settings
 def serve(
     settings: dict[str, Any],
-    file: Annotated[
-        Path | None, typer.Argument(help="TOML file of settings.", show_default=False)
-    ] = None,
+    file: SettingsFile = None,
     out: Annotated[
         Path | None, typer.Option(help="The run's folder, on the SuperLink's machine.")
     ] = None,
@@ -38,13 +43,8 @@ def serve(
     round_seconds: Annotated[
         float, typer.Option(min=1, help="Longest wait for the replies of a round.")
     ] = 600,
-    change: Annotated[
-        list[str] | None,
-        typer.Option(metavar="KEY=VALUE", help="Alter a setting of a run that exists; repeatable."),
-    ] = None,
-    rollback: Annotated[
-        int | None, typer.Option(min=0, help="First go back to this position of the log.")
-    ] = None,
+    change: Changes = None,
+    rollback: Rollback = None,
     detach: Annotated[
         bool, typer.Option("--detach", help="Do not wait for the end: see the run's folder.")
     ] = False,
@@ -55,16 +55,14 @@ def serve(
     """
     from hiso.run.folder import RunFolder
     from hiso.run.opening import resolve_settings
-    from hiso.run.settings import read_toml
 
     if find_spec("flwr") is None:
         raise LoadError("hiso serve needs Flower: pip install 'hiso[flower]'")
     from hiso.flower.conduct import Pace
     from hiso.flower.server import check
 
-    given = {**(read_toml(file) if file else {}), **settings}
-    folder = RunFolder(out or Path(given.pop("out", "runs/flower")))
-    given.pop("out", None)
+    given, named = merge_file(file, settings)
+    folder = RunFolder(out or named or Path("runs/flower"))
     changes = dict(parse_change(text) for text in change or [])
     resolved = resolve_settings(folder, given, changes, rollback, None)
     pace = Pace(round_seconds, start_with or resolved.clients)

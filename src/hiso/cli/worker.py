@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,7 +10,7 @@ import typer
 from rich.console import Console
 
 from hiso.cli import display
-from hiso.cli.options import with_settings
+from hiso.cli.options import Json, merge_file, with_settings
 from hiso.errors import ProtocolError
 
 Folder = Annotated[Path, typer.Argument(help="The worker's folder.", show_default=False)]
@@ -41,29 +40,23 @@ def start(
 
     Flags override the TOML file, which should be the same for server and workers, but for `data`.
     """
+    from hiso.flower.logs import log_to
     from hiso.flower.resident import LOG, Resident
-    from hiso.run.settings import parse_settings, read_toml
+    from hiso.run.settings import parse_settings
 
-    given = {**read_toml(file), **settings}
-    given.pop("out", None)
+    given, _ = merge_file(file, settings)
     parsed = parse_settings(given)
     if client >= parsed.clients:
         raise typer.BadParameter(f"must be below clients = {parsed.clients}", param_hint="--client")
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    logging.basicConfig(
-        level=logging.INFO,
-        format="%(asctime)s %(levelname)s %(message)s",
-        handlers=[logging.FileHandler(folder / LOG), logging.StreamHandler()],
-    )
+    log_to(folder / LOG)
     Resident(folder, client, watchdog).run(parsed, share=share)
 
 
 @app.command()
 def status(
     folder: Folder,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object, nothing else.")
-    ] = False,
+    as_json: Json = False,
 ) -> None:
     """Say what a worker does, where it stands, and what went wrong last."""
     facts = _ask(folder, "status")

@@ -123,16 +123,9 @@ class Ledger(RunFile):
         Raises:
             ProtocolError: The record is not the next one of this log; nothing was written.
         """
-        texts = canonical_json(dict(seconds), "seconds"), time.time()
+        spent = canonical_json(dict(seconds), "seconds")
         with self._write() as db:
-            if record.round != self.position:
-                raise ProtocolError(
-                    f"record of round {record.round} does not come next: the log of {self.path} "
-                    f"goes on with round {self.position}. Does another process write to it?"
-                )
-            chain = record.chain(self.chain_at(record.round))
-            row = (record.round, record.to_bytes(), chain, f"{digest:016x}", loss)
-            insert(db, "records", (*row, bytes_up, bytes_down, *texts))
+            self._append(db, record, digest, loss, bytes_up, bytes_down, spent)
             for r in replies:
                 kappa = None if r.curvature is None else r.curvature.astype("<f4").tobytes()
                 row = (record.round, r.client, r.attempt, set_aside.get(r.client))
@@ -152,14 +145,28 @@ class Ledger(RunFile):
         """
         with self._write() as db:
             for number, record in enumerate(records):
-                if record.round != self.position:
-                    raise ProtocolError(
-                        f"{self.path} goes on with round {self.position}, not {record.round}"
-                    )
-                chain = record.chain(self.chain_at(record.round))
-                row = (record.round, record.to_bytes(), chain, None if number else f"{digest:016x}")
                 down = SCALAR_BYTES * record.scalars
-                insert(db, "records", (*row, None, 0, down, "{}", time.time()))
+                self._append(db, record, None if number else digest, None, 0, down, "{}")
+
+    def _append(
+        self,
+        db: Connection,
+        record: Record,
+        digest: int | None,
+        loss: float | None,
+        bytes_up: int,
+        bytes_down: int,
+        seconds: str,
+    ) -> None:
+        if record.round != self.position:
+            raise ProtocolError(
+                f"record of round {record.round} does not come next: the log of {self.path} "
+                f"goes on with round {self.position}. Does another process write to it?"
+            )
+        chain = record.chain(self.chain_at(record.round))
+        known = None if digest is None else f"{digest:016x}"
+        row = (record.round, record.to_bytes(), chain, known, loss, bytes_up, bytes_down)
+        insert(db, "records", (*row, seconds, time.time()))
 
     def note_messages(self, round: int, sizes: Mapping[int, tuple[int, int]]) -> None:
         """Notes for each client the bytes (up, down) of whole messages that a round took."""

@@ -131,22 +131,15 @@ class Server:
         if not self._plans:
             s, round = self.settings, self.ledger.position
             attempt, changes = self.ledger.attempt(round), self._changes()
-            chain = self.ledger.chain_at(round)
             sampled = choose(self._seed, "sample", round, attempt, size=s.clients, count=s.sample)
             stands = {client: self.ledger.client_position(client) for client in sampled}
             records = self.ledger.records(min(stands.values()))
+            common = self._plan()
             self._plans = {
-                client: Plan(
-                    run=self.ledger.run,
-                    round=round,
-                    attempt=attempt,
+                client: replace(
+                    common,
                     client=client,
                     records=tuple(records[len(records) - (round - stands[client]) :]),
-                    chain=chain,
-                    steps=s.steps,
-                    directions=s.directions,
-                    mu=s.mu,
-                    scheme=s.scheme,
                     stream=client + 1 if s.per_client else 0,
                     changes=changes,
                 )
@@ -182,14 +175,19 @@ class Server:
         Raises:
             ProtocolError: The log is not that long.
         """
-        s, end = self.settings, self.ledger.position
         self.ledger.chain_at(position)
+        records = tuple(self.ledger.records(position))
+        return replace(self._plan(), client=client, records=records)
+
+    def _plan(self) -> Plan:
+        """What all plans for the end of the log have in common."""
+        s, end = self.settings, self.ledger.position
         return Plan(
             run=self.ledger.run,
             round=end,
             attempt=self.ledger.attempt(end),
-            client=client,
-            records=tuple(self.ledger.records(position)),
+            client=0,
+            records=(),
             chain=self.ledger.chain_at(end),
             steps=s.steps,
             directions=s.directions,

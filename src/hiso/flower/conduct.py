@@ -138,16 +138,16 @@ class Conductor:
         end = self._ledger.position
         while time.monotonic() - began < self._pace.round_seconds:
             for answer in self._hear():
-                for client, asked in self._asked.items():
-                    if asked.request is not answer.request:
-                        continue
-                    facts, asked.done = answer.envelope.facts, True
-                    asked.up += answer.size
-                    digest = str(facts.get("digest"))
-                    if facts.get("position") == end and re.fullmatch("[0-9a-f]{16}", digest):
-                        digests[client] = int(digest, 16)
-                    else:
-                        log.warning("client %d at the end: %s", client, facts.get("reason"))
+                if (client := self._asked_by(answer)) is None:
+                    continue
+                asked, facts = self._asked[client], answer.envelope.facts
+                asked.done = True
+                asked.up += answer.size
+                digest = str(facts.get("digest"))
+                if facts.get("position") == end and re.fullmatch("[0-9a-f]{16}", digest):
+                    digests[client] = int(digest, 16)
+                else:
+                    log.warning("client %d at the end: %s", client, facts.get("reason"))
             for client, site in self._sites.by_client.items():
                 if client not in self._asked:
                     self._asked[client] = _Asked(self._server.rest(client, self._stands(site)))
@@ -214,9 +214,12 @@ class Conductor:
         on_it = at <= ledger.position and ledger.chain_at(at).hex() == site.chain
         return at if on_it else 0
 
+    def _asked_by(self, answer: Answer) -> int | None:
+        """The client whose open request this answers."""
+        return next((c for c, a in self._asked.items() if a.request is answer.request), None)
+
     def _take(self, answer: Answer) -> None:
-        client = next((c for c, a in self._asked.items() if a.request is answer.request), None)
-        if client is None:
+        if (client := self._asked_by(answer)) is None:
             if answer.envelope.kind == "reply":  # of a round that is over
                 self._tell(answer)
             return

@@ -68,10 +68,6 @@ class Post:
                 self._sent[message_id] = _Sent(node, request, until)
         return {node: len(request.to_bytes()) for node, request in requests.items()}
 
-    def waiting(self, node: int) -> list[Envelope]:
-        """Requests to a node that have not been answered."""
-        return [sent.request for sent in self._sent.values() if sent.node == node]
-
     def collect(self) -> list[Answer]:
         """Answers that have come since the last time."""
         if not self._sent:

@@ -8,7 +8,6 @@ answer; a newer one takes the place of the one that is computed.
 from __future__ import annotations
 
 import faulthandler
-import fcntl
 import logging
 import os
 import queue
@@ -20,12 +19,13 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-from hiso.errors import ProtocolError, RunConflict
+from hiso.errors import ProtocolError
 from hiso.flower.dial import SOCKET, socket_path
 from hiso.flower.envelope import BUSY, Envelope, receive, send
 from hiso.flower.worker import Superseded, Worker
+from hiso.run.folder import locked
 from hiso.run.settings import Settings
 from hiso.run.summary import peak_memory
 
@@ -69,8 +69,9 @@ class Resident:
         """
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.folder.chmod(0o700)
+        busy = f"a worker runs in {self.folder} already: see `hiso worker status {self.folder}`"
         with (
-            _locked(self.folder),
+            locked(self.folder, busy),
             (self.folder / LOG).open("a") as trace,
             self._listening() as door,
         ):
@@ -193,15 +194,3 @@ class Resident:
                 yield door
             finally:
                 path.unlink(missing_ok=True)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[TextIO]:
-    with (folder / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise RunConflict(
-                f"a worker runs in {folder} already: see `hiso worker status {folder}`"
-            ) from error
-        yield file

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,11 @@ from typing import Any
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from hiso.errors import ProtocolError, RunConflict, SettingsError
+from hiso.errors import ProtocolError, SettingsError
 from hiso.federation.ledger import Ledger
 from hiso.federation.server import Aborted, Server
 from hiso.flower.conduct import Conductor, Pace, agree_on_identity
+from hiso.flower.logs import log_to
 from hiso.flower.post import Post
 from hiso.flower.sites import Sites
 from hiso.run.folder import RunFolder, round_line
@@ -30,7 +30,7 @@ LOG = "server.log"
 _ABORTS = 20
 """Attempts at a round that may come to nothing, one after the other."""
 _PREDECESSOR = 120.0
-"""Seconds that a server waits for the one before it to end."""
+"""Seconds that a server waits for the one before it, whose SuperLink was killed, to end."""
 log = logging.getLogger(__name__)
 
 app = ServerApp()
@@ -42,12 +42,7 @@ def main(grid: Grid, context: Context) -> None:
     config = context.run_config
     out = Path(str(config["out"]))
     out.mkdir(parents=True, exist_ok=True)
-    logging.basicConfig(
-        level=logging.INFO,
-        format="%(asctime)s %(levelname)s %(message)s",
-        handlers=[logging.FileHandler(out / LOG), logging.StreamHandler()],
-        force=True,
-    )
+    log_to(out / LOG)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     pace = Pace(float(config["round-seconds"]), int(config["start-with"]))
     rollback = int(config["rollback"])
@@ -106,7 +101,6 @@ def serve(
         ProtocolError: A round has come to nothing too often.
     """
     folder = RunFolder(out)
-    _outlast(folder)
     settings = resolve_settings(folder, given, changes, rollback, None)
     check(settings, pace)
     method = settings.make_method()
@@ -119,8 +113,9 @@ def serve(
         log.info("waiting for %d clients", pace.start_with)
         expected = settings_identity(settings, method)
         identity = agree_on_identity(post, sites, expected, pace.start_with)
-    with open_ledger(folder, identity, settings.with_hyper(method)) as ledger:
-        prepare(ledger, settings.with_hyper(method), rollback, Silent())
+    own = settings.with_hyper(method)
+    with open_ledger(folder, identity, own, patience=_PREDECESSOR) as ledger:
+        prepare(ledger, own, rollback, Silent())
         folder.rewrite_metrics(ledger)
         server = Server(ledger, settings.make_rounds(method), curvature=method.curvature)
         sites.run = ledger.run
@@ -137,21 +132,6 @@ def serve(
         )
         log.info("%d rounds done, digest %s", ledger.position, summary["digest"])
         return folder.keep_summary(summary)
-
-
-def _outlast(folder: RunFolder) -> None:
-    """Waits a while for another server on the run to end, as one whose SuperLink was killed does.
-
-    What has to be said about one that stays is said when the ledger is opened.
-    """
-    end = time.monotonic() + _PREDECESSOR
-    while folder.path.is_dir() and time.monotonic() < end:
-        try:
-            with folder.lock():
-                return
-        except RunConflict as conflict:
-            log.warning("%s", conflict)
-            time.sleep(1)
 
 
 def _rounds(conductor: Conductor, folder: RunFolder, ledger: Ledger, settings: Settings) -> None:

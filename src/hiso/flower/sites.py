@@ -93,12 +93,12 @@ class Sites:
         self.by_client.pop(site.client, None)
         self._again[site.node] = time.monotonic() + _REFUSED_AGAIN
 
-    def greet(self, answer: Answer) -> Site | None:
-        """Takes an answer to a hello; gives the site, if it makes one."""
+    def greet(self, answer: Answer) -> None:
+        """Takes an answer to a hello."""
         facts = answer.envelope.facts
         if answer.envelope.kind != "hello":
             self.lose(answer.node, str(facts.get("reason", "no hello")), again=True)
-            return None
+            return
         client, position, run, chain, weights, identity = (
             facts.get(key) for key in ("client", "position", "run", "chain", "weights", "identity")
         )
@@ -112,11 +112,10 @@ class Sites:
             or "partition" in identity  # of one place: nobody in a deployment knows it
         ):
             log.error("node %d: a hello that makes no sense, client %r", answer.node, client)
-            return None
+            return
         site = Site(answer.node, client, position, chain, run, weights, identity)
         before = self.by_client.get(client)
         self.by_client[client] = site
         self.lost.pop(client, None)
         if before is None or before.node != site.node:
             log.info("client %d is here, at position %d, node %d", client, position, answer.node)
-        return site

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 import sqlite3
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 from hiso.errors import RunConflict
 from hiso.federation.ledger import Ledger, RoundRow
 from hiso.federation.runfile import Evaluation
+
+log = logging.getLogger(__name__)
 
 
 class RunFolder:
@@ -42,24 +46,14 @@ class RunFolder:
         except sqlite3.DatabaseError:
             return True  # something is there; opening it tells what
 
-    @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Keeps other processes from running here; the system lifts the lock when one dies.
+    def lock(self, patience: float = 0.0) -> AbstractContextManager[None]:
+        """Keeps other processes from running here.
 
         Raises:
-            RunConflict: Another process runs here.
+            RunConflict: Another process runs here, and still does after `patience` seconds.
         """
-        folder = os.open(self.path, os.O_RDONLY)
-        try:
-            try:
-                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise RunConflict(
-                    f"another process is at work on the run in {self.path}: wait for it or stop it"
-                ) from error
-            yield
-        finally:
-            os.close(folder)
+        busy = f"another process is at work on the run in {self.path}: wait for it or stop it"
+        return locked(self.path, busy, patience)
 
     def rewrite_metrics(self, ledger: Ledger) -> None:
         """Makes metrics.jsonl agree with the ledger, whatever a crash left behind."""
@@ -92,6 +86,29 @@ class RunFolder:
             return json.loads(self.summary.read_text())
         except (OSError, ValueError):
             return None
+
+
+@contextmanager
+def locked(folder: Path, busy: str, patience: float = 0.0) -> Iterator[None]:
+    """Holds a folder for this process; the system lifts the lock when the process dies.
+
+    Raises:
+        RunConflict: Another process holds it, and still does after `patience` seconds; says `busy`.
+    """
+    handle, end = os.open(folder, os.O_RDONLY), time.monotonic() + patience
+    try:
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() >= end:
+                    raise RunConflict(busy) from error
+                log.warning(busy)
+                time.sleep(1)
+        yield
+    finally:
+        os.close(handle)
 
 
 def round_line(row: RoundRow) -> dict[str, Any]:

@@ -42,16 +42,16 @@ def resolve_settings(
 
 @contextmanager
 def open_ledger(
-    folder: RunFolder, identity: Mapping[str, Any], settings: Settings
+    folder: RunFolder, identity: Mapping[str, Any], settings: Settings, *, patience: float = 0.0
 ) -> Iterator[Ledger]:
     """The run's ledger, for this process alone to write to.
 
     Raises:
-        RunConflict: Another process is at work on it.
+        RunConflict: Another process is at work on it, and still is after `patience` seconds.
     """
     folder.path.mkdir(parents=True, exist_ok=True)
     with (
-        folder.lock(),
+        folder.lock(patience),
         Ledger.open(folder.ledger)
         if folder.has_run()
         else Ledger.create(folder.ledger, identity, settings.model_dump()) as ledger,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import get_args
 
 import numpy as np
@@ -11,12 +11,11 @@ from numpy.typing import NDArray
 from hiso.core.calibrate import REFERENCE_MU, Accuracy, judge, scalars
 from hiso.core.method import Method
 from hiso.core.probe import Scheme
-from hiso.core.replica import DTYPES, Replica
 from hiso.errors import SettingsError
 from hiso.language.objective import Objective
-from hiso.run.observer import Observer
+from hiso.run.observer import Advance, Observer, Silent
 from hiso.run.settings import Settings
-from hiso.run.workload import Workload
+from hiso.run.workload import Workload, make_replica
 
 DIRECTIONS = 8
 GOOD = 0.3
@@ -28,6 +27,7 @@ DROWNED = 1.0
 _FLOAT32 = (3e-4, 1e-3, 3e-3)
 _CENTRAL: tuple[Scheme, ...] = ("central",)
 _HALF = (2e-3, 5e-3, 1e-2, 2e-2)
+_REMEDY = " Use dtype = float32, or a larger batch_size."
 
 
 def settle(settings: Settings, method: Method, workload: Workload, observer: Observer) -> Settings:
@@ -64,9 +64,6 @@ def settle(settings: Settings, method: Method, workload: Workload, observer: Obs
     return settings
 
 
-_REMEDY = " Use dtype = float32, or a larger batch_size."
-
-
 def _in_words(found: Accuracy, settings: Settings) -> str:
     return (
         f"at mu = {found.mu:g} with {found.scheme} differences in {settings.dtype}, the error of "
@@ -93,34 +90,37 @@ def _survey(
     observer: Observer,
 ) -> list[Accuracy]:
     """The accuracy at each `mu` by each scheme; methods with curvature take central ones only."""
-    batch = workload.shards[0].batch(0, 0)
-    passes = (1 + len(mus)) * (2 * DIRECTIONS + 1)
+    wanted: dict[str, set[float]] = {"float32": {REFERENCE_MU}}
+    wanted.setdefault(settings.dtype, set()).update(mus)
+    passes = sum(map(len, wanted.values())) * (2 * DIRECTIONS + 1)
     with observer.phase("measuring how exact scalars are", passes) as advance:
-
-        def measure(dtype: str, mus: Sequence[float]) -> list[dict[Scheme, NDArray[np.float64]]]:
-            replica = Replica(
-                workload.lm.model,
-                method,
-                seed=settings.seed,
-                noise=settings.noise,
-                dtype=DTYPES[dtype],
-                memory=settings.memory,
+        found = {
+            dtype: _measure(
+                settings.model_copy(update={"dtype": dtype}), method, workload, at, advance
             )
-            objective = Objective(workload.lm, workload.task, rows=replica.rows)
-
-            def loss() -> float:
-                advance(1)
-                return objective([batch])[0]
-
-            try:
-                return [scalars(replica, loss, mu, DIRECTIONS) for mu in mus]
-            finally:
-                replica.release()
-
-        (truth,) = measure("float32", [REFERENCE_MU])
-        found = measure(settings.dtype, mus)
+            for dtype, at in wanted.items()
+        }
+    truth = found["float32"][REFERENCE_MU]["central"]
     return [
-        judge(mu, scheme, each[scheme], truth["central"])
-        for mu, each in zip(mus, found, strict=True)
+        judge(mu, scheme, found[settings.dtype][mu][scheme], truth)
+        for mu in mus
         for scheme in (_CENTRAL if method.curvature else schemes)
     ]
+
+
+def _measure(
+    settings: Settings, method: Method, workload: Workload, mus: Iterable[float], advance: Advance
+) -> dict[float, dict[Scheme, NDArray[np.float64]]]:
+    """The scalars at each `mu`, by scheme, on the first batch of client 0."""
+    batch = workload.shards[0].batch(0, 0)
+    replica = make_replica(settings, method, method.hyper, workload, Silent())
+    objective = Objective(workload.lm, workload.task, rows=replica.rows)
+
+    def loss() -> float:
+        advance(1)
+        return objective([batch])[0]
+
+    try:
+        return {mu: scalars(replica, loss, mu, DIRECTIONS) for mu in mus}
+    finally:
+        replica.release()

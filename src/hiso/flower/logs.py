@@ -1,0 +1,16 @@
+"""Where the processes of a deployment write what they do."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+
+def log_to(path: Path) -> None:
+    """Logs to a file and to the terminal, in place of what a library has set up."""
+    logging.basicConfig(
+        level=logging.INFO,
+        format="%(asctime)s %(levelname)s %(message)s",
+        handlers=[logging.FileHandler(path), logging.StreamHandler()],
+        force=True,
+    )
