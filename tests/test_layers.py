@@ -22,6 +22,7 @@ LAYER = {
     "core": 1,
     "federation": 2,
     "language": 2,
+    "vision": 2,
     "engines": 3,
     "run": 4,
     "bench": 5,
@@ -88,7 +89,8 @@ def test_third_parties_are_declared():
     declared = {re.split(r"[^\w-]", line)[0].replace("-", "_") for line in requires("hiso") or []}
     used = {name.partition(".")[0] for path in FILES for name in imports_of(path)}
     brought = {"huggingface_hub", "llvmlite"}  # by transformers and numba
-    used -= {"hiso", *sys.stdlib_module_names, *brought}
+    called = {"sklearn": "scikit_learn"}
+    used = {called.get(name, name) for name in used} - {"hiso", *sys.stdlib_module_names, *brought}
     assert used <= declared
 
 

@@ -35,7 +35,7 @@ class Values(BaseModel):
 
     model: str = Field(
         "smollm2",
-        description="Packaged name, Hugging Face id, local folder, or .gguf file.",
+        description="Packaged name, Hugging Face id, folder, or .gguf file; for images cnn or mlp.",
     )
     task: str = Field("rotten_tomatoes", description="What to learn: a task's name.")
     data: str | None = Field(
@@ -105,6 +105,9 @@ class Values(BaseModel):
     )
     test_examples: Annotated[Positive | None, ZeroIsNone] = Field(
         None, description="Examples of the test split used, before and after; 0 for all."
+    )
+    client_examples: Annotated[int, Field(ge=0)] = Field(
+        0, description="Training examples of each client that the final model is evaluated on."
     )
     divergence_factor: Annotated[Annotated[float, Field(gt=1)] | None, ZeroIsNone] = Field(
         3.0,
@@ -191,6 +194,7 @@ HYPER = ("lr", "nu", "eps", "floor", "beta", "feed")
 CHANGEABLE = frozenset(
     {"lr", "nu", "eps", "floor", "beta", "mu", "scheme", "perturbations", "local_steps", "sample"}
     | {"rounds", "weighting", "min_replies", "eval_every", "dev_examples", "divergence_factor"}
+    | {"client_examples"}
     | {"snapshot_every", "memory", "device", "model", "data"}
 )
 """Settings that `--change` may alter in a run that exists: model and data may only move."""
