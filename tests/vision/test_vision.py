@@ -37,7 +37,10 @@ def test_no_image_is_in_two_splits(digits):
 def test_images_are_those_of_scikit_learn(digits):
     from sklearn.datasets import load_digits
 
-    known = {image.tobytes(): int(label) for image, label in zip(*load_digits(return_X_y=True))}
+    known = {
+        image.tobytes(): int(label)
+        for image, label in zip(*load_digits(return_X_y=True), strict=True)
+    }
     for image in digits.test:
         assert known[(image.pixels.double().numpy() * 16).tobytes()] == image.label
 
