@@ -6,6 +6,7 @@ any instant, make a new one on the same ledger, and the log that comes out is th
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from hiso.core.record import MAX_ROUND, Record
 from hiso.errors import Diverged, ProtocolError, SettingsError
 from hiso.federation.aggregate import aggregate, client_weights
 from hiso.federation.ledger import Ledger
+from hiso.federation.normalise import mean_curvature
 from hiso.federation.protocol import SCALAR_BYTES, Plan, Reply
 from hiso.federation.quorum import agree
 from hiso.federation.settings import RoundSettings
@@ -109,6 +111,7 @@ class Server:
                 f"({error!r}): it was not made for a federated run"
             ) from error
         self._hyper = {name: float(np.float32(value)) for name, value in hyper.items()}
+        self._mean = mean_curvature(ledger.records(), settings.normalise)
         self._plans: dict[int, Plan] = {}  # of the open round; none is open if empty
         self._opened = settings
         self._replies: dict[int, Reply] = {}
@@ -191,7 +194,7 @@ class Server:
             chain=self.ledger.chain_at(end),
             steps=s.steps,
             directions=s.directions,
-            mu=s.mu,
+            mu=s.mu / math.sqrt(self._mean),
             scheme=s.scheme,
             stream=0,
         )
@@ -267,12 +270,16 @@ class Server:
             seconds=seconds or {},
         )
         self._hyper |= record.changes
+        self._mean = mean_curvature([record], self.settings.normalise, self._mean)
         self._plans = {}
         clients = [reply.client for reply in good]
         return Closed(record, clients, loss, agreed.digest, agreed.set_aside, up, down)
 
     def _changes(self) -> dict[str, float]:
-        wanted = {name: float(np.float32(value)) for name, value in self.settings.hyper.items()}
+        hyper = dict(self.settings.hyper)
+        if self.settings.normalise:
+            hyper["lr"] /= self._mean
+        wanted = {name: float(np.float32(value)) for name, value in hyper.items()}
         unknown = sorted(wanted.keys() - self._hyper.keys())
         if unknown:
             raise SettingsError(

@@ -53,6 +53,9 @@ class Values(BaseModel):
     feed: Feed | None = Field(
         None, description="Local steps that feed the curvature: first, last or all."
     )
+    normalise: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="Smoothing of a mean curvature that divides lr; 0 for none."
+    )
     clients: Positive = Field(6, description="Number of clients M.")
     sample: Positive = Field(2, description="Clients asked in each round, m.")
     rounds: Positive = Field(100, description="Rounds in all.")
@@ -134,7 +137,10 @@ class Settings(Values):
         else:
             try:
                 settled = self.model_copy(update={"mu": 1.0}) if self.mu == "auto" else self
-                settled.make_rounds(self.make_method())
+                method = self.make_method()
+                settled.make_rounds(method)
+                if self.normalise and "h" in method.state:
+                    problems.append(f"normalise: {self.method} has a curvature for each weight")
             except SettingsError as error:
                 problems.append(str(error))
         if (self.partition == "column") != (self.partition_column is not None):
@@ -177,6 +183,7 @@ class Settings(Values):
             weighting=self.weighting,
             min_replies=self.min_replies,
             divergence_factor=self.divergence_factor,
+            normalise=self.normalise,
             hyper=method.hyper,
         )
 
