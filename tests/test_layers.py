@@ -25,6 +25,7 @@ LAYER = {
     "vision": 2,
     "engines": 3,
     "run": 4,
+    "baselines": 5,
     "bench": 5,
     "flower": 5,
     "cli": 6,
@@ -108,6 +109,7 @@ def test_files_are_short(path):
         "import hiso.flower.client",
         "import hiso.flower.server",
         "import hiso.run.settings; hiso.run.settings.parse_settings({})",
+        "import hiso.baselines.settings as s; s.parse_baseline({})",
     ],
 )
 def test_what_should_be_light_is_light(work):

@@ -7,7 +7,6 @@ any instant, make a new one on the same ledger, and the log that comes out is th
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -17,16 +16,13 @@ from hiso.core.keys import choose
 from hiso.core.record import MAX_ROUND, Record
 from hiso.errors import Diverged, ProtocolError, SettingsError
 from hiso.federation.aggregate import aggregate, client_weights
+from hiso.federation.guard import GUARD_ROUNDS, excess, normal_loss
 from hiso.federation.ledger import Ledger
 from hiso.federation.normalise import mean_curvature
 from hiso.federation.protocol import SCALAR_BYTES, Plan, Reply
 from hiso.federation.quorum import agree
 from hiso.federation.settings import RoundSettings
 from hiso.federation.validate import is_whole, reply_problems
-
-GUARD_ROUNDS = 5
-"""Number of first rounds whose median loss the divergence guard takes as normal; until there are
-as many, the factor is squared."""
 
 
 @dataclass(frozen=True)
@@ -289,19 +285,15 @@ class Server:
         return {name: value for name, value in wanted.items() if value != self._hyper[name]}
 
     def _guard(self, plan: Plan, loss: float) -> None:
-        factor, first = self._opened.divergence_factor, self.ledger.losses(GUARD_ROUNDS)
-        if factor is None or not first:
+        first = self.ledger.losses(GUARD_ROUNDS)
+        problem = excess(loss, first, self._opened.divergence_factor)
+        if problem is None:
             return
-        if len(first) < GUARD_ROUNDS:  # few losses are noisy ones
-            factor *= factor
-        normal = statistics.median(first)
-        if loss <= factor * abs(normal):
-            return
+        normal = normal_loss(first)
         last = max(r for r, past in enumerate(self.ledger.losses()) if past <= normal)
         lr = (self._hyper | plan.changes)["lr"]
         raise Diverged(
-            f"round {plan.round}: the mean loss is {loss:.6g}, more than {factor:g} times the "
-            f"median {normal:.6g} of the first {len(first)} rounds. Nothing of the round was "
-            f"recorded. The last round with a normal loss is {last}: go on from there with smaller "
-            f"steps, --rollback {last} --change lr={lr / 2:.3g}"
+            f"round {plan.round}: {problem}. Nothing of the round was recorded. The last round "
+            f"with a normal loss is {last}: go on from there with smaller steps, --rollback {last} "
+            f"--change lr={lr / 2:.3g}"
         )

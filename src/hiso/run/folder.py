@@ -8,14 +8,14 @@ import logging
 import os
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 from hiso.core.probe import passes
 from hiso.errors import RunConflict
-from hiso.federation.ledger import Ledger
+from hiso.federation.ledger import Ledger, RoundRow
 from hiso.federation.runfile import Evaluation
 
 log = logging.getLogger(__name__)
@@ -61,7 +61,11 @@ class RunFolder:
         lines = [(line["round"], 1, line) for line in round_lines(ledger)]
         lines += [(e.position, 0, evaluation_line(e)) for e in ledger.evaluations()]
         ordered = sorted(lines, key=lambda line: line[:2])
-        _write(self.metrics, "".join(json.dumps(line) + "\n" for _, _, line in ordered))
+        self.write_metrics([line for _, _, line in ordered])
+
+    def write_metrics(self, lines: Sequence[Mapping[str, Any]]) -> None:
+        """Writes metrics.jsonl anew, whole or not at all."""
+        _write(self.metrics, "".join(json.dumps(line) + "\n" for line in lines))
 
     def append_metrics(self, line: Mapping[str, Any]) -> None:
         """Adds a line to metrics.jsonl."""
@@ -124,20 +128,23 @@ def round_lines(ledger: Ledger, start: int = 0) -> list[dict[str, Any]]:
         scheme = (later or [ledger.settings.get("scheme")])[0] or "forward"
         directions = int(record.direction.max()) + 1
         a_step = passes(directions, scheme, curvature=record.curvature is not None)
-        lines.append(
-            {
-                "kind": "round",
-                "round": row.round,
-                "loss": row.loss,
-                "clients": row.clients,
-                "bytes_up": row.bytes_up,
-                "bytes_down": row.bytes_down,
-                "passes": len(row.clients) * record.steps * a_step,
-                "seconds": row.seconds.get("round"),
-                "forward_seconds": row.seconds.get("forward"),
-            }
-        )
+        lines.append(round_line(row, len(row.clients) * record.steps * a_step))
     return lines
+
+
+def round_line(row: RoundRow, passes: int) -> dict[str, Any]:
+    """A round as a line of metrics.jsonl."""
+    return {
+        "kind": "round",
+        "round": row.round,
+        "loss": row.loss,
+        "clients": row.clients,
+        "bytes_up": row.bytes_up,
+        "bytes_down": row.bytes_down,
+        "passes": passes,
+        "seconds": row.seconds.get("round"),
+        "forward_seconds": row.seconds.get("forward"),
+    }
 
 
 def evaluation_line(evaluation: Evaluation) -> dict[str, Any]:

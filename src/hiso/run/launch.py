@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import replace
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from hiso.run.resume import check_method, check_that_it_moves, remedy
 from hiso.run.settings import Settings, parse_settings
 from hiso.run.snapshots import replay, restore_snapshot, save_snapshot
 from hiso.run.summary import summarise
-from hiso.run.workload import Workload, load_workload, make_replica, own_examples
+from hiso.run.workload import Workload, load_workload, make_replica, measure_split
 
 
 def launch(
@@ -208,21 +207,13 @@ class _Run:
         Raises:
             Diverged: One is not finite.
         """
-        if split.startswith("client "):
-            count = self.settings.client_examples or None
-            examples = own_examples(self.workload, int(split.split()[1]), count)
-        else:
-            examples = {"test": self.workload.test, "dev": self.workload.dev}[split]
-        self.replica.write()
-        with self.observer.phase(f"evaluating on {split}", len(examples)) as advance:
-            metrics = self.workload.evaluate(self.objective, examples, advance)
-        odd = [f"{name} is {value}" for name, value in metrics.items() if not isfinite(value)]
-        if odd:
-            raise Diverged(
-                f"at position {self.replica.position}, {' and '.join(odd)} on the {split} split. "
-                + remedy(self.ledger)
+        count = self.settings.client_examples or None
+        try:
+            return measure_split(
+                self.workload, self.replica, self.objective, split, count, self.observer
             )
-        return metrics
+        except Diverged as error:
+            raise Diverged(f"{error} {remedy(self.ledger)}") from error
 
     def _evaluate_dev(self, position: int) -> None:
         every = self.settings.eval_every

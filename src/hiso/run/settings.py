@@ -219,7 +219,7 @@ def parse_settings(values: Mapping[str, Any], source: str = "settings") -> Setti
     Raises:
         SettingsError: A key is unknown, or a value is out of range or at odds with another.
     """
-    return _parse(Settings, values, source)
+    return parse(Settings, values, source)
 
 
 def parse_values(values: Mapping[str, Any], source: str = "settings") -> Values:
@@ -228,10 +228,15 @@ def parse_values(values: Mapping[str, Any], source: str = "settings") -> Values:
     Raises:
         SettingsError: A key is unknown, or a value is out of range.
     """
-    return _parse(Values, values, source)
+    return parse(Values, values, source)
 
 
-def _parse(kind: type[AnyValues], values: Mapping[str, Any], source: str) -> AnyValues:
+def parse(kind: type[AnyValues], values: Mapping[str, Any], source: str) -> AnyValues:
+    """Settings of some kind, with all problems at once.
+
+    Raises:
+        SettingsError: A key is unknown, or a value is out of range or at odds with another.
+    """
     try:
         return kind.model_validate(dict(values))
     except ValidationError as error:
@@ -247,7 +252,7 @@ def _problems(kind: type[Values], values: Mapping[str, Any], error: ValidationEr
         key = ".".join(map(str, problem["loc"][:1]))
         bad.add(key)
         if problem["type"] == "extra_forbidden":
-            lines.append(f"{key}: unknown key" + near(key, Settings.model_fields))
+            lines.append(f"{key}: unknown key" + near(key, kind.model_fields))
         elif problem["type"] == "value_error":
             lines += problem["msg"].removeprefix("Value error, ").splitlines()
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from hiso.core.keys import choose
 from hiso.core.method import Method
 from hiso.core.replica import DTYPES, Replica
-from hiso.errors import SettingsError
+from hiso.errors import Diverged, SettingsError
 from hiso.language.shards import Shard
 from hiso.run.observer import Advance, Observer
 from hiso.run.settings import Settings
@@ -129,6 +130,40 @@ def make_replica(
             dtype=DTYPES[settings.dtype],
             memory=settings.memory,
         )
+
+
+def measure_split(
+    workload: Workload,
+    replica: Replica,
+    objective: Objective,
+    split: str,
+    count: int | None,
+    observer: Observer,
+) -> dict[str, float]:
+    """Metrics of a replica where it stands.
+
+    Args:
+        workload: Whose examples.
+        replica: The replica, on the workload's module.
+        objective: The workload's objective.
+        split: "test", "dev", or "client 0" and so on for examples that a client trains on.
+        count: Examples of a client; None for all.
+        observer: Who watches.
+
+    Raises:
+        Diverged: One is not finite.
+    """
+    if split.startswith("client "):
+        examples = own_examples(workload, int(split.split()[1]), count)
+    else:
+        examples = {"test": workload.test, "dev": workload.dev}[split]
+    replica.write()
+    with observer.phase(f"evaluating on {split}", len(examples)) as advance:
+        metrics = workload.evaluate(objective, examples, advance)
+    odd = [f"{name} is {value}" for name, value in metrics.items() if not math.isfinite(value)]
+    if odd:
+        raise Diverged(f"at position {replica.position}, {' and '.join(odd)} on the {split} split.")
+    return metrics
 
 
 def own_examples(workload: Workload, client: int, count: int | None) -> Sequence[Any]:
