@@ -28,7 +28,8 @@ LAYER = {
     "baselines": 5,
     "bench": 5,
     "flower": 5,
-    "cli": 6,
+    "compare": 6,
+    "cli": 7,
 }
 HEAVY = "torch transformers numba datasets"
 

@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from hiso.cli import display, worker
+from hiso.cli.compare import compare
 from hiso.cli.options import (
     Changes,
     Json,
@@ -31,6 +32,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Federated fine-tuning of language models that sends numbers, not tensors.",
 )
+app.command()(compare)
 app.command()(serve)
 app.add_typer(worker.app, name="worker")
 

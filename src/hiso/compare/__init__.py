@@ -1,0 +1,1 @@
+"""Methods side by side: same data, splits, seeds and tuning, from one file."""

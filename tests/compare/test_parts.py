@@ -1,0 +1,150 @@
+"""The parts of a comparison: its file's errors, its runs' names, its figures by hand."""
+
+from __future__ import annotations
+
+import statistics
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hiso.compare.figures import Run as Outcome
+from hiso.compare.figures import choose, spread
+from hiso.compare.measure import Curve, curve_of
+from hiso.compare.spec import read_comparison
+from hiso.compare.tables import size
+from hiso.compare.trials import Trial, tuning_trials
+from hiso.errors import SettingsError
+
+WRONG = """
+title = "wrong"
+reference = "nobody"
+colour = "red"
+
+[settings]
+rounds = 0
+lrr = 1
+
+[[methods]]
+label = "a"
+method = "zo_sgd"
+nu = 0.1
+
+[[methods]]
+label = "a"
+method = "hiso"
+changes = [{ round = 3, set = { seed = 1 } }]
+"""
+
+
+def read(path, text):
+    path.write_text(text)
+    return read_comparison(path)
+
+
+def test_all_that_is_wrong_is_said(tmp_path):
+    path = tmp_path / "wrong.toml"
+    with pytest.raises(SettingsError) as caught:
+        read(path, WRONG)
+    assert "colour" in str(caught.value)
+    assert "'a' is there twice" in str(caught.value)
+    mended = WRONG.replace('colour = "red"\n', "").replace(
+        'label = "a"\nmethod = "h', 'label = "b"\nmethod = "h'
+    )
+    with pytest.raises(SettingsError) as caught:
+        read(path, mended)
+    assert "reference = 'nobody' is no method here: a, b" in str(caught.value)
+    assert "b: seed cannot change in a run" in str(caught.value)
+    mended = mended.replace('reference = "nobody"\n', "").replace("seed = 1", "nu = 0.0")
+    with pytest.raises(SettingsError) as caught:
+        read(path, mended)
+    for part in ("lrr: unknown key", "rounds = 0", "a: ", "zo_sgd has no such hyper-parameter"):
+        assert part in str(caught.value)
+    with pytest.raises(SettingsError, match="cannot read settings"):
+        read_comparison(tmp_path / "missing.toml")
+
+
+def test_a_baseline_takes_no_setting_that_it_lacks(tmp_path):
+    text = 'title = "x"\n[[methods]]\nlabel = "a"\nmethod = "fedavg"\nperturbations = 3\n'
+    with pytest.raises(SettingsError, match="a: perturbations: fedavg has no such setting"):
+        read(tmp_path / "x.toml", text)
+
+
+def test_runs_are_named_by_their_settings(tmp_path):
+    text = """
+title = "x"
+[settings]
+rounds = 9
+[tuning]
+grid = { lr = [0.1, 0.2], nu = [0.1] }
+rounds = 4
+[[methods]]
+label = "HiSo"
+method = "hiso"
+changes = [{ round = 2, set = { nu = 0.0 } }, { round = 5, set = { nu = 0.1 } }]
+"""
+    trials = list(tuning_trials(read(tmp_path / "x.toml", text)))
+    assert [trial.chosen for trial in trials] == [{"lr": 0.1, "nu": 0.1}, {"lr": 0.2, "nu": 0.1}]
+    assert {trial.rounds for trial in trials} == {4}
+    assert [change.round for change in trials[0].changes] == [2]
+    again = list(tuning_trials(read(tmp_path / "x.toml", text)))
+    assert [trial.folder for trial in again] == [trial.folder for trial in trials]
+    spelt = text.replace("[settings]", "[settings]\nbatch_size = 16")  # the default
+    same = list(tuning_trials(read(tmp_path / "x.toml", spelt)))
+    assert [trial.folder for trial in same] == [trial.folder for trial in trials]
+    other = text.replace("round = 2", "round = 3")
+    changed = list(tuning_trials(read(tmp_path / "x.toml", other)))
+    assert not {trial.folder for trial in changed} & {trial.folder for trial in trials}
+
+
+LINES = [
+    {"kind": "evaluation", "position": 0, "split": "dev", "accuracy": 0.5, "loss": 1.0},
+    {"kind": "evaluation", "position": 0, "split": "test", "accuracy": 0.9, "loss": 1.0},
+    {"kind": "round", "round": 0, "bytes_up": 10, "bytes_down": 5, "passes": 6},
+    {"kind": "round", "round": 1, "bytes_up": 10, "bytes_down": 15, "passes": 6},
+    {"kind": "evaluation", "position": 2, "split": "dev", "accuracy": 0.7, "loss": 0.8},
+    {"kind": "round", "round": 2, "bytes_up": 10, "bytes_down": 5, "passes": 6},
+    {"kind": "evaluation", "position": 3, "split": "dev", "accuracy": 0.6, "loss": 0.7},
+]
+
+
+def test_a_curve_by_hand():
+    curve = curve_of(LINES, "accuracy")
+    assert curve == Curve([0, 2, 3], [0.5, 0.7, 0.6], [0, 40, 55], [0, 12, 18], [1.0, 0.8, 0.7])
+    assert curve.best == 0.7
+    assert [curve.first(target) for target in (0.5, 0.65, 0.71)] == [0, 1, None]
+    assert [curve.at(curve.bytes, budget) for budget in (0, 39, 40, 54, 55, 99)] == [
+        0.5, 0.5, 0.7, 0.7, 0.6, 0.6,
+    ]  # fmt: skip
+
+
+def test_a_value_with_which_a_run_failed_is_out():
+    def outcome(lr, seed, accuracy, loss=1.0):
+        curve = None if accuracy is None else Curve([0], [accuracy], [0], [0], [loss])
+        return Outcome(Trial("t", "m", "a", {"lr": lr}, seed, {}), {}, curve)
+
+    runs = [outcome(1, 0, 0.9), outcome(1, 1, None)]
+    runs += [outcome(2, 0, 0.6, 0.5), outcome(2, 1, 0.8, 0.5)]
+    runs += [outcome(3, 0, 0.7, 0.4), outcome(3, 1, 0.7, 0.4)]
+    best, grid = choose(runs)
+    assert best == {("t", "m", "a"): {"lr": 3}}  # as good as 2, with the lower loss
+    assert [(row["failed"], row["chosen"]) for row in grid] == [(1, False), (0, False), (0, True)]
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=8))
+def test_spread_is_that_of_the_library(values):
+    found = spread(values)
+    assert found["mean"] == pytest.approx(sum(values) / len(values), abs=1e-6)
+    assert found["deviation"] == statistics.stdev(values)
+
+
+def test_spread_of_too_few():
+    assert spread([]) == {"mean": None, "deviation": None, "values": []}
+    assert spread([2.0]) == {"mean": 2.0, "deviation": None, "values": [2.0]}
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0 B"), (999, "999 B"), (60_000, "60.0 KB"), (2.5e12, "2.5 TB")]
+)
+def test_sizes(count, text):
+    assert size(count) == text
