@@ -26,6 +26,7 @@ LAYER = {
     "run": 4,
     "bench": 5,
     "flower": 5,
+    "report": 5,
     "cli": 6,
 }
 HEAVY = "torch transformers numba datasets"

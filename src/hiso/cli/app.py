@@ -20,6 +20,7 @@ from hiso.cli.options import (
     parse_change,
     with_settings,
 )
+from hiso.cli.report import report
 from hiso.cli.serve import serve
 from hiso.errors import HisoError
 
@@ -32,6 +33,7 @@ app = typer.Typer(
     help="Federated fine-tuning of language models that sends numbers, not tensors.",
 )
 app.command()(serve)
+app.command()(report)
 app.add_typer(worker.app, name="worker")
 
 

@@ -57,10 +57,7 @@ class RunFolder:
 
     def rewrite_metrics(self, ledger: Ledger) -> None:
         """Makes metrics.jsonl agree with the ledger, whatever a crash left behind."""
-        lines = [(row.round, 1, round_line(row)) for row in ledger.rounds()]
-        lines += [(e.position, 0, evaluation_line(e)) for e in ledger.evaluations()]
-        ordered = sorted(lines, key=lambda line: line[:2])
-        _write(self.metrics, "".join(json.dumps(line) + "\n" for _, _, line in ordered))
+        _write(self.metrics, "".join(json.dumps(line) + "\n" for line in metrics_lines(ledger)))
 
     def append_metrics(self, line: Mapping[str, Any]) -> None:
         """Adds a line to metrics.jsonl."""
@@ -109,6 +106,13 @@ def locked(folder: Path, busy: str, patience: float = 0.0) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
+
+
+def metrics_lines(ledger: Ledger) -> list[dict[str, Any]]:
+    """All lines of metrics.jsonl, in order."""
+    lines = [(row.round, 1, round_line(row)) for row in ledger.rounds()]
+    lines += [(e.position, 0, evaluation_line(e)) for e in ledger.evaluations()]
+    return [line for _, _, line in sorted(lines, key=lambda line: line[:2])]
 
 
 def round_line(row: RoundRow) -> dict[str, Any]:
