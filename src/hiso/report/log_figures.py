@@ -151,7 +151,7 @@ def state_section(histories: Mapping[str, History]) -> Section | None:
     ]
     layout = {
         "xaxis": {"title": {"text": "round"}},
-        "yaxis": {"title": {"text": name}, "type": "log", "dtick": "D2"},
+        "yaxis": {"title": {"text": name}, "type": "log"},
         "hovermode": "closest",
         "showlegend": True,
     }

@@ -25,6 +25,7 @@
     return Plotly.newPlot(plot, data, {
       dragmode: coarse ? false : "zoom", // a finger scrolls the page
       font,
+      hoverdistance: 40,
       hoverlabel: { font },
       modebar: { bgcolor: "rgba(0,0,0,0)", color: "#8a8a8a", activecolor: "#0b66a8" },
       margin: { l: 56, r: 12, t: 8, b: 48 },
@@ -50,13 +51,22 @@
       for (const button of section.querySelectorAll("[data-log]")) {
         const name = button.dataset.log;
         if (!log.includes(name)) continue;
-        const on = button.ariaPressed === "true";
-        layout[`${name}axis.type`] = on ? "log" : "linear";
-        if (name === "x") layout["xaxis.dtick"] = on ? "D2" : null; // labels at 1, 2, 5, 10
+        layout[`${name}axis.type`] = button.ariaPressed === "true" ? "log" : "linear";
+        layout[`${name}axis.dtick`] = null;
       }
       layout["xaxis.autorange"] = true;
       layout["yaxis.autorange"] = true;
-      Plotly.update(plot, { ...view?.data }, layout);
+      Plotly.update(plot, { ...view?.data }, layout).then(() => thin(plot));
+    }
+  }
+
+  /** Labels at 1, 2, 5, 10 on a logarithmic axis that is too long for all. */
+  function thin(plot) {
+    for (const name of ["xaxis", "yaxis"]) {
+      const { type, range } = plot.layout[name];
+      if (type === "log" && range[1] - range[0] > 1) {
+        Plotly.relayout(plot, { [`${name}.dtick`]: "D2" });
+      }
     }
   }
 
