@@ -28,6 +28,7 @@ LAYER = {
     "baselines": 5,
     "bench": 5,
     "flower": 5,
+    "report": 5,
     "compare": 6,
     "cli": 7,
 }

@@ -21,6 +21,7 @@ from hiso.cli.options import (
     parse_change,
     with_settings,
 )
+from hiso.cli.report import report
 from hiso.cli.serve import serve
 from hiso.errors import HisoError
 
@@ -34,6 +35,7 @@ app = typer.Typer(
 )
 app.command()(compare)
 app.command()(serve)
+app.command()(report)
 app.add_typer(worker.app, name="worker")
 
 

@@ -25,6 +25,8 @@ from rich.table import Table
 from hiso.federation.ledger import RoundRow
 from hiso.federation.runfile import Evaluation
 from hiso.run.observer import Advance
+from hiso.run.readable import figure as _figure
+from hiso.run.readable import size
 
 Render = Callable[[Console, dict[str, Any]], None]
 
@@ -125,15 +127,6 @@ class Watcher:
             )
 
 
-def size(count: float) -> str:
-    """A number of bytes for people: 1.2 KB (1 KB is 1,000 bytes)."""
-    for unit in ("B", "KB", "MB", "GB"):
-        if abs(count) < 1000:
-            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.2f} TB"
-
-
 def _table(title: str, rows: list[tuple[str, ...]], header: tuple[str, ...] = ("", "")) -> Table:
     table = Table(title=title, title_justify="left", show_header=any(header))
     for number, name in enumerate(header):
@@ -141,16 +134,6 @@ def _table(title: str, rows: list[tuple[str, ...]], header: tuple[str, ...] = ("
     for row in rows:
         table.add_row(*map(escape, row))
     return table
-
-
-def _figure(value: Any) -> str:
-    if value is None:
-        return "–"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:.4g}" if math.isfinite(value) else str(value)
-    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def summary_table(console: Console, s: dict[str, Any]) -> None:

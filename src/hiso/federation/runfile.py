@@ -12,6 +12,9 @@ from sqlite3 import Connection
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
+from numpy.typing import NDArray
+
 from hiso.core.record import chain_root
 from hiso.federation.schema import canonical_json, create_file, open_file
 
@@ -33,6 +36,25 @@ class Change:
     key: str
     old: Any
     new: Any
+
+
+@dataclass(frozen=True, eq=False)
+class ReplyRow:
+    """A valid reply to a committed round.
+
+    Attributes:
+        round: The round.
+        client: The client.
+        loss: Mean loss of the client's first batch of the round.
+        scalars: The directional derivatives g that it measured, float32 [τ, P].
+        set_aside: Why it does not count; None if it does.
+    """
+
+    round: int
+    client: int
+    loss: float
+    scalars: NDArray[np.float32]
+    set_aside: str | None
 
 
 class RunFile:
@@ -111,6 +133,15 @@ class RunFile:
     def refusals(self) -> list[tuple[int | None, int | None, str]]:
         """(client, round, reason) of every refused reply, oldest first."""
         return list(self._db.execute("SELECT client, round, reason FROM refusals ORDER BY rowid"))
+
+    def replies(self) -> Iterator[ReplyRow]:
+        """Every valid reply to a committed round, by round, then client."""
+        query = """
+            SELECT round, client, loss, scalars, steps, directions, set_aside
+            FROM replies ORDER BY round, client"""
+        for number, client, loss, data, steps, directions, reason in self._db.execute(query):
+            scalars = np.frombuffer(data, "<f4").astype(np.float32).reshape(steps, directions)
+            yield ReplyRow(number, client, loss, scalars, reason)
 
     def record_evaluation(self, position: int, split: str, metrics: Mapping[str, float]) -> None:
         """Keeps the metrics of the replica at `position`; a second time replaces the first."""

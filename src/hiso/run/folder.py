@@ -58,10 +58,7 @@ class RunFolder:
 
     def rewrite_metrics(self, ledger: Ledger) -> None:
         """Makes metrics.jsonl agree with the ledger, whatever a crash left behind."""
-        lines = [(line["round"], 1, line) for line in round_lines(ledger)]
-        lines += [(e.position, 0, evaluation_line(e)) for e in ledger.evaluations()]
-        ordered = sorted(lines, key=lambda line: line[:2])
-        self.write_metrics([line for _, _, line in ordered])
+        self.write_metrics(metrics_lines(ledger))
 
     def write_metrics(self, lines: Sequence[Mapping[str, Any]]) -> None:
         """Writes metrics.jsonl anew, whole or not at all."""
@@ -130,6 +127,13 @@ def round_lines(ledger: Ledger, start: int = 0) -> list[dict[str, Any]]:
         a_step = passes(directions, scheme, curvature=record.curvature is not None)
         lines.append(round_line(row, len(row.clients) * record.steps * a_step))
     return lines
+
+
+def metrics_lines(ledger: Ledger) -> list[dict[str, Any]]:
+    """All lines of metrics.jsonl, in order."""
+    lines = [(line["round"], 1, line) for line in round_lines(ledger)]
+    lines += [(e.position, 0, evaluation_line(e)) for e in ledger.evaluations()]
+    return [line for _, _, line in sorted(lines, key=lambda line: line[:2])]
 
 
 def round_line(row: RoundRow, passes: int) -> dict[str, Any]:

@@ -1,0 +1,142 @@
+"""How loss and metrics went along rounds, bytes and forward passes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from hiso.report.gather import Run, metric_names
+from hiso.report.groups import AXES, Curve, Group, curve, windows
+from hiso.report.parts import Figure, Section, View, area, line_style, numbers, outline
+
+POINTS = 120
+CHOICES = {
+    "rounds": ("Rounds", "rounds", "", "", ",.1~f"),
+    "bytes": ("Bytes", "bytes sent so far, up and down, all clients", "B", "~s", ".3~s"),
+    "passes": ("Forward passes", "clients' forward passes of one batch so far", "", "~s", ",.0f"),
+}
+"""For each axis: name of the choice, title, unit, format of ticks and of a pointed-at value."""
+
+
+def curves_section(groups: Sequence[Group]) -> Section | None:
+    """Curves with bands over seeds; None if nothing was evaluated and no round was run."""
+    figures = [*_metrics(groups), *_training(groups)]
+    if not figures:
+        return None
+    known = [axis for axis in AXES if any(axis in run.spent for g in groups for run in g.runs)]
+    text = ""
+    if any(len(group.runs) > 1 for group in groups):
+        text = (
+            "Lines are means over the runs of a group that have got there, bands the mean ± sample "
+            "deviation."
+        )
+    if "passes" in known and (without := _without_passes(groups)):
+        text += f" Forward passes are not known of: {', '.join(without)}."
+    choices = [CHOICES[axis][0] for axis in known]
+    return Section("Curves", figures, text.strip(), choices=choices, choice="x axis")
+
+
+def _without_passes(groups: Sequence[Group]) -> list[str]:
+    return [g.label for g in groups if not all("passes" in run.spent for run in g.runs)]
+
+
+def _metrics(groups: Sequence[Group]) -> Iterator[Figure]:
+    """A figure for each metric of the tuning and test splits, the loss last."""
+    for name in metric_names([run for group in groups for run in group.runs]):
+        traces: list[tuple[Curve, list[dict[str, Any]]]] = []
+        for index, group in enumerate(groups):
+            for split, words in (("dev", "tuning"), ("test", "test")):
+                series = [run.metric(split, name) for run in group.runs]
+                if any(series):
+                    line = curve(group, series)
+                    style = _line(index) if split == "dev" else _marks(index, line)
+                    style["name"] = f"{group.label}, {words}"
+                    traces.append((line, _traces(index, group.label, style)))
+        title = name.replace("_", " ")
+        yield _figure(
+            f"{title[0].upper()}{title[1:]}",
+            title,
+            traces,
+            log="xy" if name == "loss" else "x",
+            note="Lines: tuning split. Diamonds: test split.",
+        )
+
+
+def _training(groups: Sequence[Group]) -> Iterator[Figure]:
+    """The loss of the rounds' own batches."""
+    runs = [run for group in groups for run in group.runs]
+    width = windows(max(run.rounds for run in runs), POINTS)
+    traces: list[tuple[Curve, list[dict[str, Any]]]] = []
+    for index, group in enumerate(groups):
+        series = [_windowed(run, width) for run in group.runs]
+        if any(series):
+            style = _line(index) | {"name": group.label}
+            traces.append((curve(group, series), _traces(index, group.label, style)))
+    if traces:
+        note = "Mean loss of the round's clients on their batches, before the round's step"
+        note += f"; means over {width} rounds." if width > 1 else "."
+        yield _figure("Training loss", "loss", traces, log="xy", note=note)
+
+
+def _windowed(run: Run, width: int) -> dict[float, float]:
+    """Means of the loss over windows of rounds, by the middle of the window."""
+    means: dict[float, float] = {}
+    for start in range(0, run.rounds, width):
+        known = np.flatnonzero(np.isfinite(run.loss[start : start + width])) + start
+        if known.size:
+            middle = (start + min(start + width, run.rounds) - 1) / 2
+            means[middle] = float(run.loss[known].mean())
+    return means
+
+
+def _line(index: int) -> dict[str, Any]:
+    return {"mode": "lines", "line": line_style(index)}
+
+
+def _marks(index: int, line: Curve) -> dict[str, Any]:
+    marker = {"symbol": "diamond", "size": 9, "color": line_style(index)["color"]}
+    bars = {"type": "data", "array": numbers(line.deviation), "thickness": 1.5, "width": 4}
+    return {"mode": "markers", "marker": marker, "error_y": bars}
+
+
+def _traces(index: int, label: str, style: dict[str, Any]) -> list[dict[str, Any]]:
+    """A line and the band behind it; single marks have error bars."""
+    common = {"type": "scatter", "legendgroup": label}
+    band = [area(index) | common] if style["mode"] == "lines" else []
+    return [*band, common | style]
+
+
+def _figure(
+    title: str,
+    y: str,
+    traces: Sequence[tuple[Curve, list[dict[str, Any]]]],
+    *,
+    log: str,
+    note: str,
+) -> Figure:
+    data: list[dict[str, Any]] = []
+    for line, (*bands, mean) in traces:
+        several = max(line.count) > 1
+        _, ys = outline(line.position, line.mean - line.deviation, line.mean + line.deviation)
+        texts = [
+            f" ± {deviation:.3g} ({count} runs)" if count > 1 else " (1 run)" if several else ""
+            for deviation, count in zip(line.deviation, line.count, strict=True)
+        ]
+        told = {"y": numbers(line.mean), "text": texts, "hovertemplate": "%{y:.4~g}%{text}"}
+        data += [*({**band, "y": ys} for band in bands), {**mean, **told}]
+    views: dict[str, View] = {}
+    for axis, (name, words, unit, ticks, value) in CHOICES.items():
+        xs: list[list[Any]] = []
+        for line, (*bands, _) in traces:
+            spent = line.spent.get(axis, np.array([]))
+            low, high = line.mean - line.deviation, line.mean + line.deviation
+            xs += [outline(spent, low, high)[0] if spent.size else [] for _ in bands]
+            xs.append(numbers(spent))
+        if any(xs):
+            formats = {"xaxis.ticksuffix": unit, "xaxis.tickformat": ticks}
+            formats |= {"xaxis.hoverformat": value, "xaxis.title.text": words}
+            views[name] = View({"x": xs}, formats)
+    layout = {"yaxis": {"title": {"text": y}}, "hovermode": "x unified"}
+    return Figure(title, data, layout, views, log, note)

@@ -1,0 +1,122 @@
+"""The page: one HTML file that holds all it needs, and asks no network for anything."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from importlib.resources import files
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from hiso.errors import LoadError, SettingsError
+from hiso.report.clients import clients_section
+from hiso.report.curves import curves_section
+from hiso.report.gather import read_runs
+from hiso.report.groups import Group, group_runs, run_names
+from hiso.report.log_figures import scalars_section, state_section
+from hiso.report.parts import Figure, Section, Table, line_style
+from hiso.report.standin import state_history
+from hiso.report.tables import costs_section, results_section, settings_section
+from hiso.run.observer import Observer, Silent
+from hiso.run.readable import figure
+
+
+def write_report(
+    runs: Sequence[Path],
+    out: Path,
+    *,
+    title: str,
+    labels: Mapping[Path, str] | None = None,
+    extra: Sequence[Section] = (),
+    observer: Observer | None = None,
+) -> dict[str, Any]:
+    """Writes a page about runs; the same runs give the same bytes.
+
+    Args:
+        runs: Their folders; a run may be unfinished, or have no ledger.
+        out: The file; what is there is replaced.
+        title: The page's title.
+        labels: For every run, the name of its group. By default, runs are a group that differ in
+            nothing but the seed, named after what tells them from others.
+        extra: Sections that come behind the results.
+        observer: Who watches.
+
+    Returns:
+        `report`, the file; `bytes`, its size; `groups`, the number of runs by name.
+
+    Raises:
+        LoadError: The extra `report` is not installed.
+        SettingsError: No run is named, or one twice; or `out` cannot be written.
+        ProtocolError: A folder holds no run, or a file in it is damaged.
+    """
+    missing = [name for name in ("jinja2", "plotly") if find_spec(name) is None]
+    if missing:
+        raise LoadError(f"a report needs {' and '.join(missing)}: pip install 'hiso[report]'")
+    groups = group_runs(read_runs(runs), labels)
+    sections = list(_sections(groups, extra, observer or Silent()))
+    text = _render(title, groups, sections)
+    try:
+        partial = out.with_name(out.name + ".partial")
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, out)
+    except OSError as error:
+        raise SettingsError(f"cannot write the report to {out}: {error}") from error
+    counts = {group.label: len(group.runs) for group in groups}
+    return {"report": str(out), "bytes": out.stat().st_size, "groups": counts}
+
+
+def _sections(
+    groups: Sequence[Group], extra: Sequence[Section], observer: Observer
+) -> Iterator[Section]:
+    named = run_names(groups)
+    histories = {name: state_history(run, observer) for name, run in named.items()}
+    learned = {name: history for name, history in histories.items() if history is not None}
+    yield results_section(groups)
+    yield from extra
+    own = (
+        curves_section(groups),
+        costs_section(groups),
+        scalars_section(groups, named),
+        state_section(learned),
+        clients_section(named),
+        settings_section(groups, named),
+    )
+    yield from (section for section in own if section is not None)
+
+
+def _render(title: str, groups: Sequence[Group], sections: Sequence[Section]) -> str:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from plotly.offline import get_plotlyjs
+
+    environment = Environment(
+        loader=PackageLoader("hiso.report", "assets"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["figure"] = figure
+    environment.filters["aligned"] = _aligned
+    assets = files("hiso.report") / "assets"
+    figures = [asdict(p) for s in sections for p in s.parts if isinstance(p, Figure)]
+    return environment.get_template("page.html").render(
+        title=title,
+        version=version("hiso"),
+        groups=groups,
+        styles=[line_style(index) for index in range(len(groups))],
+        sections=sections,
+        css=(assets / "page.css").read_text(),
+        script=(assets / "page.js").read_text(),
+        plotly=get_plotlyjs(),
+        figures=json.dumps(figures, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"),
+    )
+
+
+def _aligned(table: Table) -> list[bool]:
+    """Which columns hold figures, and so are set to the right."""
+    columns = zip(*table.rows, strict=True) if table.rows else [()] * len(table.header)
+    return [all(not isinstance(c, str) or c[:1].isdigit() for c in column) for column in columns]

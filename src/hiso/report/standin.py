@@ -1,0 +1,95 @@
+"""The state that a method learns in a run, rebuilt without the run's model.
+
+A method's round state (HiSo's h) of a weight is a function of that weight's directions and of the
+logged scalars: weights do not enter it. So the log is replayed on a stand-in of min(d, 2^17)
+weights in one parameter. Their state has the bits of the first as many elements of the model's
+flat buffer, in which padding between parameters counts as an element. It is a sample: h of all d
+weights follows the same law.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from hiso.core.methods import METHODS
+from hiso.core.replica import Replica
+from hiso.report.gather import Floats, Log, Run
+from hiso.run.observer import Observer
+
+LARGEST = 2**17
+POSITIONS = 41
+BINS = 48
+QUANTILES = (0.05, 0.5, 0.95)
+
+
+@dataclass(frozen=True, eq=False)
+class History:
+    """How the round state of a run is distributed, along the way.
+
+    Attributes:
+        name: Name of the state: h.
+        sample: How many weights it is taken from.
+        position: Positions of the log, int64 [N], N <= 41.
+        edges: Edges of the bins, ascending in equal ratios, float64 [B + 1].
+        share: Share of the weights in each bin at each position, float64 [B, N].
+        quantiles: Of the weights' state, at 5, 50 and 95 %, float64 [3, N].
+    """
+
+    name: str
+    sample: int
+    position: NDArray[np.int64]
+    edges: Floats
+    share: Floats
+    quantiles: Floats
+
+
+def state_history(run: Run, observer: Observer) -> History | None:
+    """Replays the log of a run on a stand-in.
+
+    None for a run without ledger, a method that learns nothing, or one that hiso does not know.
+    """
+    if run.log is None or (method := _method(run.log)) is None or not method.round_state:
+        return None
+    sample = min(run.summary.get("trainable_weights", LARGEST), LARGEST)
+    (name, *_) = method.round_state
+    identity = run.log.identity
+    module = nn.ParameterList([torch.zeros(sample)])
+    replica = Replica(module, method, seed=identity["seed"], noise=identity["noise"])
+    positions = np.unique(np.linspace(0, run.rounds, POSITIONS).astype(np.int64))
+    values = np.empty((len(positions), sample), np.float32)
+    with observer.phase(f"replaying {name} of {run.path.name}", run.rounds) as advance:
+        for row, position in zip(values, positions, strict=True):
+            records = run.log.records[replica.position : position]
+            replica.replay(records)
+            row[:] = replica.state[name][:sample].numpy()
+            advance(len(records))
+    return _histogram(name, positions, values)
+
+
+def _method(log: Log) -> Any:
+    """The method that the run began with."""
+    stored = log.identity["method"]
+    kind = METHODS.get(stored.get("name"))
+    return None if kind is None else kind(**stored["hyper"], feed=stored["feed"])
+
+
+def _histogram(name: str, positions: NDArray[np.int64], values: NDArray[np.float32]) -> History:
+    least, largest = float(values.min()), float(values.max())
+    least = max(least, largest * 1e-6, float(np.finfo(np.float32).tiny))
+    edges = np.geomspace(least / 1.01, max(largest, least) * 1.01, BINS + 1)
+    inside = np.clip(values, edges[0], edges[-1])
+    counts = [np.histogram(row, edges)[0] for row in inside]
+    return History(
+        name=name,
+        sample=values.shape[1],
+        position=positions,
+        edges=edges,
+        share=np.array(counts, np.float64).T / values.shape[1],
+        quantiles=np.quantile(values, QUANTILES, axis=1).astype(np.float64),
+    )
