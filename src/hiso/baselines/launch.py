@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Mapping
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
 import torch
 
 from hiso.baselines.checkpoint import Checkpoint, read_checkpoint
 from hiso.baselines.settings import ZEROTH_ORDER, BaselineSettings, parse_baseline
-from hiso.core.keys import choose
 from hiso.core.methods import ZoSgd
 from hiso.core.probe import passes
 from hiso.core.record import chain_root
@@ -30,10 +27,7 @@ from hiso.run.folder import RunFolder, evaluation_line, round_line
 from hiso.run.identity import check_identity
 from hiso.run.observer import Observer, Silent
 from hiso.run.summary import compose
-from hiso.run.workload import Workload, load_workload, make_replica, measure_split
-
-if TYPE_CHECKING:
-    from hiso.baselines.server import Update
+from hiso.run.workload import Workload, load_workload, make_replica
 
 BACKWARD = 2
 """Forward passes that a backward pass counts as."""
@@ -120,12 +114,10 @@ class _Run:
         replica: Replica,
         observer: Observer,
     ) -> None:
-        from hiso.baselines.server import Server
+        from hiso.baselines.federation import Federation
 
         self.folder, self.settings, self.observer = folder, settings, observer
-        self.workload, self.replica = workload, replica
-        self.objective = workload.objective(replica.rows, joint=False)
-        self.server = Server(settings.method, settings.hyper)
+        self.federation = Federation(settings, workload, replica)
         self.identity = workload.identity | {
             "method": {"name": settings.method, "hyper": settings.hyper, "feed": None}
         }
@@ -146,8 +138,7 @@ class _Run:
             rows, evaluations = _read_metrics(self.folder.metrics, kept.position)
             if [row.round for row in rows] == list(range(kept.position)):
                 self.rows, self.evaluations = rows, evaluations
-                self._move_to(kept.weights, kept.position)
-                self.server.restore(kept.state)
+                self.federation.restore(kept.position, kept.weights, kept.state)
         lines = [(row.round, 1, self._line(row)) for row in self.rows]
         lines += [(e.position, 0, evaluation_line(e)) for e in self.evaluations]
         ordered = sorted(lines, key=lambda line: line[:2])
@@ -163,7 +154,7 @@ class _Run:
             self.observer.round(row)
         while len(self.rows) < self.settings.rounds:
             self._evaluate_dev()
-            row = self._round(len(self.rows))
+            row = self._round()
             self.rows.append(row)
             self.folder.append_metrics(self._line(row))
             self.observer.round(row)
@@ -175,22 +166,22 @@ class _Run:
 
     def close(self) -> dict[str, Any]:
         """Writes the summary."""
-        a_client = 2 * SCALAR_BYTES * self.replica.numel
+        replica = self.federation.replica
         summary = compose(
             self.rows,
             self.evaluations,
             run=chain_root(canonical_json(self.identity, "identity").encode()).hex(),
             bytes_up=sum(row.bytes_up for row in self.rows),
             bytes_down=sum(row.bytes_down for row in self.rows),
-            paper=len(self.rows) * a_client,
+            paper=len(self.rows) * 2 * SCALAR_BYTES * replica.numel,
             messages=(0, 0, 0),
-            weights=self.replica.numel,
-            digest=self.replica.digest(),
+            weights=replica.numel,
+            digest=replica.digest(),
             chain=None,
-            source=self.workload.source,
+            source=self.federation.workload.source,
             machine={
-                "device": str(self.replica.weights.device),
-                "backend": self.replica.backend,
+                "device": str(replica.weights.device),
+                "backend": replica.backend,
                 "threads": torch.get_num_threads(),
                 "torch": torch.__version__,
                 "flwr": version("flwr"),
@@ -201,51 +192,16 @@ class _Run:
         self.checkpoint.unlink(missing_ok=True)
         return json.loads(json.dumps(summary))
 
-    def _round(self, round: int) -> RoundRow:
-        from hiso.baselines.client import Clock
-        from hiso.baselines.server import by_name
-
-        s, started, clock = self.settings, time.perf_counter(), Clock()
-        clients = choose(s.seed, "sample", round, 0, size=s.clients, count=s.sample)
-        updates = [self._update(client, round, clock) for client in clients]
-        loss = float(np.average([u.loss for u in updates], weights=[u.examples for u in updates]))
-        problem = excess(loss, [row.loss or 0.0 for row in self.rows], s.divergence_factor)
-        if problem is not None:
-            raise Diverged(f"round {round}: {problem}. {_REMEDY}")
-        now = by_name(self.replica, self.replica.weights)
-        fresh, flat = self.server.aggregate(round, now, updates), self.replica.weights.clone()
-        for name, view in by_name(self.replica, flat).items():
-            view.copy_(torch.from_numpy(fresh[name]))
-        self._move_to(flat, round + 1)
-        size = SCALAR_BYTES * self.replica.numel * len(clients)
-        seconds = {"round": time.perf_counter() - started, "forward": clock.seconds}
-        return RoundRow(round, loss, size, size, seconds, clients, {})
-
-    def _update(self, client: int, round: int, clock: Any) -> Update:
-        from hiso.baselines.client import descend, search
-
-        s, shard = self.settings, self.workload.shards[client]
-        weight = 1 if s.weighting == "plain" else shard.examples
-        common = {"round": round, "steps": s.local_steps, "weight": weight, "clock": clock}
+    def _round(self) -> RoundRow:
         try:
-            if s.method in ZEROTH_ORDER:
-                return search(
-                    self.replica,
-                    self.objective,
-                    shard,
-                    client,
-                    directions=s.perturbations,
-                    mu=float(s.mu),
-                    scheme=s.scheme or "forward",
-                    **common,
-                )
-            lr = s.hyper["lr"]
-            return descend(self.replica, self.objective, shard, client, lr=lr, **common)
+            row = self.federation.round()
         except NonFiniteLoss as error:
             raise NonFiniteLoss(f"{error} {_REMEDY}") from error
-
-    def _move_to(self, weights: torch.Tensor, position: int) -> None:
-        self.replica.restore({"weights": weights}, position, b"", self.replica.hyper)
+        losses = [row.loss for row in self.rows if row.loss is not None]
+        problem = excess(row.loss or 0.0, losses, self.settings.divergence_factor)
+        if problem is not None:
+            raise Diverged(f"round {row.round}: {problem}. {_REMEDY}")
+        return row
 
     def _line(self, row: RoundRow) -> dict[str, Any]:
         s = self.settings
@@ -258,9 +214,9 @@ class _Run:
         if every and position % every == 0:
             new = self._evaluate_once("dev")
             if new and position:
-                facts, weights = self.settings.facts(), self.replica.weights
-                kept = Checkpoint(position, facts, self.identity, weights, self.server.state)
-                kept.save(self.checkpoint)
+                facts, federation = self.settings.facts(), self.federation
+                weights, state = federation.replica.weights, federation.server.state
+                Checkpoint(position, facts, self.identity, weights, state).save(self.checkpoint)
 
     def _evaluate_once(self, split: str) -> bool:
         """Evaluates here, unless it has been done; whether it had not."""
@@ -269,9 +225,7 @@ class _Run:
             return False
         count = self.settings.client_examples or None
         try:
-            metrics = measure_split(
-                self.workload, self.replica, self.objective, split, count, self.observer
-            )
+            metrics = self.federation.measure(split, count, self.observer)
         except Diverged as error:
             raise Diverged(f"{error} {_REMEDY}") from error
         evaluation = Evaluation(position, split, metrics)

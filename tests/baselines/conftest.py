@@ -1,0 +1,28 @@
+"""Federations on digits, to look inside."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from hiso.baselines.federation import Federation
+from hiso.baselines.settings import parse_baseline
+from hiso.core.methods import ZoSgd
+from hiso.run.observer import Silent
+from hiso.run.workload import load_workload, make_replica
+
+DIGITS: dict[str, Any] = {"task": "digits", "model": "cnn", "batch_size": 16, "eval_every": 0}
+
+
+def make_federation(**given: Any) -> Federation:
+    settings = parse_baseline(DIGITS | given)
+    plain, method = settings.as_hiso(), ZoSgd(lr=settings.hyper["lr"])
+    workload = load_workload(plain, method, Silent())
+    replica = make_replica(plain, method, method.hyper, workload, Silent())
+    return Federation(settings, workload, replica)
+
+
+@pytest.fixture
+def federation():
+    return make_federation
