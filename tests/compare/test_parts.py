@@ -12,7 +12,6 @@ from hiso.compare.figures import Run as Outcome
 from hiso.compare.figures import choose, spread
 from hiso.compare.measure import Curve, curve_of
 from hiso.compare.spec import read_comparison
-from hiso.compare.tables import size
 from hiso.compare.trials import Trial, tuning_trials
 from hiso.errors import SettingsError
 
@@ -141,10 +140,3 @@ def test_spread_is_that_of_the_library(values):
 def test_spread_of_too_few():
     assert spread([]) == {"mean": None, "deviation": None, "values": []}
     assert spread([2.0]) == {"mean": 2.0, "deviation": None, "values": [2.0]}
-
-
-@pytest.mark.parametrize(
-    ("count", "text"), [(0, "0 B"), (999, "999 B"), (60_000, "60.0 KB"), (2.5e12, "2.5 TB")]
-)
-def test_sizes(count, text):
-    assert size(count) == text

@@ -14,7 +14,7 @@ from hiso.compare.execute import Display, run_all
 from hiso.compare.figures import Run, choose, compare, read_runs
 from hiso.compare.spec import Comparison
 from hiso.compare.trials import final_trials, tuning_trials
-from hiso.report.page import check_report, write_report
+from hiso.report.page import check_installed, write_report
 from hiso.report.parts import Section, Table
 
 RUNS = "runs"
@@ -42,7 +42,7 @@ def launch_comparison(
         LoadError: The extra `report` is not installed; nothing was run.
         HisoError: A run failed for another reason than that its loss exploded.
     """
-    check_report()
+    check_installed()
     root = out / RUNS
     tuning = list(tuning_trials(comparison))
     tuned = run_all("tuning", tuning, root, comparison.threads, jobs, display)

@@ -7,6 +7,8 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from hiso.run.readable import size
+
 _COLUMNS = (
     "method", "tuned", "rounds to target", "bytes to target", "passes to target", "best",
     "test", "at equal bytes", "at equal passes", "bytes in all", "passes in all",
@@ -139,15 +141,6 @@ def _to_target(row: Mapping[str, Any], value: Mapping[str, Any], show: Any) -> s
 def percent(value: float) -> str:
     """0.8215 as 82.2 %."""
     return f"{100 * value:.1f} %"
-
-
-def size(count: float) -> str:
-    """Bytes in the largest unit that leaves a whole part."""
-    for unit in ("B", "KB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
 
 
 def _count(value: float) -> str:

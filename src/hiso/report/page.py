@@ -53,9 +53,7 @@ def write_report(
         SettingsError: No run is named, or one twice; or `out` cannot be written.
         ProtocolError: A folder holds no run, or a file in it is damaged.
     """
-    missing = [name for name in ("jinja2", "plotly") if find_spec(name) is None]
-    if missing:
-        raise LoadError(f"a report needs {' and '.join(missing)}: pip install 'hiso[report]'")
+    check_installed()
     groups = group_runs(read_runs(runs), labels)
     sections = list(_sections(groups, extra, observer or Silent()))
     text = _render(title, groups, sections)
@@ -67,6 +65,17 @@ def write_report(
         raise SettingsError(f"cannot write the report to {out}: {error}") from error
     counts = {group.label: len(group.runs) for group in groups}
     return {"report": str(out), "bytes": out.stat().st_size, "groups": counts}
+
+
+def check_installed() -> None:
+    """Makes sure that a report can be written.
+
+    Raises:
+        LoadError: The extra `report` is not installed.
+    """
+    missing = [name for name in ("jinja2", "plotly") if find_spec(name) is None]
+    if missing:
+        raise LoadError(f"a report needs {' and '.join(missing)}: pip install 'hiso[report]'")
 
 
 def _sections(
