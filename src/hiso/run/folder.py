@@ -28,6 +28,7 @@ class RunFolder:
     metrics.jsonl   a line per round and per evaluation, in order
     summary.json    what came of it, once the last round is done
     snapshots/      replicas, to shorten replay
+    track/          what trackers keep, and what they have been told
     """
 
     def __init__(self, path: Path) -> None:
@@ -61,7 +62,7 @@ class RunFolder:
         lines = [(line["round"], 1, line) for line in round_lines(ledger)]
         lines += [(e.position, 0, evaluation_line(e)) for e in ledger.evaluations()]
         ordered = sorted(lines, key=lambda line: line[:2])
-        _write(self.metrics, "".join(json.dumps(line) + "\n" for _, _, line in ordered))
+        write_text(self.metrics, "".join(json.dumps(line) + "\n" for _, _, line in ordered))
 
     def append_metrics(self, line: Mapping[str, Any]) -> None:
         """Adds a line to metrics.jsonl."""
@@ -70,7 +71,7 @@ class RunFolder:
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Writes summary.json, whole or not at all."""
-        _write(self.summary, json.dumps(summary, indent=2) + "\n")
+        write_text(self.summary, json.dumps(summary, indent=2) + "\n")
 
     def keep_summary(self, summary: dict[str, Any]) -> dict[str, Any]:
         """Writes summary.json unless it tells of the same log and settings; gives what is there."""
@@ -150,7 +151,8 @@ def evaluation_line(evaluation: Evaluation) -> dict[str, Any]:
     }
 
 
-def _write(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
+    """Writes a file, whole or not at all."""
     partial = path.with_name(path.name + ".partial")
     partial.write_text(text)
     os.replace(partial, path)
