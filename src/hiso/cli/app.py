@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -52,6 +53,14 @@ def run(
     resume: Annotated[
         bool, typer.Option("--resume", help="Refuse to start a new run; go on or fail.")
     ] = False,
+    track: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TRACKER",
+            help="Also tell tensorboard, wandb, mlflow or trackio; repeatable.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Fine-tune across clients; go on where the folder's run stands.
@@ -59,8 +68,9 @@ def run(
     Flags override the TOML file, whose keys are the flags' names with underscores.
     """
     from hiso.run.folder import RunFolder
-    from hiso.run.launch import launch
+    from hiso.run.observer import Several
     from hiso.run.settings import parse_settings
+    from hiso.run.track import Tracker
 
     given, named = merge_file(file, settings)
     folder = out or named
@@ -71,9 +81,14 @@ def run(
     if resume and not RunFolder(folder).has_run():
         raise typer.BadParameter(f"{folder} holds no run", param_hint="--resume")
     changes = dict(parse_change(text) for text in change or [])
+    trackers = [Tracker(name, folder) for name in dict.fromkeys(track or [])]
+    from hiso.run.launch import launch  # loads torch: not before what may be wrong is checked
+
     try:
-        with display.Watcher(Console(stderr=True), quiet=as_json) as watcher:
-            summary = launch(given, folder, changes=changes, rollback=rollback, observer=watcher)
+        with ExitStack() as stack:
+            watcher = stack.enter_context(display.Watcher(Console(stderr=True), quiet=as_json))
+            observer = Several(watcher, *map(stack.enter_context, trackers))
+            summary = launch(given, folder, changes=changes, rollback=rollback, observer=observer)
     except KeyboardInterrupt:
         print("interrupted: every finished round is kept; start again to go on", file=sys.stderr)
         raise typer.Exit(130) from None

@@ -28,6 +28,7 @@ class RunFolder:
     metrics.jsonl   a line per round and per evaluation, in order
     summary.json    what came of it, once the last round is done
     snapshots/      replicas, to shorten replay
+    track/          what trackers keep, and what they have been told
     """
 
     def __init__(self, path: Path) -> None:
@@ -62,7 +63,7 @@ class RunFolder:
 
     def write_metrics(self, lines: Sequence[Mapping[str, Any]]) -> None:
         """Writes metrics.jsonl anew, whole or not at all."""
-        _write(self.metrics, "".join(json.dumps(line) + "\n" for line in lines))
+        write_text(self.metrics, "".join(json.dumps(line) + "\n" for line in lines))
 
     def append_metrics(self, line: Mapping[str, Any]) -> None:
         """Adds a line to metrics.jsonl."""
@@ -71,7 +72,7 @@ class RunFolder:
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Writes summary.json, whole or not at all."""
-        _write(self.summary, json.dumps(summary, indent=2) + "\n")
+        write_text(self.summary, json.dumps(summary, indent=2) + "\n")
 
     def keep_summary(self, summary: dict[str, Any]) -> dict[str, Any]:
         """Writes summary.json unless it tells of the same log and settings; gives what is there."""
@@ -161,7 +162,8 @@ def evaluation_line(evaluation: Evaluation) -> dict[str, Any]:
     }
 
 
-def _write(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
+    """Writes a file, whole or not at all."""
     partial = path.with_name(path.name + ".partial")
     partial.write_text(text)
     os.replace(partial, path)

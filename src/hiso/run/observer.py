@@ -1,9 +1,9 @@
-"""What a run tells whoever watches it: a terminal, a test, later a tracker."""
+"""What a run tells whoever watches it: a terminal, a test, trackers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Protocol
 
 from hiso.federation.ledger import RoundRow
@@ -55,3 +55,42 @@ class Silent:
 
     def notice(self, text: str) -> None:
         """See `Observer.notice`."""
+
+
+class Several:
+    """Tells several observers, in order."""
+
+    def __init__(self, *observers: Observer) -> None:
+        self._observers = observers
+
+    @contextmanager
+    def phase(self, text: str, total: int | None = None) -> Iterator[Advance]:
+        """See `Observer.phase`."""
+        with ExitStack() as stack:
+            each = [stack.enter_context(o.phase(text, total)) for o in self._observers]
+
+            def advance(units: int) -> None:
+                for one in each:
+                    one(units)
+
+            yield advance
+
+    def started(self, position: int, rounds: int) -> None:
+        """See `Observer.started`."""
+        for observer in self._observers:
+            observer.started(position, rounds)
+
+    def round(self, row: RoundRow) -> None:
+        """See `Observer.round`."""
+        for observer in self._observers:
+            observer.round(row)
+
+    def evaluated(self, evaluation: Evaluation) -> None:
+        """See `Observer.evaluated`."""
+        for observer in self._observers:
+            observer.evaluated(evaluation)
+
+    def notice(self, text: str) -> None:
+        """See `Observer.notice`."""
+        for observer in self._observers:
+            observer.notice(text)

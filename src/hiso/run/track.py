@@ -1,0 +1,256 @@
+"""Experiment trackers: TensorBoard, Weights & Biases, MLflow, Trackio, by accelerate's adapters."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import io
+import json
+import logging
+import os
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any, Self
+
+from hiso.errors import LoadError, SettingsError
+from hiso.federation.ledger import Ledger, RoundRow
+from hiso.federation.runfile import Evaluation
+from hiso.run.folder import RunFolder, write_text
+from hiso.run.observer import Silent
+from hiso.run.settings import near
+
+log = logging.getLogger(__name__)
+
+PROJECT, STEP = "hiso", "position"
+_Line = tuple[int, int, dict[str, float]]
+
+
+class Tracker(Silent):
+    """An observer that copies a run's ledger to a tracker.
+
+    At step r, for round r: `round/loss`; `round/seconds`, of wall time; `round/bytes_up` and
+    `round/bytes_down`, of the scalars of rounds 0 to r together. At step p, for an evaluation at
+    position p of the log: `SPLIT/METRIC`, such as `dev/accuracy`. The settings in force when the
+    tracker first sees the run are its configuration.
+
+    Each round and each evaluation is told once, whatever stops and goes on: what has been told
+    stands in `track/NAME.json` of the run's folder. A run that was begun without a tracker is
+    told from round 0 on. After a rollback beyond what has been told, the tracker gets a new run
+    with the whole history, and the old one stays as it is. Two things a kill can do: between the
+    tracker's write and ours, a step is repeated, with the same values; and what Trackio or Weights
+    & Biases, which write behind, still had in a queue is lost to them.
+
+    TensorBoard, MLflow and Trackio keep their stores in `track/NAME/` of the run's folder, unless
+    `MLFLOW_TRACKING_URI` or `TRACKIO_DIR` says otherwise; Trackio has one place per process, that
+    of the first run. Weights & Biases keeps its files there too, and sends them as `wandb login`
+    and `WANDB_MODE` say; its own step counts what was told, and its charts are drawn against the
+    metric `position`, which is r or p. What the packages print goes to the log `hiso.run.track`.
+
+    Example:
+        >>> with Tracker("tensorboard", "runs/first") as tracker:
+        ...     simulate(out="runs/first", observer=tracker, task="rotten_tomatoes", rounds=60)
+
+    Raises:
+        SettingsError: There is no such tracker.
+        LoadError: A package that it needs is not installed; or, in the run, it cannot be started.
+    """
+
+    def __init__(self, name: str, folder: str | Path) -> None:
+        """A tracker of the run in `folder`; writes nothing yet.
+
+        Args:
+            name: tensorboard, wandb, mlflow or trackio.
+            folder: The run's folder, which need not exist yet.
+        """
+        if name not in TRACKERS:
+            raise SettingsError(f"track: unknown tracker {name!r}" + near(name, TRACKERS))
+        missing = [p for p in ("accelerate", name) if importlib.util.find_spec(p) is None]
+        if missing:
+            install = "'hiso[track]'" if name == "tensorboard" else f"'hiso[track]' {name}"
+            raise LoadError(
+                f"tracking with {name} needs {' and '.join(missing)}. Run: pip install {install}"
+            )
+        self.name, self._run = name, RunFolder(Path(folder))
+        self._place = self._run.path / "track" / name
+        self._notes = self._place.with_suffix(".json")
+        self._ledger: Ledger | None = None
+        self._tracker: Any = None
+        self._told: dict[str, Any] = {}
+        self._bytes = (0, 0)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Finishes the tracker's run, which the next process goes on with."""
+        if self._ledger is not None:
+            self._ledger.close()
+        if self._tracker is not None:
+            with _quiet():
+                if self.name == "trackio":  # else it finishes again, aloud, when the process ends
+                    importlib.import_module("trackio").finish()
+                else:
+                    self._tracker.finish()
+        self._ledger = self._tracker = None
+
+    def started(self, position: int, rounds: int) -> None:  # noqa: ARG002
+        """See `Observer.started`."""
+        self._follow()
+
+    def round(self, row: RoundRow) -> None:  # noqa: ARG002
+        """See `Observer.round`."""
+        self._follow()
+
+    def evaluated(self, evaluation: Evaluation) -> None:  # noqa: ARG002
+        """See `Observer.evaluated`."""
+        self._follow()
+
+    def _follow(self) -> None:
+        """Tells the tracker, in the order of steps, what the ledger has and it has not."""
+        ledger = self._ledger or self._begin()
+        told = self._told
+        rows = ledger.rounds(told["rounds"])
+        known = set(map(tuple, told["evaluations"]))
+        news = [e for e in ledger.evaluations() if (e.position, e.split) not in known]
+        if not rows and not news:
+            return
+        lines: list[_Line] = []
+        for e in news:
+            figures = {f"{e.split}/{name}": value for name, value in sorted(e.metrics.items())}
+            lines.append((e.position, 0, figures))
+        lines += [(row.round, 1, self._figures(row)) for row in rows]
+        with _quiet():
+            first = told["rounds"] + len(told["evaluations"])
+            for count, (step, _, figures) in enumerate(sorted(lines, key=_order), first):
+                if self.name == "wandb":  # a run that goes on there must go on beyond its last step
+                    self._tracker.log(figures | {STEP: step}, step=count)
+                else:
+                    self._tracker.log(figures, step=step)
+        told["rounds"] += len(rows)
+        told["chain"] = ledger.chain_at(told["rounds"]).hex()
+        told["evaluations"] += [(e.position, e.split) for e in news]
+        write_text(self._notes, json.dumps(told) + "\n")
+
+    def _figures(self, row: RoundRow) -> dict[str, float]:
+        up, down = self._bytes
+        self._bytes = up + row.bytes_up, down + row.bytes_down
+        values = {
+            "loss": row.loss,
+            "seconds": row.seconds.get("round"),
+            "bytes_up": self._bytes[0],
+            "bytes_down": self._bytes[1],
+        }
+        return {f"round/{key}": value for key, value in values.items() if value is not None}
+
+    def _begin(self) -> Ledger:
+        """Opens the ledger, and the tracker's run that goes with it or a new one."""
+        self._ledger = ledger = Ledger.open(self._run.ledger)
+        notes = _read(self._notes)
+        new = notes is None or not _agree(notes, ledger)
+        if notes is None or new:
+            name = f"{self._run.path.absolute().name}-{uuid.uuid4().hex[:8]}"
+            notes = {"name": name, "id": None, "rounds": 0, "evaluations": []}
+        self._told = told = notes
+        before = [r for r in ledger.rounds() if r.round < told["rounds"]]
+        self._bytes = sum(r.bytes_up for r in before), sum(r.bytes_down for r in before)
+        self._place.mkdir(parents=True, exist_ok=True)
+        try:
+            with _quiet():
+                self._tracker = self._start(ledger, new=new)
+        except Exception as error:
+            raise LoadError(f"{self.name} cannot be started: {error}") from error
+        return ledger
+
+    def _start(self, ledger: Ledger, *, new: bool) -> Any:
+        from accelerate.state import PartialState
+
+        PartialState()  # accelerate's trackers ask it which process they are in
+        tracker = TRACKERS[self.name](self._place.absolute(), self._told)
+        tracker.start()
+        if self.name == "mlflow":
+            self._told["id"] = tracker.tracker.info.run_id  # the others know a run by its name
+        if self.name == "wandb":
+            tracker.tracker.define_metric("*", step_metric=STEP)
+        if new:
+            settings = ledger.settings | {"run": ledger.run}
+            known = {key: value for key, value in settings.items() if value is not None}
+            tracker.store_init_configuration(known)
+        return tracker
+
+
+def _order(line: _Line) -> tuple[int, int]:
+    """By step; an evaluation at position r comes before round r."""
+    return line[:2]
+
+
+def _read(notes: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads(notes.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _agree(notes: Mapping[str, Any], ledger: Ledger) -> bool:
+    """Whether the log still begins with all that has been told."""
+    rounds = notes["rounds"]
+    return rounds <= ledger.position and ledger.chain_at(rounds).hex() == notes["chain"]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """What is printed goes to the log."""
+    text = io.StringIO()
+    try:
+        with redirect_stdout(text), redirect_stderr(text):
+            yield
+    finally:
+        for line in text.getvalue().splitlines():
+            log.info("%s", line)
+
+
+def _tensorboard(place: Path, told: Mapping[str, Any]) -> Any:
+    from accelerate.tracking import TensorBoardTracker
+
+    return TensorBoardTracker(told["name"], place)
+
+
+def _wandb(place: Path, told: Mapping[str, Any]) -> Any:
+    from accelerate.tracking import WandBTracker
+
+    return WandBTracker(
+        os.environ.get("WANDB_PROJECT", PROJECT),
+        id=told["name"],
+        name=told["name"],
+        resume="allow",
+        dir=place,
+        settings={"silent": True, "console": "off"},
+    )
+
+
+def _mlflow(place: Path, told: Mapping[str, Any]) -> Any:
+    from accelerate.tracking import MLflowTracker
+
+    local = "MLFLOW_TRACKING_URI" not in os.environ
+    if local:
+        mlflow = importlib.import_module("mlflow")
+        mlflow.set_tracking_uri(f"sqlite:///{place}/mlflow.db")
+    artifacts = (place / "artifacts").as_uri() if local else None
+    return MLflowTracker(PROJECT, artifacts, run_id=told["id"], run_name=told["name"])
+
+
+def _trackio(place: Path, told: Mapping[str, Any]) -> Any:
+    os.environ.setdefault("TRACKIO_DIR", str(place))
+    from accelerate.tracking import TrackioTracker
+
+    return TrackioTracker(PROJECT, name=told["name"], resume="allow", embed=False)
+
+
+TRACKERS: dict[str, Callable[[Path, Mapping[str, Any]], Any]] = {
+    "tensorboard": _tensorboard,
+    "wandb": _wandb,
+    "mlflow": _mlflow,
+    "trackio": _trackio,
+}
+"""What makes accelerate's tracker, not yet started, from its place and what was told before."""
