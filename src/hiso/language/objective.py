@@ -29,9 +29,9 @@ class Outcome:
     """What the model makes of one example.
 
     Attributes:
-        loss: Cross-entropy of the right label; for free text, the sum over its tokens.
-        weight: 1; for free text, the number of tokens that were predicted.
-        prediction: Number of the label that the model prefers; None for free text.
+        loss: Cross-entropy of the right label; for free text and answers, the sum over tokens.
+        weight: 1; for free text and answers, the number of tokens that were predicted.
+        prediction: Number of the label that the model prefers, if there are labels.
     """
 
     loss: float
@@ -51,7 +51,7 @@ class Objective:
     logits are computed but those that the loss reads.
 
     Attributes:
-        verbalizer: How label words are read off the model; None for free text.
+        verbalizer: How label words are read off the model; None for free text and answers.
         seconds: Wall time spent measuring so far.
         passes: Forward passes so far; each goes in pieces of like length.
     """
@@ -79,14 +79,14 @@ class Objective:
         """
         self.lm, self.task, self.joint = lm, task, joint
         self.verbalizer: Verbalizer | None = (
-            None if task.is_text else check_labels(task, lm.tokenizer)
+            check_labels(task, lm.tokenizer) if task.labels else None
         )
         self.seconds = 0.0
         self.passes = 0
         self._rows = rows or _cast_rows
 
     def __call__(self, batches: Sequence[Batch]) -> list[float]:
-        """The mean loss of each batch: over its examples, or for free text over its tokens.
+        """The mean loss of each batch: over its examples; for free text and answers, over tokens.
 
         Raises:
             SettingsError: An example is longer than the model's context.
@@ -137,9 +137,12 @@ class Objective:
         return _classify(torch.stack(means).view(len(examples), len(labels)), examples)
 
     def _text(self, examples: Sequence[Encoded]) -> list[Outcome]:
-        counts = [len(e.ids) - 1 for e in examples]
-        at = self._states([e.ids for e in examples], [0] * len(examples), counts)
-        targets = torch.tensor(np.concatenate([e.ids[1:] for e in examples]), device=at.device)
+        """Of free text, every token but the first is predicted; of an answer, every one."""
+        starts = [max(1, e.start) for e in examples]
+        predicted = [e.ids[start:] for e, start in zip(examples, starts, strict=True)]
+        counts = [len(ids) for ids in predicted]
+        at = self._states([e.ids for e in examples], [start - 1 for start in starts], counts)
+        targets = torch.tensor(np.concatenate(predicted), device=at.device)
         losses = self._token_losses(at, targets.long()).cpu().double().split(counts)
         return [Outcome(float(part.sum()), len(part)) for part in losses]
 
@@ -184,7 +187,7 @@ class Objective:
 
         Logits exist for a part of the positions and of the vocabulary at a time.
         """
-        size = output_head(self.lm.model).weight.shape[0]
+        size = output_head(self.lm.model).out_features
         normaliser = at.new_full(targets.shape, -math.inf)
         right = at.new_empty(targets.shape)
         for low in range(0, size, _VOCABULARY):
