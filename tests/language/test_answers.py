@@ -166,9 +166,12 @@ def batches(lm, task=SQUAD):
     return [Batch(0, tuple(encoded[:2])), Batch(4, tuple(encoded[2:]))]
 
 
-@torch.inference_mode()
 def reference(lm, batch):
     """transformers' own loss in float64; labels of -100 leave prompt and padding out."""
+    return loss_and_model(lm, batch)[0].item()
+
+
+def loss_and_model(lm, batch):
     longest = max(len(e.ids) for e in batch.examples)
     ids = torch.full((len(batch.examples), longest), 3)
     mask, labels = torch.zeros_like(ids), torch.full_like(ids, -100)
@@ -177,7 +180,7 @@ def reference(lm, batch):
         mask[i, : len(e.ids)] = 1
         labels[i, e.start : len(e.ids)] = torch.from_numpy(e.ids[e.start :])
     model = copy.deepcopy(lm.model).double()
-    return float(model(input_ids=ids, attention_mask=mask, labels=labels).loss)
+    return model(input_ids=ids, attention_mask=mask, labels=labels).loss, model
 
 
 @pytest.mark.parametrize("joint", [True, False])
@@ -190,6 +193,18 @@ def test_the_loss_is_that_of_transformers_on_the_answers_tokens(name, joint, req
     assert objective.passes == (1 if joint else 2)
     counts = [len(e.ids) - e.start for e in drawn[1].examples]
     assert [outcome.weight for outcome in objective.measure(drawn[1].examples)] == counts
+
+
+def test_the_gradient_is_that_of_transformers(llama):
+    for batch in batches(llama):
+        lm = dataclasses.replace(llama, model=copy.deepcopy(llama.model))
+        loss = Objective(lm, SQUAD).loss(batch)
+        loss.backward()
+        expected, model = loss_and_model(llama, batch)
+        expected.backward()
+        assert loss.item() == pytest.approx(expected.item(), abs=1e-5)
+        for mine, theirs in zip(lm.model.parameters(), model.parameters(), strict=True):
+            torch.testing.assert_close(mine.grad, theirs.grad.float(), rtol=1e-4, atol=1e-5)
 
 
 def test_neither_prompt_nor_padding_is_in_the_loss(llama):
