@@ -205,13 +205,6 @@ def hub_task(folder, **source) -> Task:
     )
 
 
-@pytest.fixture
-def cache(tmp_path_factory, monkeypatch):
-    import datasets
-
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
-
-
 @pytest.mark.usefixtures("cache")
 def test_a_hugging_face_data_set_reports_on_its_labelled_split(tmp_path):
     hidden = [(text, -1) for text, _ in sentences(10, start=300)]

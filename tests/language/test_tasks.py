@@ -120,13 +120,14 @@ def test_label_words_outside_the_vocabulary_are_refused():
         check_labels(task, tokenizer)
 
 
-def test_free_text_has_no_label_words(llama):
-    with pytest.raises(LoadError, match="free text"):
-        check_labels(get_task("text"), llama.tokenizer)
+@pytest.mark.parametrize("name", ["text", "squad"])
+def test_free_text_and_answers_have_no_label_words(llama, name):
+    with pytest.raises(LoadError, match=f"task '{name}' has no label words"):
+        check_labels(get_task(name), llama.tokenizer)
 
 
 @pytest.mark.model
 def test_the_packaged_model_tells_all_label_words_apart_by_one_token(smollm2):
     for task in TASKS.values():
-        if not task.is_text:
+        if task.labels:
             assert check_labels(task, smollm2.tokenizer).mode == "token"

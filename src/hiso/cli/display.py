@@ -24,6 +24,7 @@ from rich.table import Table
 
 from hiso.federation.ledger import RoundRow
 from hiso.federation.runfile import Evaluation
+from hiso.language.tasks import headline
 from hiso.run.observer import Advance
 from hiso.run.readable import figure as _figure
 from hiso.run.readable import size
@@ -32,6 +33,9 @@ Render = Callable[[Console, dict[str, Any]], None]
 
 _FACTS_WIDTH = 73
 """Columns that the progress line takes beside its bar."""
+
+_SHORT = {"accuracy": "acc", "perplexity": "ppl", "rougeL": "R-L"}
+"""Names of metrics where there is little room."""
 
 _PARTS = {"forward": "█", "directions": "▓", "step": "▒", "data": "░", "rest": "·"}
 _BAR_WIDTH = 60
@@ -70,7 +74,7 @@ class Watcher:
         self._rounds: TaskID | None = None
         self._first = 0
         self._bytes = 0
-        self._accuracy: float | None = None
+        self._metric = ""
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -101,18 +105,20 @@ class Watcher:
         """See `Observer.round`."""
         assert self._rounds is not None
         self._bytes += row.bytes_up + row.bytes_down
-        accuracy = "" if self._accuracy is None else f" · acc {self._accuracy:.1%}"
         rate = f" · {row.seconds['round']:.2f} s/round" if "round" in row.seconds else ""
         loss = math.nan if row.loss is None else row.loss
-        facts = f"loss {loss:.3f}{accuracy} · {size(self._bytes)}{rate}"
+        facts = f"loss {loss:.3f}{self._metric} · {size(self._bytes)}{rate}"
         # Rounds of an earlier process would spoil the estimate of the time that is left.
         done = max(self._first, row.round + 1)
         self._progress.update(self._rounds, completed=done, facts=facts)
 
     def evaluated(self, evaluation: Evaluation) -> None:
         """See `Observer.evaluated`."""
-        if evaluation.split == "dev":
-            self._accuracy = evaluation.metrics.get("accuracy")
+        name = headline(evaluation.metrics)
+        if evaluation.split == "dev" and name is not None:
+            value = evaluation.metrics[name]
+            figure = f"{value:.4g}" if name == "perplexity" else f"{value:.1%}"
+            self._metric = f" · {_SHORT.get(name, name)} {figure}"
         figures = ", ".join(f"{name} {value:.4f}" for name, value in evaluation.metrics.items())
         self._print(f"position {evaluation.position:>5}  {evaluation.split:<4}  {figures}", "dim")
 
@@ -139,7 +145,8 @@ def _table(title: str, rows: list[tuple[str, ...]], header: tuple[str, ...] = ("
 def summary_table(console: Console, s: dict[str, Any]) -> None:
     """The end of `hiso run`."""
     rows: list[tuple[str, ...]] = []
-    for name in s["metrics_after"]:
+    first = headline(s["metrics_after"])
+    for name in sorted(s["metrics_after"], key=lambda name: name != first):
         before, after = s["metrics_before"].get(name), s["metrics_after"][name]
         rows.append((f"test {name}, before → after", f"{_figure(before)} → {_figure(after)}"))
     per_round = f"{_figure(s['seconds_per_round'])} s"
@@ -179,11 +186,12 @@ def inspection(console: Console, result: dict[str, Any]) -> None:
         ]
         console.print(_table("changes", rows, ("from round", "setting", "value")))
     if result["evaluations"]:
+        name = headline(result["evaluations"][0]) or "accuracy"
         rows = [
-            (str(e["position"]), e["split"], _figure(e.get("loss")), _figure(e.get("accuracy")))
+            (str(e["position"]), e["split"], _figure(e.get("loss")), _figure(e.get(name)))
             for e in result["evaluations"]
         ]
-        console.print(_table("evaluations", rows, ("position", "split", "loss", "accuracy")))
+        console.print(_table("evaluations", rows, ("position", "split", "loss", name)))
     rows = [
         (
             str(r["round"]),

@@ -1,4 +1,4 @@
-"""Loading labelled examples, and splitting them into train, dev and test.
+"""Loading examples, and splitting them into train, dev and test.
 
 Which examples are in which split depends on the data alone, never on a run's seed: two runs with
 different seeds are tuned and reported on the same examples.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 from hiso.core.keys import permutation
 from hiso.errors import LoadError
 from hiso.language.files import SUFFIXES, Problems, read_rows
-from hiso.language.task import Source, Task
+from hiso.language.task import Row, Source, Task
 
 _SPLIT_KEY = 0
 _DEV_LIMIT = 1000
@@ -24,17 +24,21 @@ _DEV_LIMIT = 1000
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A prompt and its label.
+    """A prompt and what answers it.
 
     Attributes:
         prompt: The row as put to the model; for free text, the text.
-        label: Number of the right label; None for free text.
+        label: Number of the right label; None for free text and for answers.
         group: Value of the column that examples are partitioned by, if there is one.
+        answers: The right answers, of which the first is learned; none but in a task of answers.
+        context: Characters that the prompt begins with and may lose where it is too long.
     """
 
     prompt: str
     label: int | None
     group: str | None = None
+    answers: tuple[str, ...] = ()
+    context: int = 0
 
 
 @dataclass(frozen=True)
@@ -146,14 +150,12 @@ def _examples(
     """Examples of the rows of a local file."""
     problems = Problems(path)
     examples: list[Example] = []
-    needed = [*task.columns, *([] if task.is_text else [task.label_column])]
-    needed += [group_column] if group_column else []
     known = ", ".join(_known_labels(task))
     for line, row in rows:
-        missing = [name for name in needed if row.get(name) is None]
-        if missing:
+        filled = [name for name, value in row.items() if value is not None]
+        if missing := _missing(task, filled, group_column):
             has = ", ".join(row) or "none"
-            problems.add(line, f"no column {', '.join(map(repr, missing))}; columns: {has}")
+            problems.add(line, f"no column {missing}; columns: {has}")
             if path.suffix.lower() == ".jsonl":
                 continue
             break
@@ -161,18 +163,49 @@ def _examples(
         if empty:
             problems.add(line, f"{', '.join(map(repr, empty))} is empty")
             continue
-        label = None if task.is_text else task.label(row[task.label_column])
-        if label is None and not task.is_text:
+        label = task.label(row[task.label_column]) if task.labels else None
+        if label is None and task.labels:
             problems.add(line, f"label {row[task.label_column]!r} is none of {known}")
         try:
-            prompt = task.prompt(row)
+            example = _example(task, row, label, group_column)
         except ValueError as error:
             problems.add(line, str(error))
             continue
-        examples.append(Example(prompt, label, str(row[group_column]) if group_column else None))
-    columns = ", ".join(needed)
+        if task.answers and not example.answers:
+            problems.add(line, "no answer")
+        examples.append(example)
+    columns = _in_words(_needed(task, group_column))
     problems.check(f"Task '{task.name}' needs the columns {columns}, filled in every row.")
     return examples
+
+
+def _needed(task: Task, group_column: str | None) -> list[tuple[str, ...]]:
+    """What every row must have: of each group of columns one."""
+    rest = [task.label_column] if task.labels else []
+    rest += [group_column] if group_column else []
+    answers = [task.answers] if task.answers else []
+    return [*((name,) for name in [*task.columns, *rest]), *answers]
+
+
+def _in_words(groups: Sequence[tuple[str, ...]]) -> str:
+    return ", ".join(" or ".join(names) for names in groups)
+
+
+def _missing(task: Task, columns: Sequence[str], group_column: str | None) -> str:
+    """What is needed and not among `columns`, in quotation marks; empty if that is nothing."""
+    groups = [group for group in _needed(task, group_column) if not set(group) & set(columns)]
+    return _in_words([tuple(map(repr, group)) for group in groups])
+
+
+def _example(task: Task, row: Row, label: int | None, group_column: str | None) -> Example:
+    group = row[group_column] if group_column else None
+    return Example(
+        task.prompt(row),
+        label,
+        None if group is None else str(group),
+        task.gold(row),
+        task.context(row),
+    )
 
 
 def _known_labels(task: Task) -> list[str]:
@@ -191,7 +224,7 @@ def _from_hub(task: Task, source: Source, group_column: str | None) -> Splits:
         raise LoadError(
             f"cannot load the Hugging Face data set {name}: {str(error).strip()} Check the name "
             "and the connection, or save the rows as CSV, TSV or JSON Lines with the columns "
-            f"{', '.join([*task.columns, task.label_column])} and name the file with --data."
+            f"{_in_words(_needed(task, None))} and name the file with --data."
         ) from error
     if source.train not in loaded:
         raise LoadError(
@@ -209,20 +242,18 @@ def _from_hub(task: Task, source: Source, group_column: str | None) -> Splits:
 def _hub_examples(
     task: Task, rows: Any, name: str, split: str, group_column: str | None
 ) -> list[Example]:
-    """Examples of one split, without empty texts and those whose label is withheld (-1)."""
-    needed = [*task.columns, *([] if task.is_text else [task.label_column])]
-    needed += [group_column] if group_column else []
-    missing = [column for column in needed if column not in rows.column_names]
-    if missing:
+    """Examples of one split, without empty texts, labels withheld (-1), or missing answers."""
+    if missing := _missing(task, rows.column_names, group_column):
         raise LoadError(
-            f"{name} has no column {', '.join(map(repr, missing))} in split '{split}', which task "
+            f"{name} has no column {missing} in split '{split}', which task "
             f"'{task.name}' needs; it has: {', '.join(rows.column_names)}."
         )
     names = getattr(rows.features.get(task.label_column), "names", ())
     examples: list[Example] = []
-    for row in rows.select_columns(needed):
+    wanted = {column for group in _needed(task, group_column) for column in group}
+    for row in rows.select_columns([column for column in rows.column_names if column in wanted]):
         label = None
-        if not task.is_text:
+        if task.labels:
             value = row[task.label_column]
             if value is None or value == -1:
                 continue
@@ -234,9 +265,12 @@ def _hub_examples(
                     f"{name} has a label {value!r} in split '{split}', which task '{task.name}' "
                     f"does not know: {', '.join(_known_labels(task))}."
                 )
-        if prompt := task.prompt(row):
-            group = row[group_column] if group_column else None
-            examples.append(Example(prompt, label, None if group is None else str(group)))
+        try:
+            example = _example(task, row, label, group_column)
+        except ValueError as error:
+            raise LoadError(f"{name}, split '{split}': {error}.") from error
+        if example.prompt and (example.answers or not task.answers):
+            examples.append(example)
     return examples
 
 
@@ -272,7 +306,10 @@ def _fingerprint(*splits: list[Example]) -> str:
     for examples in splits:
         digest.update(b"split %d\n" % len(examples))
         for example in examples:
-            for part in (example.prompt, str(example.label), str(example.group)):
+            parts = [example.prompt, str(example.label), str(example.group)]
+            if example.answers:
+                parts += [f"{len(example.answers)} answers", *example.answers]
+            for part in parts:
                 raw = part.encode("utf-8", "surrogatepass")
                 digest.update(b"%d:" % len(raw) + raw)
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""Loss, accuracy, F1 and perplexity over a whole split."""
+"""Loss, accuracy, F1, perplexity, and scores of written answers over a whole split."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import math
 from collections.abc import Callable, Sequence
 
 from hiso.errors import SettingsError
+from hiso.language.generation import stop_tokens, write_answers
 from hiso.language.objective import Objective, Outcome, mean_loss
+from hiso.language.scores import score
 from hiso.language.shards import Encoded
 
 
@@ -18,19 +20,21 @@ def evaluate(
 ) -> dict[str, float]:
     """Metrics over all `examples` at the model's present weights.
 
-    Every example counts the same (for free text every token), so that the result does not depend
-    on `batch_size` beyond rounding. Examples are taken longest first: little is padded, and
+    Every example counts the same (in the loss of free text and answers every token), so that the
+    result does not depend on `batch_size` beyond rounding. In a task of answers the model also
+    writes an answer to every example. Examples are taken longest first: little is padded, and
     memory that does not suffice is found out at once.
 
     Args:
         objective: Model and task.
         examples: What to evaluate on.
-        batch_size: Examples in one forward pass.
-        on_batch: Called after each pass with the number of examples in it.
+        batch_size: Examples that go through the model together.
+        on_batch: Called after each batch with the number of examples in it.
 
     Returns:
         "loss", and for a classification task "accuracy" and macro "f1" (the mean over the
-        labels that occur or were predicted), for free text "perplexity".
+        labels that occur or were predicted), for free text "perplexity", for answers the means
+        of the task's own scores.
 
     Raises:
         SettingsError: There are no examples, or `batch_size` is not positive.
@@ -41,13 +45,21 @@ def evaluate(
             "1 or more."
         )
     order = sorted(range(len(examples)), key=lambda i: -len(examples[i].ids))
+    task, written = objective.task, list[str]()
+    stops = stop_tokens(objective.lm) if task.answers else frozenset[int]()
     outcomes: list[Outcome] = []
     for start in range(0, len(order), batch_size):
         batch = [examples[i] for i in order[start : start + batch_size]]
         outcomes += objective.measure(batch)
+        if task.answers:
+            prompts = [example.ids[: example.start] for example in batch]
+            written += write_answers(objective.lm, prompts, task.answer_tokens, stops)
         if on_batch is not None:
             on_batch(len(batch))
     loss = mean_loss(outcomes)
+    if task.answers:
+        golds = [examples[i].answers for i in order]
+        return {"loss": loss, **score(task.metrics, written, golds)}
     if objective.verbalizer is None:
         return {"loss": loss, "perplexity": math.exp(loss) if loss < 700 else math.inf}
     pairs = [(examples[i].label, o.prediction) for i, o in zip(order, outcomes, strict=True)]

@@ -29,9 +29,9 @@ class Outcome:
     """What the model makes of one example.
 
     Attributes:
-        loss: Cross-entropy of the right label; for free text, the sum over its tokens.
-        weight: 1; for free text, the number of tokens that were predicted.
-        prediction: Number of the label that the model prefers; None for free text.
+        loss: Cross-entropy of the right label; for free text and answers, the sum over tokens.
+        weight: 1; for free text and answers, the number of tokens that were predicted.
+        prediction: Number of the label that the model prefers, if there are labels.
     """
 
     loss: float
@@ -51,7 +51,7 @@ class Objective:
     logits are computed but those that the loss reads.
 
     Attributes:
-        verbalizer: How label words are read off the model; None for free text.
+        verbalizer: How label words are read off the model; None for free text and answers.
         seconds: Wall time spent measuring so far.
         passes: Forward passes so far; each goes in pieces of like length.
     """
@@ -79,14 +79,14 @@ class Objective:
         """
         self.lm, self.task, self.joint = lm, task, joint
         self.verbalizer: Verbalizer | None = (
-            None if task.is_text else check_labels(task, lm.tokenizer)
+            check_labels(task, lm.tokenizer) if task.labels else None
         )
         self.seconds = 0.0
         self.passes = 0
         self._rows = rows or _cast_rows
 
     def __call__(self, batches: Sequence[Batch[Encoded]]) -> list[float]:
-        """The mean loss of each batch: over its examples, or for free text over its tokens.
+        """The mean loss of each batch: over its examples; for free text and answers, over tokens.
 
         Raises:
             SettingsError: An example is longer than the model's context.
@@ -152,10 +152,15 @@ class Objective:
         return [Outcome(float(part.sum()), len(part)) for part in parts]
 
     def _text_losses(self, examples: Sequence[Encoded]) -> tuple[Tensor, list[int]]:
-        """Loss of every token that is predicted, float32 [Σ counts]; the counts by example."""
-        counts = [len(e.ids) - 1 for e in examples]
-        at = self._states([e.ids for e in examples], [0] * len(examples), counts)
-        targets = torch.tensor(np.concatenate([e.ids[1:] for e in examples]), device=at.device)
+        """Loss of every token that is predicted, float32 [Σ counts]; the counts by example.
+
+        Of free text, those are all tokens but the first; of an answer, all.
+        """
+        starts = [max(1, e.start) for e in examples]
+        predicted = [e.ids[start:] for e, start in zip(examples, starts, strict=True)]
+        counts = [len(ids) for ids in predicted]
+        at = self._states([e.ids for e in examples], [start - 1 for start in starts], counts)
+        targets = torch.tensor(np.concatenate(predicted), device=at.device)
         return self._token_losses(at, targets.long()), counts
 
     def _states(
@@ -199,7 +204,7 @@ class Objective:
 
         Logits exist for a part of the positions and of the vocabulary at a time.
         """
-        size = output_head(self.lm.model).weight.shape[0]
+        size = output_head(self.lm.model).out_features
         parts = list(zip(at.split(_POSITIONS), targets.split(_POSITIONS), strict=True))
         normaliser = [part.new_full((len(part),), -math.inf) for part, _ in parts]
         right = [part.new_zeros(len(part)) for part, _ in parts]

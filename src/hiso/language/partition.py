@@ -122,7 +122,7 @@ def _check(
     if scheme == "dirichlet" and not 0 < alpha < float("inf"):
         problems.append(f"alpha is {alpha}: it must be a positive number.")
     if scheme == "dirichlet" and any(example.label is None for example in examples):
-        problems.append("free text has no labels to divide by: use the scheme iid or column.")
+        problems.append("the examples have no labels to divide by: use the scheme iid or column.")
     if scheme == "column":
         if column is None or len(column) != len(examples) or None in column:
             problems.append("the scheme column needs a column with a value for every example.")

@@ -1,4 +1,4 @@
-"""What a task is: how a row becomes a prompt, and which words answer it."""
+"""What a task is: how a row becomes a prompt, and what answers it."""
 
 from __future__ import annotations
 
@@ -36,12 +36,19 @@ class Source:
 class Task:
     """One way to put a data set to a language model.
 
+    There are three kinds. With `labels`, the model chooses among the label words. With `answers`,
+    it writes what follows the prompt. With neither, the text itself is what it learns.
+
     Attributes:
         name: The name people use.
         template: Prompt with {column} placeholders; columns that no placeholder names play no
-            part. It must not end in white space: the label words bring theirs.
+            part. It must not end in white space: label words and answers bring theirs. With
+            `answers` it begins with the context: the column that a prompt too long is cut in.
         labels: Label words in the order of the label numbers, as they follow the prompt,
-            leading space included. Empty: free text, where the model's loss is on the text.
+            leading space included.
+        answers: Columns that may hold the right answers; the first one that a row has counts.
+        answer_tokens: Most tokens of an answer, the end token among them, in training as in
+            generation; 0 without `answers`.
         classes: The data set's own names of the labels, accepted in local files beside numbers
             and label words.
         source: The data set used if no other is named; None: it has to be named.
@@ -54,6 +61,8 @@ class Task:
     name: str
     template: str
     labels: tuple[str, ...] = ()
+    answers: tuple[str, ...] = ()
+    answer_tokens: int = 0
     classes: tuple[str, ...] = ()
     source: Source | None = None
     metrics: tuple[str, ...] = ("accuracy",)
@@ -70,16 +79,30 @@ class Task:
                 f"the template of task '{self.name}' ends in white space, which tokenizers "
                 "treat as part of the next word. Put the space at the start of the label words."
             )
+        if self.answers and (
+            self.labels
+            or self.answer_tokens < 2
+            or not self.template.startswith(f"{{{self.columns[0]}}}")
+        ):
+            raise LoadError(
+                f"task '{self.name}' has answers: it needs answer_tokens of 2 or more, a template "
+                "that begins with the first of its columns, and no label words."
+            )
         if len(self.labels) == 1 or len(set(self.labels)) != len(self.labels):
             raise LoadError(
                 f"the label words of task '{self.name}' are {self.labels}: a classification task "
-                "needs at least two, all different; free text needs none."
+                "needs at least two, all different; free text and answers need none."
             )
 
     @property
     def is_text(self) -> bool:
-        """Whether the loss is that of the text itself, without labels."""
-        return not self.labels
+        """Whether the loss is that of the text itself, without labels or answers."""
+        return not self.labels and not self.answers
+
+    @property
+    def cue(self) -> str:
+        """What the template ends with, behind its last column."""
+        return self.template.rpartition("}")[2]
 
     def prompt(self, row: Row) -> str:
         """The prompt of `row`, a mapping that has at least `columns`."""
@@ -87,6 +110,27 @@ class Task:
         if self.prepare is not None:
             values |= self.prepare(values)
         return self.template.format_map(values)
+
+    def context(self, row: Row) -> int:
+        """How many characters the prompt of `row` begins with that it may lose; 0 for labels."""
+        return len(str(row[self.columns[0]]).strip()) if self.answers else 0
+
+    def gold(self, row: Row) -> tuple[str, ...]:
+        """The right answers of `row`, without repetitions, each on one line.
+
+        An answer column holds a text or a number, a list of them, or, as SQuAD and DROP have it,
+        an object with such a list as `text` or `spans`.
+
+        Raises:
+            ValueError: It holds something else.
+        """
+        found = next((row[name] for name in self.answers if row.get(name) is not None), [])
+        value = found.get("text", found.get("spans")) if isinstance(found, Mapping) else found
+        values = value if isinstance(value, list) else [value]
+        if not all(isinstance(one, str | int | float) for one in values):
+            raise ValueError(f"the answer {found!r} is neither a text nor a list of texts")
+        lines = (" ".join(str(one).split()) for one in values)
+        return tuple(dict.fromkeys(line for line in lines if line))
 
     def label(self, value: Any) -> int | None:
         """The number of the label that `value` means, or None if it means none.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 
 from hiso.errors import LoadError
 from hiso.language.task import Row, Source, Task
@@ -104,6 +105,30 @@ _ALL = (
         classes=("neg", "pos"),
         source=Source("stanfordnlp/imdb", test="test", packaged="imdb"),
     ),
+    Task(
+        name="squad",
+        template="{context}\nQuestion: {question}\nAnswer:",
+        answers=("answers", "answer"),
+        answer_tokens=32,
+        source=Source("rajpurkar/squad"),
+        metrics=("f1", "exact_match"),
+    ),
+    Task(
+        name="drop",
+        template="{passage}\nQuestion: {question}\nAnswer:",
+        answers=("answers_spans", "answers", "answer"),
+        answer_tokens=32,
+        source=Source("ucinlp/drop"),
+        metrics=("f1", "exact_match"),
+    ),
+    Task(
+        name="xsum",
+        template="{document}\nSummary in one sentence:",
+        answers=("summary", "answers", "answer"),
+        answer_tokens=64,
+        source=Source("EdinburghNLP/xsum", test="test"),
+        metrics=("rougeL", "rouge1", "rouge2"),
+    ),
     Task(name="text", template="{text}", metrics=("perplexity",)),
 )
 
@@ -121,3 +146,9 @@ def get_task(name: str) -> Task:
     close = difflib.get_close_matches(name.lower(), TASKS, n=3)
     hint = f" Did you mean {' or '.join(close)}?" if close else ""
     raise LoadError(f"there is no task '{name}'.{hint} Tasks: {', '.join(TASKS)}.")
+
+
+def headline(metrics: Mapping[str, float]) -> str | None:
+    """The one of `metrics` to show: the accuracy, or else what its task names first."""
+    names = ["accuracy", *(task.metrics[0] for task in _ALL)]
+    return next((name for name in names if name in metrics), None)

@@ -44,10 +44,10 @@ def check_labels(task: Task, tokenizer: PreTrainedTokenizerBase) -> Verbalizer:
     the prompt to the label are they tokenised by themselves.
 
     Raises:
-        LoadError: The task is free text, or a label word has no token of its own.
+        LoadError: The task has no label words, or one that has no token of its own.
     """
-    if task.is_text:
-        raise LoadError(f"task '{task.name}' is free text: it has no label words.")
+    if not task.labels:
+        raise LoadError(f"task '{task.name}' has no label words: it is free text or answers.")
     prompt = task.prompt(dict.fromkeys(task.columns, "1"))
     before = tokens(tokenizer, prompt)
     words: list[tuple[int, ...]] = []
