@@ -195,7 +195,7 @@ class Objective:
     def _logits(self, at: Tensor, ids: Tensor) -> Tensor:
         """Logits of the tokens `ids` [C] at float32 hidden states [N, D]: float32 [N, C]."""
         head = output_head(self.lm.model)
-        bias = None if head.bias is None else head.bias[ids].float()
+        bias = None if head.bias is None else self._rows(head.bias, ids)  # pyright: ignore[reportArgumentType]
         logits = nn.functional.linear(at, self._rows(head.weight, ids), bias)  # pyright: ignore[reportArgumentType]
         return shape_logits(self.lm.model, logits)
 

@@ -77,7 +77,8 @@ def load_words(settings: Settings, method: Method, observer: Observer, own: int 
         shards, partition = divide(splits.train, train, settings, own)
     identity = settings_identity(settings, method) | {
         "model": {"fingerprint": lm.fingerprint},
-        "task": {"name": task.name, "template": task.template, "labels": list(task.labels)},
+        "task": {"name": task.name, "template": task.template, "labels": list(task.labels)}
+        | ({"answer_tokens": task.answer_tokens} if task.answers else {}),
         "data": {"fingerprint": splits.fingerprint, "max_length": settings.max_length},
         "partition": partition,
         "joint": settings.joint,
