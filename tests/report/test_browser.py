@@ -51,6 +51,7 @@ class Opened:
 def opened(browser, report, request) -> Iterator[Opened]:
     size = {"width": request.param, "height": 800}
     context = browser.new_context(viewport=size, offline=True, has_touch=request.param < 600)
+    context.set_default_timeout(300_000)  # a busy machine is no failure
     found = Opened(context.new_page())
     page = found.page
     page.on("console", lambda message: found.told.append(f"{message.type}: {message.text}"))

@@ -147,8 +147,11 @@ def test_bands_are_the_deviation_over_seeds(page, runs):
     x, y = trace(figure, ("hiso, lr 0.01", "lines"), "Rounds")
     assert x == list(range(6))
     assert y == pytest.approx(mean, rel=1e-5)
-    band = next(t for t in figure["data"] if t.get("fill") == "toself")
-    assert band["legendgroup"] == "hiso, lr 0.01"
+    (band,) = (
+        trace
+        for trace in figure["data"]
+        if trace.get("fill") == "toself" and trace["legendgroup"] == "hiso, lr 0.01"
+    )
     outline = [*(mean - deviation), *(mean + deviation)[::-1]]
     assert band["y"][:-1] == pytest.approx(outline, rel=1e-5)
 

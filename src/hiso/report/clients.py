@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from hiso.report.gather import Run
+from hiso.report.gather import Run, in_words
 from hiso.report.parts import PALETTE, Figure, Section, View, numbers
 
 CLIENT = {"title": {"text": "client"}, "tickformat": "d"}
@@ -31,7 +31,7 @@ def clients_section(named: Mapping[str, Run]) -> Section | None:
     metrics = {m for run in having.values() for e in _evaluations(run) for m in e[1]}
     for metric in sorted(metrics, key=lambda m: (m == "loss", m)):
         ends = {name: _evaluated(run, metric) for name, run in having.items()}
-        words = metric.replace("_", " ")
+        words = in_words(metric)
         title = f"{words[0].upper()}{words[1:]} by client"
         note = "On its own examples, at its first and its last evaluation."
         figures.append(_ends(title, words, ends, note))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from hiso.report.gather import Run, metric_names
+from hiso.report.gather import Run, in_words, metric_names
 from hiso.report.groups import AXES, Curve, Group, curve, windows
 from hiso.report.parts import Figure, Section, View, area, line_style, numbers, outline
 
@@ -18,6 +18,9 @@ CHOICES = {
     "passes": ("Forward passes", "clients' forward passes of one batch so far", "", "~s", ",.0f"),
 }
 """For each axis: name of the choice, title, unit, format of ticks and of a pointed-at value."""
+
+Trace = tuple[Curve, dict[str, Any]]
+"""What is drawn of a curve, and how: a band if it is filled, else the means."""
 
 
 def curves_section(groups: Sequence[Group]) -> Section | None:
@@ -45,7 +48,7 @@ def _without_passes(groups: Sequence[Group]) -> list[str]:
 def _metrics(groups: Sequence[Group]) -> Iterator[Figure]:
     """A figure for each metric of the tuning and test splits, the loss last."""
     for name in metric_names([run for group in groups for run in group.runs]):
-        traces: list[tuple[Curve, list[dict[str, Any]]]] = []
+        traces: list[Trace] = []
         for index, group in enumerate(groups):
             for split, words in (("dev", "tuning"), ("test", "test")):
                 series = [run.metric(split, name) for run in group.runs]
@@ -53,8 +56,8 @@ def _metrics(groups: Sequence[Group]) -> Iterator[Figure]:
                     line = curve(group, series)
                     style = _line(index) if split == "dev" else _marks(index, line)
                     style["name"] = f"{group.label}, {words}"
-                    traces.append((line, _traces(index, group.label, style)))
-        title = name.replace("_", " ")
+                    traces += _traces(index, group.label, line, style)
+        title = in_words(name)
         yield _figure(
             f"{title[0].upper()}{title[1:]}",
             title,
@@ -68,12 +71,12 @@ def _training(groups: Sequence[Group]) -> Iterator[Figure]:
     """The loss of the rounds' own batches."""
     runs = [run for group in groups for run in group.runs]
     width = windows(max(run.rounds for run in runs), POINTS)
-    traces: list[tuple[Curve, list[dict[str, Any]]]] = []
+    traces: list[Trace] = []
     for index, group in enumerate(groups):
         series = [_windowed(run, width) for run in group.runs]
         if any(series):
             style = _line(index) | {"name": group.label}
-            traces.append((curve(group, series), _traces(index, group.label, style)))
+            traces += _traces(index, group.label, curve(group, series), style)
     if traces:
         note = "Mean loss of the round's clients on their batches, before the round's step"
         note += f"; means over {width} rounds." if width > 1 else "."
@@ -101,42 +104,44 @@ def _marks(index: int, line: Curve) -> dict[str, Any]:
     return {"mode": "markers", "marker": marker, "error_y": bars}
 
 
-def _traces(index: int, label: str, style: dict[str, Any]) -> list[dict[str, Any]]:
-    """A line and the band behind it; single marks have error bars."""
+def _traces(index: int, label: str, line: Curve, style: dict[str, Any]) -> Iterator[Trace]:
+    """A line with a band; single marks have error bars."""
     common = {"type": "scatter", "legendgroup": label}
-    band = [area(index) | common] if style["mode"] == "lines" else []
-    return [*band, common | style]
+    if style["mode"] == "lines":
+        yield line, area(index) | common
+    yield line, common | style
 
 
-def _figure(
-    title: str,
-    y: str,
-    traces: Sequence[tuple[Curve, list[dict[str, Any]]]],
-    *,
-    log: str,
-    note: str,
-) -> Figure:
-    data: list[dict[str, Any]] = []
-    for line, (*bands, mean) in traces:
-        several = max(line.count) > 1
-        _, ys = outline(line.position, line.mean - line.deviation, line.mean + line.deviation)
-        texts = [
-            f" ± {deviation:.3g} ({count} runs)" if count > 1 else " (1 run)" if several else ""
-            for deviation, count in zip(line.deviation, line.count, strict=True)
-        ]
-        told = {"y": numbers(line.mean), "text": texts, "hovertemplate": "%{y:.4~g}%{text}"}
-        data += [*({**band, "y": ys} for band in bands), {**mean, **told}]
+def _figure(title: str, y: str, traces: Sequence[Trace], *, log: str, note: str) -> Figure:
+    """Bands first, so that no line lies under one."""
+    ordered = sorted(traces, key=lambda trace: "fill" not in trace[1])
+    data = [trace | _values(line, trace) for line, trace in ordered]
     views: dict[str, View] = {}
     for axis, (name, words, unit, ticks, value) in CHOICES.items():
-        xs: list[list[Any]] = []
-        for line, (*bands, _) in traces:
-            spent = line.spent.get(axis, np.array([]))
-            low, high = line.mean - line.deviation, line.mean + line.deviation
-            xs += [outline(spent, low, high)[0] if spent.size else [] for _ in bands]
-            xs.append(numbers(spent))
+        xs = [_places(line, trace, axis) for line, trace in ordered]
         if any(xs):
             formats = {"xaxis.ticksuffix": unit, "xaxis.tickformat": ticks}
             formats |= {"xaxis.hoverformat": value, "xaxis.title.text": words}
             views[name] = View({"x": xs}, formats)
     layout = {"yaxis": {"title": {"text": y}}, "hovermode": "x unified"}
     return Figure(title, data, layout, views, log, note)
+
+
+def _values(line: Curve, trace: Mapping[str, Any]) -> dict[str, Any]:
+    low, high = line.mean - line.deviation, line.mean + line.deviation
+    if "fill" in trace:
+        return {"y": outline(line.position, low, high)[1]}
+    several = max(line.count) > 1
+    texts = [
+        f" ± {deviation:.3g} ({count} runs)" if count > 1 else " (1 run)" if several else ""
+        for deviation, count in zip(line.deviation, line.count, strict=True)
+    ]
+    return {"y": numbers(line.mean), "text": texts, "hovertemplate": "%{y:.4~g}%{text}"}
+
+
+def _places(line: Curve, trace: Mapping[str, Any], axis: str) -> list[Any]:
+    """Where its points are on an axis; none, where nothing tells."""
+    if (spent := line.spent.get(axis)) is None:
+        return []
+    low, high = line.mean - line.deviation, line.mean + line.deviation
+    return outline(spent, low, high)[0] if "fill" in trace else numbers(spent)

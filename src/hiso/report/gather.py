@@ -95,6 +95,11 @@ def metric_names(runs: Sequence[Run]) -> list[str]:
     return sorted(names, key=lambda name: (name == "loss", name != "accuracy", name))
 
 
+def in_words(metric: str) -> str:
+    """A metric's name for people."""
+    return "F1" if metric == "f1" else metric.replace("_", " ")
+
+
 def read_runs(paths: Sequence[Path]) -> list[Run]:
     """Reads the folders of runs, finished or not. A run needs a ledger, or else metrics.jsonl.
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from hiso.report.gather import Run, metric_names
+from hiso.report.gather import Run, in_words, metric_names
 from hiso.report.groups import Group, differing, plus_minus
 from hiso.report.parts import Section, Table
 from hiso.run.readable import figure, size
@@ -18,7 +18,7 @@ def results_section(groups: Sequence[Group]) -> Section:
     """Metrics at the start and at the end, and the best on the tuning split, by group."""
     runs = [run for group in groups for run in group.runs]
     names = metric_names(runs)
-    words = [name.replace("_", " ") for name in names]
+    words = [in_words(name) for name in names]
     header = ["group"]
     for word in words:
         header += [f"test {word} before", f"test {word} after", f"best tuning {word}"]
