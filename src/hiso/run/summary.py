@@ -26,7 +26,8 @@ def summarise(
     framing are not counted. `paper_bytes` is the paper's count 2·R·τ·P·4, for comparison;
     `fedavg_bytes_*` is what sending float32 weights both ways would have taken.
     `message_bytes_*` are those of whole messages, framing, hashes and losses included, as they
-    were handed to the transport; a run in one process sends none.
+    were handed to the transport, greetings left out; a run in one process sends none.
+    `per_round_and_worker` has the same, all of it, divided by the number of valid replies.
     Times are medians over rounds, evaluation left out.
 
     Args:
@@ -40,7 +41,7 @@ def summarise(
     up, down = ledger.traffic()
     before, after = _metrics(ledger, 0), _metrics(ledger, ledger.position)
     fedavg = SCALAR_BYTES * weights * sum(len(row.clients) for row in rows)
-    message_up, message_down, asked = ledger.message_bytes()
+    message_up, message_down = ledger.message_bytes()
     return {
         "run": ledger.run,
         "rounds": ledger.position,
@@ -56,10 +57,13 @@ def summarise(
         ),
         "message_bytes_up": message_up,
         "message_bytes_down": message_down,
-        "message_bytes_per_round_and_worker": {
-            "up": message_up / asked if asked else 0,
-            "down": message_down / asked if asked else 0,
-        },
+        "per_round_and_worker": shares(
+            ledger.answered(),
+            bytes_up=up,
+            bytes_down=down,
+            message_bytes_up=message_up,
+            message_bytes_down=message_down,
+        ),
         "fedavg_bytes_up": fedavg,
         "fedavg_bytes_down": fedavg,
         "seconds_per_round": _median(row.seconds.get("round") for row in rows),
@@ -78,6 +82,11 @@ def summarise(
         },
         "settings": ledger.settings,
     }
+
+
+def shares(answered: int, **sizes: int) -> dict[str, float]:
+    """Each of the sizes, divided by the number of replies."""
+    return {name: size / max(answered, 1) for name, size in sizes.items()}
 
 
 def peak_memory() -> int:
