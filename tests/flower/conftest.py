@@ -5,6 +5,7 @@ What passes between SuperNode 0 and the SuperLink is counted.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,14 @@ from typing import Any
 import pytest
 
 from .federation import Deployment, write_toml
+
+
+@pytest.fixture(scope="session", autouse=True)
+def end_in_order() -> Iterator[None]:
+    """SIGTERM ends the tests as an error would, so that no process is left."""
+    before = signal.signal(signal.SIGTERM, lambda *_: pytest.exit("terminated"))
+    yield
+    signal.signal(signal.SIGTERM, before)
 
 
 @pytest.fixture(scope="session")

@@ -36,16 +36,17 @@ def messages_of(deployment: Deployment, out: str, client: int) -> tuple[int, int
 
 
 def test_a_deployment_gives_the_same_model_as_the_simulation(deployment, settings, tmp_path):
-    """And what the summary says of bytes is what others have counted."""
-    tcp = deployment.proxy
+    """Bytes are what others have counted; and both may be rolled back and changed alike."""
+    tcp, simulated = deployment.proxy, tmp_path / "simulated"
     before = (tcp.up, tcp.down)
     deployment.serve("equal")
-    expected = simulate(out=tmp_path / "simulated", dev_examples=4, test_examples=4, **settings)
+    expected = simulate(out=simulated, dev_examples=4, test_examples=4, **settings)
     summary = deployment.summary("equal")
     assert summary["digest"] == expected["digest"]
     assert summary["bytes_up"] == expected["bytes_up"]
     assert summary["bytes_down"] <= expected["bytes_down"]
-    assert summary["message_bytes_up"] > summary["bytes_up"]
+    assert summary["peak_memory_bytes"] < 300 * 2**20
+    print(f"\n{summary['seconds_per_round']:.1f} s a round, server {summary['peak_memory_bytes']}")
     for way, passed in (("up", tcp.up - before[0]), ("down", tcp.down - before[1])):
         each = {
             kind: summary["per_round_and_worker"][f"{kind}bytes_{way}"]
@@ -55,9 +56,25 @@ def test_a_deployment_gives_the_same_model_as_the_simulation(deployment, setting
         assert each["message_"] < 1500
         first = messages_of(deployment, "equal", 0)[way == "down"]
         assert 0 < first < passed
-        print(f"\nbytes {way} per round and worker: {each}; client 0: {first}, on TCP {passed}")
-    assert summary["peak_memory_bytes"] < 300 * 2**20
-    print(f"\n{summary['seconds_per_round']:.1f} s a round, server {summary['peak_memory_bytes']}")
+        print(f"bytes {way} per round and worker: {each}; client 0: {first}, on TCP {passed}")
+
+    deployment.serve("equal", "--rollback", 2, "--change", "lr=0.005")
+    changed = simulate(out=simulated, rollback=2, change={"lr": 0.005})
+    summary = deployment.summary("equal")
+    assert summary["digest"] == changed["digest"] != expected["digest"]
+    assert (summary["settings"]["lr"], summary["rounds"]) == (0.005, 4)
+
+    def log_of(folder: Path) -> list[bytes]:
+        with Ledger.open(folder / "ledger.sqlite") as ledger:
+            ledger.verify()
+            return [record.to_bytes() for record in ledger.records()]
+
+    records = log_of(simulated)
+    assert log_of(deployment.folder / "equal") == records
+    for index in range(3):  # they had folded what was taken back
+        folder = deployment.folder / f"w{index}"
+        assert log_of(folder / f"run-{summary['run'][:16]}") == records
+        assert "back to position 2" in (folder / "worker.log").read_text()
 
 
 def test_only_its_owner_may_talk_to_a_worker(deployment):
@@ -263,28 +280,3 @@ def test_rounds_go_on_without_a_worker_that_is_frozen(deployment):
     assert [deployment.status(index)["position"] for index in range(3)] == [6, 6, 6]
     assert summary["machine"]["clients_at_the_end"] == 3
     assert any(2 in row.clients for row in rows[max(alone) + 1 :])
-
-
-def test_a_rollback_with_a_change_is_that_of_the_simulation(deployment, settings, tmp_path):
-    """Workers that have folded what is taken back follow by themselves."""
-    out, simulated = "changed", tmp_path / "simulated"
-    simulate(out=simulated, dev_examples=4, test_examples=4, **settings | {"rounds": 2})
-    expected = simulate(out=simulated, rollback=1, change={"lr": 0.005, "rounds": 4})
-    deployment.serve(out, "--rounds", 2)
-    before = deployment.summary(out)
-    deployment.serve(out, "--rollback", 1, "--change", "lr=0.005", "--change", "rounds=4")
-    summary = deployment.summary(out)
-    assert summary["digest"] == expected["digest"] != before["digest"]
-    assert (summary["settings"]["lr"], summary["rounds"]) == (0.005, 4)
-
-    def log_of(folder: Path) -> list[bytes]:
-        with Ledger.open(folder / "ledger.sqlite") as ledger:
-            ledger.verify()
-            return [record.to_bytes() for record in ledger.records()]
-
-    records = log_of(simulated)
-    assert log_of(deployment.folder / out) == records
-    for index in range(3):
-        folder = deployment.folder / f"w{index}"
-        assert log_of(folder / f"run-{summary['run'][:16]}") == records
-        assert "back to position 1" in (folder / "worker.log").read_text()
