@@ -72,17 +72,20 @@ def test_the_documented_path_works_and_a_stranger_is_refused(secured, port):
         ["ssh-keygen", "-q", "-t", "ecdsa", "-b", "384", "-N", "", "-f", stranger / "me"],
         check=True,
     )
-    for name, key in {
-        "unregistered": ["--auth-supernode-private-key", stranger / "me"],
-        "keyless": [],
-    }.items():
+    trust, key = ["--root-certificates", ca], "--auth-supernode-private-key"
+    refused = {
+        "unregistered": ([*trust, key, stranger / "me"], "Failed to activate SuperNode"),
+        "keyless": (trust, "All SuperNodes must be registered"),
+        "untrusting": ([key, folder / "server" / "keys" / "later"], "CERTIFICATE_VERIFY_FAILED"),
+    }
+    for name, (arguments, _) in refused.items():
         secured.start(
             name, "flower-supernode", "--superlink", f"127.0.0.1:{port}", "--port", free_port(),
-            "--max-retries", 1, "--root-certificates", ca, *key, folder=stranger,
+            "--max-retries", 1, *arguments, folder=stranger,
         )  # fmt: skip
-    for name in ("unregistered", "keyless"):
+    for name, (_, reason) in refused.items():
         assert secured.processes[name].wait(60) != 0, secured.logs()
-        print((folder / f"{name}.out").read_text()[-300:])
+        assert reason in (folder / f"{name}.out").read_text()
     if port != secured.port:
         only_what_supernodes_need_is_reached(secured, port, ca)
     secured.wait("end of the run", lambda: secured.processes["serve"].poll() == 0, 120)
