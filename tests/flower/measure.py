@@ -17,8 +17,10 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import signal
 import socket
 import statistics
+import sys
 import tempfile
 import threading
 import time
@@ -100,7 +102,8 @@ def measure(nodes: int, rounds: int, poll: float) -> dict[str, float]:
         time.sleep(15)
         idle = time.monotonic() - began
         idle_bytes, idle_busy = proxy.up + proxy.down - sent, busy_seconds(one) - busy
-        site.start("floor", "flwr", "run", Path(__file__).parent / "floor", "--stream")
+        app, config = Path(__file__).parent / "floor", f"rounds={rounds}"
+        site.start("floor", "flwr", "run", app, "--run-config", config, "--stream")
         site.wait("floor", lambda: site.processes["floor"].poll() == 0, 60 + 60 * nodes)
         lines = (folder / "floor.out").read_text().splitlines()
         floor = [float(line.split()[-1]) for line in lines if "FLOOR" in line]
@@ -130,6 +133,7 @@ def measure(nodes: int, rounds: int, poll: float) -> dict[str, float]:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # no process is left
     parser = argparse.ArgumentParser()
     parser.add_argument("--nodes", type=int, nargs="+", default=[2, 10])
     parser.add_argument("--rounds", type=int, default=5)
