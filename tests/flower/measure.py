@@ -107,6 +107,8 @@ def measure(nodes: int, rounds: int, poll: float) -> dict[str, float]:
         site.wait("floor", lambda: site.processes["floor"].poll() == 0, 60 + 60 * nodes)
         lines = (folder / "floor.out").read_text().splitlines()
         floor = [float(line.split()[-1]) for line in lines if "FLOOR" in line]
+        if len(floor) < rounds:
+            raise AssertionError("the floor's app has failed")
         before = (proxy.up, proxy.down)
         site.serve("run")
         summary = site.summary("run", 120 + 60 * nodes * rounds)
