@@ -9,14 +9,20 @@ umask 077
 mkdir -p keys
 case $host in *[!0-9.]*) name="DNS:$host" ;; *) name="IP:$host" ;; esac
 if [ ! -e keys/server.pem ]; then
-    openssl req -x509 -newkey rsa:4096 -nodes -days 3650 -subj "/CN=hiso federation" \
-        -keyout keys/ca.key -out keys/ca.pem 2>/dev/null
-    openssl req -newkey rsa:4096 -nodes -subj "/CN=$host" \
-        -keyout keys/server.key -out keys/server.csr 2>/dev/null
-    printf 'subjectAltName=%s,DNS:localhost,IP:127.0.0.1\n' "$name" > keys/server.ext
-    openssl x509 -req -in keys/server.csr -CA keys/ca.pem -CAkey keys/ca.key -CAcreateserial \
-        -days 825 -extfile keys/server.ext -out keys/server.pem 2>/dev/null
-    rm keys/server.csr keys/server.ext
+    openssl req -new -newkey rsa:4096 -nodes -subj "/CN=hiso federation" \
+        -keyout keys/ca.key -out keys/csr 2>/dev/null
+    printf '%s\n' basicConstraints=critical,CA:TRUE keyUsage=critical,keyCertSign,cRLSign \
+        subjectKeyIdentifier=hash > keys/extensions
+    openssl x509 -req -in keys/csr -signkey keys/ca.key -days 3650 -extfile keys/extensions \
+        -out keys/ca.pem 2>/dev/null
+    openssl req -new -newkey rsa:4096 -nodes -subj "/CN=$host" \
+        -keyout keys/server.key -out keys/csr 2>/dev/null
+    printf '%s\n' "subjectAltName=$name,DNS:localhost,IP:127.0.0.1" basicConstraints=CA:FALSE \
+        keyUsage=critical,digitalSignature extendedKeyUsage=serverAuth \
+        subjectKeyIdentifier=hash authorityKeyIdentifier=keyid > keys/extensions
+    openssl x509 -req -in keys/csr -CA keys/ca.pem -CAkey keys/ca.key -CAcreateserial -days 825 \
+        -extfile keys/extensions -out keys/server.pem 2>/dev/null
+    rm keys/csr keys/extensions
 fi
 for site in "$@"; do
     [ -e "keys/$site" ] || ssh-keygen -q -t ecdsa -b 384 -N "" -C "$site" -f "keys/$site"

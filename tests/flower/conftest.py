@@ -1,7 +1,11 @@
-"""One deployment for all tests here: SuperLink, three SuperNodes, three workers of a tiny model."""
+"""One deployment for all tests here: SuperLink, three SuperNodes, three workers of a tiny model.
+
+What passes between SuperNode 0 and the SuperLink is counted.
+"""
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +13,14 @@ from typing import Any
 import pytest
 
 from .federation import Deployment, write_toml
+
+
+@pytest.fixture(scope="session", autouse=True)
+def end_in_order() -> Iterator[None]:
+    """SIGTERM ends the tests as an error would, so that no process is left."""
+    before = signal.signal(signal.SIGTERM, lambda *_: pytest.exit("terminated"))
+    yield
+    signal.signal(signal.SIGTERM, before)
 
 
 @pytest.fixture(scope="session")
@@ -27,7 +39,7 @@ def deployment(tmp_path_factory, settings) -> Iterator[Deployment]:
         site.superlink()
         site.wait("SuperLink", lambda: "startup complete" in site.logs())
         for index in range(3):
-            site.supernode(index)
+            site.supernode(index, counted=index == 0)
         yield site
     finally:
         site.close()

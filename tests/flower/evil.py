@@ -1,12 +1,15 @@
 """A worker that lies: it hands requests on to an honest one, and spoils each answer in its way.
 
-python -m tests.flower.evil FOLDER HONEST: listens in FOLDER as a worker does.
+python -m tests.flower.evil FOLDER HONEST [twice]: listens in FOLDER as a worker does, and notes in
+`sizes` the bytes of each plan and of its answer. With `twice` it spoils nothing, but holds the
+answer to a plan back until the same plan has come again, and then gives it both times.
 """
 
 from __future__ import annotations
 
 import socket
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -53,19 +56,31 @@ LIES: list[Callable[[Reply], bytes]] = [
 ]
 
 
-def main(folder: Path, honest: Path) -> None:
+def main(folder: Path, honest: Path, twice: bool) -> None:
+    both = threading.Barrier(2)
+
+    def serve(connection: socket.socket) -> None:
+        with connection:
+            request = receive(connection)
+            answer = ask(honest, request, 60)
+            if answer.kind == "reply" and twice:
+                (folder / "holding").touch()
+                both.wait()
+            elif answer.kind == "reply":
+                reply = reply_from_bytes(answer.body)
+                answer = Envelope("reply", {}, LIES[reply.round % len(LIES)](reply))
+            if request.kind in ("round", "fold"):
+                with (folder / "sizes").open("a") as sizes:
+                    print(len(answer.to_bytes()), len(request.to_bytes()), file=sizes)
+            send(connection, answer)
+
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as door:
         door.bind(socket_path(folder))
         door.listen()
         while True:
             connection, _ = door.accept()
-            with connection:
-                answer = ask(honest, receive(connection), 60)
-                if answer.kind == "reply":
-                    reply = reply_from_bytes(answer.body)
-                    answer = Envelope("reply", {}, LIES[reply.round % len(LIES)](reply))
-                send(connection, answer)
+            threading.Thread(target=serve, args=(connection,), daemon=True).start()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), "twice" in sys.argv[3:])

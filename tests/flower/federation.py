@@ -8,13 +8,22 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
+
+from hiso.errors import ProtocolError
+from hiso.federation.ledger import Ledger
+from hiso.flower.dial import ask
+from hiso.flower.envelope import Envelope
+
 BIN = Path(sys.executable).parent
+ROOT = Path(__file__).parents[2]
 
 
 def free_port() -> int:
@@ -23,11 +32,48 @@ def free_port() -> int:
         return s.getsockname()[1]
 
 
+class Proxy:
+    """Passes TCP on to a port, and counts the bytes."""
+
+    def __init__(self, port: int) -> None:
+        self.up, self.down, self._to = 0, 0, port
+        self._door = socket.create_server(("127.0.0.1", 0))
+        self.port = self._door.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        self._door.shutdown(socket.SHUT_RDWR)  # wakes the thread up
+        self._door.close()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                near, _ = self._door.accept()
+                threading.Thread(target=self._connect, args=(near,), daemon=True).start()
+
+    def _connect(self, near: socket.socket) -> None:
+        with near, suppress(OSError), socket.create_connection(("127.0.0.1", self._to)) as far:
+            back = threading.Thread(target=self._pass, args=(far, near, "down"), daemon=True)
+            back.start()
+            self._pass(near, far, "up")
+            back.join()
+
+    def _pass(self, source: socket.socket, target: socket.socket, way: str) -> None:
+        with suppress(OSError):
+            while data := source.recv(2**16):
+                setattr(self, way, getattr(self, way) + len(data))
+                target.sendall(data)
+        for end in (source, target):
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+
 class Deployment:
     """Processes by name, in a folder; each writes NAME.out. All end with it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.port = folder, free_port()
+        self.proxy = Proxy(self.port)
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self._orphaned: list[int] = []  # process groups whose leader was killed
         home = folder / "home"
@@ -79,6 +125,7 @@ class Deployment:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+        self.proxy.close()
 
     def superlink(self, *arguments: object) -> None:
         self.start(
@@ -87,10 +134,12 @@ class Deployment:
             *arguments,
         )  # fmt: skip
 
-    def supernode(self, index: int, worker: Path | None = None, port: int | None = None) -> None:
+    def supernode(self, index: int, worker: Path | None = None, *, counted: bool = False) -> None:
+        """With `counted`, its way to the SuperLink leads through the proxy."""
         self.start(
             f"supernode{index}", "flower-supernode", "--insecure",
-            "--superlink", f"127.0.0.1:{port or self.port}", "--port", free_port(),
+            "--superlink", f"127.0.0.1:{self.proxy.port if counted else self.port}",
+            "--port", free_port(),
             "--node-config", f'worker="{worker or self.folder / f"w{index}"}"',
         )  # fmt: skip
 
@@ -105,14 +154,66 @@ class Deployment:
             "serve", "hiso", "serve", self.folder / "settings.toml", "--out", out, *arguments
         )
 
+    def evil(self, *arguments: object) -> Path:
+        """A front before worker 2, on a folder of its own: see evil.py."""
+        folder = self.folder / "-".join(["evil", *map(str, arguments)])
+        folder.mkdir()
+        command = ("python", "-m", "tests.flower.evil", folder, self.folder / "w2", *arguments)
+        self.start(folder.name, *command, folder=ROOT)
+        self.wait(folder.name, (folder / "worker.sock").exists)
+        return folder
+
     def wait(self, what: str, test: Callable[[], Any], seconds: float = 90) -> Any:
-        """What `test` gives as soon as it is true; shows the logs if that takes too long."""
+        """What `test` gives as soon as it is true; shows the logs if it cannot, or takes long."""
         end = time.monotonic() + seconds
         while not (found := test()):
             if time.monotonic() > end:
                 raise AssertionError(f"no {what} after {seconds} s\n{self.logs()}")
+            for name in {"serve", "floor"} & self.processes.keys():
+                if code := self.processes[name].poll():
+                    raise AssertionError(f"no {what}: {name} ended with {code}\n{self.logs()}")
             time.sleep(0.1)
         return found
+
+    def summary(self, out: str, seconds: float = 180) -> dict[str, Any]:
+        """The run's summary, once `hiso serve` has ended well."""
+        self.wait(f"end of {out}", lambda: self.processes["serve"].poll() == 0, seconds)
+        return json.loads((self.folder / out / "summary.json").read_text())
+
+    def position(self, out: str) -> int:
+        """Number of rounds committed."""
+        path = self.folder / out / "ledger.sqlite"
+        if not path.is_file():
+            return 0
+        try:
+            with Ledger.open(path) as ledger:
+                return ledger.position
+        except ProtocolError:
+            return 0  # it is being made
+
+    def status(self, index: int) -> dict[str, Any]:
+        """What a worker says of itself, or the error."""
+        return ask(self.folder / f"w{index}", Envelope("status"), 5).facts
+
+    def ready(self, index: int) -> dict[str, Any]:
+        """The same, once it is there."""
+        return self.wait(
+            f"worker {index}",
+            lambda: facts if "process" in (facts := self.status(index)) else None,
+        )
+
+    def server_process(self) -> psutil.Process:
+        """The `flwr-serverapp` of this SuperLink."""
+        address = f"127.0.0.1:{self.port}"
+
+        def find() -> psutil.Process | None:
+            for process in psutil.process_iter(["cmdline"]):
+                words = process.info["cmdline"] or []
+                if address in words and any("flwr-serverapp" in word for word in words):
+                    return process
+            return None
+
+        return self.wait("flwr-serverapp", find)
 
     def logs(self, last: int = 30) -> str:
         parts: list[str] = []

@@ -1,12 +1,15 @@
 """Seconds a round over Flower, beside what Flower itself takes; and bytes really sent.
 
-    python -m tests.flower.measure [--nodes 2 10] [--rounds 5]
+    python -m tests.flower.measure [--nodes 2 10] [--rounds 5] [--poll 0.05]
 
 One SuperLink, N SuperNodes, the server, and one process that answers for all N workers without
 measuring anything: what is left is Flower and hiso's messages. The floor is an app that sends one
 empty message to each node and waits for all replies with Flower's own `send_and_receive`. Bytes are
-counted by a proxy between the first SuperNode and the SuperLink: everything that TCP carries,
-polling and heartbeats included.
+counted by hiso (scalars, messages), by Flower (sent), and by a proxy between the first SuperNode
+and the SuperLink: everything that TCP carries, HTTP headers, polling and heartbeats included. All
+of a run, hello and last catch-up too, is divided by rounds and workers. `--poll` is Flower's
+setting FLWR_SUPEREXEC_TASK_POLL_INTERVAL: every SuperNode looks for work so often at its own port,
+which costs processor time; where one machine has many of them, that adds up.
 """
 
 from __future__ import annotations
@@ -14,15 +17,17 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import signal
 import socket
 import statistics
+import sys
 import tempfile
 import threading
 import time
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+import psutil
 
 from hiso.federation.ledger import Ledger
 from hiso.federation.protocol import Reply
@@ -32,7 +37,7 @@ from hiso.flower.envelope import Envelope, receive, send
 from hiso.run.identity import settings_identity
 from hiso.run.settings import parse_settings, read_toml
 
-from .federation import Deployment, free_port, write_toml
+from .federation import Deployment, write_toml
 
 
 def answers(folder: Path, nodes: int) -> None:
@@ -71,78 +76,58 @@ def answers(folder: Path, nodes: int) -> None:
         threading.Thread(target=serve, args=(door, client), daemon=True).start()
 
 
-class Proxy:
-    """Passes TCP on to a port, and counts."""
-
-    def __init__(self, port: int) -> None:
-        self.port, self.up, self.down, self._to = free_port(), 0, 0, port
-        door = socket.create_server(("127.0.0.1", self.port))
-        threading.Thread(target=self._accept, args=(door,), daemon=True).start()
-
-    def _accept(self, door: socket.socket) -> None:
-        while True:
-            near, _ = door.accept()
-            try:
-                far = socket.create_connection(("127.0.0.1", self._to))
-            except OSError:  # the SuperLink is gone
-                near.close()
-                continue
-            threading.Thread(target=self._pass, args=(near, far, "up"), daemon=True).start()
-            threading.Thread(target=self._pass, args=(far, near, "down"), daemon=True).start()
-
-    def _pass(self, source: socket.socket, target: socket.socket, way: str) -> None:
-        with suppress(OSError):
-            while data := source.recv(2**16):
-                setattr(self, way, getattr(self, way) + len(data))
-                target.sendall(data)
-        for end in (source, target):
-            with suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
+def busy_seconds(process: psutil.Process) -> float:
+    """Processor time of a process and those that it has started."""
+    family = [process, *process.children(recursive=True)]
+    return sum(sum(member.cpu_times()[:2]) for member in family)
 
 
-def measure(nodes: int, rounds: int) -> dict[str, float]:
+def measure(nodes: int, rounds: int, poll: float) -> dict[str, float]:
     folder = Path(tempfile.mkdtemp(prefix="hb"))
     site = Deployment(folder)
+    site.env["FLWR_SUPEREXEC_TASK_POLL_INTERVAL"] = str(poll)
     try:
         settings = {"clients": nodes, "sample": nodes, "rounds": rounds, "eval_every": 0}
         write_toml(folder / "settings.toml", settings)
         answers(folder, nodes)
         site.superlink()
         site.wait("SuperLink", lambda: "startup complete" in site.logs())
-        proxy = Proxy(site.port)
+        proxy = site.proxy
         for index in range(nodes):
-            site.supernode(index, port=proxy.port if index == 0 else site.port)
+            site.supernode(index, counted=index == 0)
         site.wait("nodes", lambda: site.logs(400).count("SuperNode ID") >= nodes, 60 + 6 * nodes)
-        began, before = time.monotonic(), (proxy.up, proxy.down)
+        time.sleep(5)
+        one = psutil.Process(site.processes["supernode0"].pid)
+        began, sent, busy = time.monotonic(), proxy.up + proxy.down, busy_seconds(one)
         time.sleep(15)
         idle = time.monotonic() - began
-        idle_bytes = (proxy.up + proxy.down - sum(before)) / idle
-        site.start("floor", "flwr", "run", Path(__file__).parent / "floor", "--stream")
-        site.processes["floor"].wait(60 + 60 * nodes)
+        idle_bytes, idle_busy = proxy.up + proxy.down - sent, busy_seconds(one) - busy
+        app, config = Path(__file__).parent / "floor", f"rounds={rounds}"
+        site.start("floor", "flwr", "run", app, "--run-config", config, "--stream")
+        site.wait("floor", lambda: site.processes["floor"].poll() == 0, 60 + 60 * nodes)
         lines = (folder / "floor.out").read_text().splitlines()
         floor = [float(line.split()[-1]) for line in lines if "FLOOR" in line]
+        if len(floor) < rounds:
+            raise AssertionError("the floor's app has failed")
         before = (proxy.up, proxy.down)
         site.serve("run")
-        site.wait("summary", (folder / "run" / "summary.json").is_file, 120 + 60 * nodes * rounds)
-        summary = json.loads((folder / "run" / "summary.json").read_text())
+        summary = site.summary("run", 120 + 60 * nodes * rounds)
         with Ledger.open(folder / "run" / "ledger.sqlite") as ledger:
             seconds = [row.seconds["round"] for row in ledger.rounds()]
-            up, down, pairs = ledger.message_bytes()
         return {
             "nodes": nodes,
+            "poll_s": poll,
             "floor_s": statistics.median(floor),
             "round_s": statistics.median(seconds),
-            "idle_bytes_per_s": idle_bytes,
-            "paper_bytes_up": summary["bytes_up"] / nodes / rounds,
-            "paper_bytes_down": summary["bytes_down"] / nodes / rounds,
-            "message_bytes_up": up / pairs,
-            "message_bytes_down": down / pairs,
-            "sent_bytes_up": (proxy.up - before[0]) / (rounds + 2),  # hello and end: a message each
-            "sent_bytes_down": (proxy.down - before[1]) / (rounds + 2),
+            "idle_bytes_per_s": idle_bytes / idle,
+            "idle_processor": idle_busy / idle,
+            **summary["per_round_and_worker"],
+            "tcp_bytes_up": (proxy.up - before[0]) / rounds,
+            "tcp_bytes_down": (proxy.down - before[1]) / rounds,
             "server_mib": summary["peak_memory_bytes"] / 2**20,
         }
     except BaseException:
-        print(site.logs())
+        print(site.logs(5))
         raise
     finally:
         site.close()
@@ -150,9 +135,11 @@ def measure(nodes: int, rounds: int) -> dict[str, float]:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # no process is left
     parser = argparse.ArgumentParser()
     parser.add_argument("--nodes", type=int, nargs="+", default=[2, 10])
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--poll", type=float, default=0.05)
     arguments = parser.parse_args()
     for count in arguments.nodes:
-        print(json.dumps(measure(count, arguments.rounds)), flush=True)
+        print(json.dumps(measure(count, arguments.rounds, arguments.poll)), flush=True)

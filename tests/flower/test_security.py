@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import shutil
+import ssl
 import subprocess
+from http.client import HTTPSConnection
 from pathlib import Path
 
 import pytest
 
-from .federation import Deployment, free_port, write_toml
+from .federation import BIN, ROOT, Deployment, free_port, write_toml
 
 pytestmark = [pytest.mark.flower, pytest.mark.timeout(300)]
-SCRIPTS = Path(__file__).parents[2] / "deploy"
+SCRIPTS = ROOT / "deploy"
 
 
 @pytest.fixture
@@ -36,40 +38,88 @@ def secured(tmp_path, settings):
         site.close()
 
 
-def test_the_documented_path_works_and_a_stranger_is_refused(secured):
+@pytest.fixture(params=["proxy.sh", "server.sh alone"])
+def port(request, secured) -> int:
+    """Where sites reach the SuperLink: through nginx, or as it is."""
+    folder, port = secured.folder / "server", secured.port
+    if request.param != "proxy.sh":
+        secured.start("server", SCRIPTS / "server.sh", port, folder=folder)
+        return port
+    if shutil.which("nginx") is None:
+        pytest.skip("needs nginx")
+    outside = free_port()
+    secured.start("server", SCRIPTS / "server.sh", port, "127.0.0.1", folder=folder)
+    secured.start("proxy", SCRIPTS / "proxy.sh", outside, port, folder=folder)
+    return outside
+
+
+def test_the_documented_path_works_and_a_stranger_is_refused(secured, port):
     """The site comes before the server knows it, and waits."""
-    folder, port = secured.folder, secured.port
+    folder = secured.folder
     secured.env["SUPERNODE_PORT"] = str(free_port())
     secured.start(
         "site", SCRIPTS / "site.sh", f"127.0.0.1:{port}", "site", "settings.toml", 0, "--share",
         folder=folder / "site",
     )  # fmt: skip
-    secured.start("server", SCRIPTS / "server.sh", port, folder=folder / "server")
     secured.wait("registration", lambda: secured.logs().count("registered successfully") == 2)
     secured.env["FLWR_HOME"] = str(folder / "server" / "flower")
     secured.start(
         "serve", "hiso", "serve", "settings.toml", "--out", "run", folder=folder / "server"
     )
 
-    stranger = folder / "stranger"
+    stranger, ca = folder / "stranger", folder / "site" / "keys" / "ca.pem"
     subprocess.run(
-        ["ssh-keygen", "-q", "-t", "ecdsa", "-b", "384", "-N", "", "-f", stranger / "me"]
+        ["ssh-keygen", "-q", "-t", "ecdsa", "-b", "384", "-N", "", "-f", stranger / "me"],
+        check=True,
     )
-    ca = folder / "site" / "keys" / "ca.pem"
-    for name, arguments in {
-        "unregistered": [
-            "--root-certificates",
-            ca,
-            "--auth-supernode-private-key",
-            stranger / "me",
-        ],
-        "keyless": ["--root-certificates", ca],
-    }.items():
+    trust, key = ["--root-certificates", ca], "--auth-supernode-private-key"
+    refused = {
+        "unregistered": ([*trust, key, stranger / "me"], "Failed to activate SuperNode"),
+        "keyless": (trust, "All SuperNodes must be registered"),
+        "untrusting": ([key, folder / "server" / "keys" / "later"], "CERTIFICATE_VERIFY_FAILED"),
+    }
+    for name, (arguments, _) in refused.items():
         secured.start(
             name, "flower-supernode", "--superlink", f"127.0.0.1:{port}", "--port", free_port(),
             "--max-retries", 1, *arguments, folder=stranger,
         )  # fmt: skip
-    for name in ("unregistered", "keyless"):
+    for name, (_, reason) in refused.items():
         assert secured.processes[name].wait(60) != 0, secured.logs()
-        print((folder / f"{name}.out").read_text()[-300:])
-    secured.wait("end of the run", (folder / "server" / "run" / "summary.json").is_file, 120)
+        assert reason in (folder / f"{name}.out").read_text()
+    if port != secured.port:
+        only_what_supernodes_need_is_reached(secured, port, ca)
+    secured.wait("end of the run", lambda: secured.processes["serve"].poll() == 0, 120)
+    assert (folder / "server" / "run" / "summary.json").is_file()
+
+
+def only_what_supernodes_need_is_reached(secured: Deployment, port: int, ca: Path) -> None:
+    """Whoever comes through the proxy cannot start runs, register nodes, or pose as the server."""
+    home = secured.folder / "stranger" / "flower"
+    home.mkdir()
+    (home / "config.toml").write_text(
+        f'[superlink]\ndefault = "it"\n\n[superlink.it]\n'
+        f'address = "127.0.0.1:{port}"\nroot-certificates = "{ca}"\n'
+    )
+    env = secured.env | {"FLWR_HOME": str(home)}
+    app = Path(__file__).parent / "floor"
+    for words in (["run", app], ["list"], ["supernode", "list"]):
+        done = subprocess.run([BIN / "flwr", *words], env=env, capture_output=True, text=True)
+        assert done.returncode != 0
+        assert "403 Forbidden" in done.stdout + done.stderr
+
+    def status(at: int, path: str) -> int:
+        context = ssl.create_default_context(cafile=ca)
+        context.verify_flags |= ssl.VERIFY_X509_STRICT  # the default from Python 3.13 on
+        connection = HTTPSConnection("127.0.0.1", at, timeout=30, context=context)
+        try:
+            connection.request("POST", path, b"")
+            return connection.getresponse().status
+        finally:
+            connection.close()
+
+    for path in ("/v1/control/list-runs", "/v1/runtime/pull-task-input", "/docs", "/"):
+        for way in ("", "/", "/v1/fleet/../..", "/v1/fleet/%2e%2e/%2e%2e", "/v1/fleet/..%2f.."):
+            assert status(port, way + path) == 403, way + path
+    fleet, control = "/v1/fleet/pull-messages", "/v1/control/list-runs"
+    assert status(port, fleet) == status(secured.port, fleet) not in (403, 404)
+    assert status(secured.port, control) not in (403, 404)  # so it was the proxy that refused

@@ -156,15 +156,26 @@ def summary_table(console: Console, s: dict[str, Any]) -> None:
         ("bytes up", f"{size(s['bytes_up'])}  (FedAvg: {size(s['fedavg_bytes_up'])})"),
         ("bytes down", f"{size(s['bytes_down'])}  (FedAvg: {size(s['fedavg_bytes_down'])})"),
         ("the paper's count", size(s["paper_bytes"])),
+        *_transport(s),
         ("seconds a round", f"{per_round}, {forward}"),
         ("peak memory", size(s["peak_memory_bytes"])),
         ("trainable weights", _figure(s["trainable_weights"])),
         ("data", s["data"]),
-        ("digest", s["digest"]),
+        ("digest", s["digest"] or "not known: no majority of workers has told it"),
         ("folder", s["folder"]),
     ]
     settings = s["settings"]
     console.print(_table(f"{settings['method']} on {settings['task']}, {settings['model']}", rows))
+
+
+def _transport(s: dict[str, Any]) -> list[tuple[str, ...]]:
+    """What a deployment sent, where there was one."""
+    names = {"message": "whole messages", "sent": "sent between SuperLink and SuperNodes"}
+    return [
+        (name, f"{size(s[f'{kind}_bytes_up'])} up, {size(s[f'{kind}_bytes_down'])} down")
+        for kind, name in names.items()
+        if s.get(f"{kind}_bytes_up")
+    ]
 
 
 def plain_table(console: Console, result: dict[str, Any]) -> None:

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
-import tempfile
-from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -25,6 +21,9 @@ from hiso.cli.options import (
     with_settings,
 )
 from hiso.errors import LoadError, ProtocolError
+
+if TYPE_CHECKING:
+    from hiso.run.folder import RunFolder
 
 
 @with_settings
@@ -59,7 +58,9 @@ def serve(
     if find_spec("flwr") is None:
         raise LoadError("hiso serve needs Flower: pip install 'hiso[flower]'")
     from hiso.flower.conduct import Pace
-    from hiso.flower.server import check
+    from hiso.flower.server import LOG, check
+    from hiso.flower.submit import Submission
+    from hiso.run.summary import shares
 
     given, named = merge_file(file, settings)
     folder = RunFolder(out or named or Path("runs/flower"))
@@ -75,18 +76,30 @@ def serve(
         "round-seconds": pace.round_seconds,
         "start-with": pace.start_with,
     }
-    with tempfile.TemporaryDirectory() as temporary:
-        path = Path(temporary) / "run.toml"  # strings of JSON are strings of TOML
-        path.write_text("".join(f"{key} = {json.dumps(v)}\n" for key, v in config.items()))
-        command = ["flwr", "run", str(files("hiso.flower") / "app")]
-        command += [superlink] if superlink else []
-        command += ["--run-config", str(path), *([] if detach else ["--stream"])]
-        done = subprocess.run([str(Path(sys.executable).parent / command[0]), *command[1:]])
-    if done.returncode:
-        raise ProtocolError(f"flwr run ended with code {done.returncode}: see what it says above")
+    before = _answered(folder)
+    submission = Submission(config, superlink)
+    print(f"Flower's run {submission.run}; `flwr stop {submission.run}` stops it", flush=True)
     if detach:
         return
-    summary = folder.read_summary()
-    if summary is None:
-        raise ProtocolError(f"the run has not come to its end: see {folder.path / 'server.log'}")
+    submission.watch()
+    outcome, summary = submission.outcome(), folder.read_summary()
+    if outcome.status != "finished:completed" or summary is None:
+        raise ProtocolError(
+            f"the run has not come to its end, Flower calls it {outcome.status}: see "
+            f"{folder.path / LOG}"
+        )
+    if "sent_bytes_up" not in summary:  # else it tells of the same rounds as before
+        sent = {"sent_bytes_up": outcome.bytes_up, "sent_bytes_down": outcome.bytes_down}
+        each = shares(_answered(folder) - before, **sent)
+        summary |= {**sent, "per_round_and_worker": summary["per_round_and_worker"] | each}
+        folder.write_summary(summary)
     display.summary_table(Console(), {**summary, "folder": os.fspath(folder.path)})
+
+
+def _answered(folder: RunFolder) -> int:
+    from hiso.federation.ledger import Ledger
+
+    if not folder.has_run():
+        return 0
+    with Ledger.open(folder.ledger) as ledger:
+        return ledger.answered()

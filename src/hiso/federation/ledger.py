@@ -174,10 +174,10 @@ class Ledger(RunFile):
             for client, (up, down) in sizes.items():
                 insert(db, "messages", (round, client, up, down))
 
-    def message_bytes(self) -> tuple[int, int, int]:
-        """Bytes (up, down) of whole messages, and how many pairs (round, client) they were for."""
-        query = "SELECT coalesce(sum(bytes_up), 0), coalesce(sum(bytes_down), 0), count(*) "
-        return self._db.execute(query + "FROM messages").fetchone()
+    def message_bytes(self) -> tuple[int, int]:
+        """Bytes (up, down) of whole messages."""
+        query = "SELECT coalesce(sum(bytes_up), 0), coalesce(sum(bytes_down), 0) FROM messages"
+        return self._db.execute(query).fetchone()
 
     def abort(
         self, round: int, attempt: int, reason: str, replied: Sequence[int], *, up: int, down: int
@@ -226,6 +226,11 @@ class Ledger(RunFile):
                 rows[number].clients.append(client)
         return list(rows.values())
 
+    def answered(self) -> int:
+        """Number of valid replies that committed rounds had, abandoned ones too."""
+        tables = ("replies", "abandoned_replies")
+        return sum(self._one(f"SELECT count(*) FROM {table}") for table in tables)
+
     def losses(self, stop: int | None = None) -> list[float]:
         """Mean loss of every round before `stop`, by default of all."""
         query = "SELECT loss FROM records WHERE round < ? AND loss NOT NULL ORDER BY round"
@@ -246,10 +251,7 @@ class Ledger(RunFile):
             ProtocolError: The log is not that long.
         """
         with self._write() as db:
-            if not 0 <= position <= self.position:
-                raise ProtocolError(
-                    f"cannot roll back to position {position}: the log has 0..{self.position}"
-                )
+            self.check_rollback(position)
             tables = [f"SELECT generation FROM abandoned_{table}" for table in ROLLED_BACK]
             union = " UNION ALL ".join(tables)
             generation = self._one(f"SELECT coalesce(max(generation), 0) + 1 FROM ({union})")
@@ -260,6 +262,17 @@ class Ledger(RunFile):
                 )
                 db.execute(f"DELETE {where}", (position,))
             db.execute("UPDATE clients SET position = min(position, ?)", (position,))
+
+    def check_rollback(self, position: int) -> None:
+        """Makes sure that there is such a position.
+
+        Raises:
+            ProtocolError: The log is not that long.
+        """
+        if not 0 <= position <= self.position:
+            raise ProtocolError(
+                f"cannot roll back to position {position}: the log has 0..{self.position}"
+            )
 
     def verify(self) -> None:
         """Recomputes the chain from the bytes of every record.

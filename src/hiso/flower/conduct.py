@@ -257,6 +257,8 @@ class Conductor:
             self._ledger.refuse(client, self._ledger.position, reason)
             log.error("%s", reason)
             return
+        if client is None and (late := self._asked.get(reply.client)) is not None:
+            late.up += answer.size
         verdict = self._server.tell(reply)
         self._accepted += verdict.accepted
         if not verdict.accepted:

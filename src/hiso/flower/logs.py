@@ -8,9 +8,12 @@ from pathlib import Path
 
 def log_to(path: Path) -> None:
     """Logs to a file and to the terminal, in place of what a library has set up."""
+    handlers = [logging.FileHandler(path), logging.StreamHandler()]
+    for handler in handlers:
+        handler.setLevel(logging.INFO)  # libraries may have lower levels of their own
     logging.basicConfig(
         level=logging.INFO,
         format="%(asctime)s %(levelname)s %(message)s",
-        handlers=[logging.FileHandler(path), logging.StreamHandler()],
+        handlers=handlers,
         force=True,
     )

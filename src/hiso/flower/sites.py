@@ -14,7 +14,7 @@ from hiso.flower.post import Answer, Post
 
 log = logging.getLogger(__name__)
 
-HELLO_TTL = 60.0
+HELLO_TTL = 300.0
 _AGAIN = 3.0
 """Seconds until a node whose worker did not answer is asked again."""
 _REFUSED_AGAIN = 30.0

@@ -27,6 +27,7 @@ def resolve_settings(
     Raises:
         SettingsError: The settings are wrong.
         RunConflict: The folder holds another run, other settings, or none to change.
+        ProtocolError: The log is not long enough to roll back.
     """
     if not folder.has_run():
         if changes or rollback is not None:
@@ -37,6 +38,7 @@ def resolve_settings(
     own = set() if method is None else set(method.hyper) - set(Settings.model_fields)
     changes = {key: value for key, value in changes.items() if key not in own}
     with Ledger.open(folder.ledger) as ledger:
+        ledger.check_rollback(rollback or 0)
         return merge_settings(folder.path, ledger.settings, given, changes)
 
 

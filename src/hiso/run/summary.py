@@ -27,7 +27,8 @@ def summarise(
     framing are not counted. `paper_bytes` is the paper's count 2·R·τ·P·4, for comparison;
     `fedavg_bytes_*` is what sending float32 weights both ways would have taken.
     `message_bytes_*` are those of whole messages, framing, hashes and losses included, as they
-    were handed to the transport; a run in one process sends none.
+    were handed to the transport, greetings left out; a run in one process sends none.
+    `per_round_and_worker` has the same, all of it, divided by the number of valid replies.
     Times are medians over rounds, evaluation left out.
 
     Args:
@@ -49,6 +50,7 @@ def summarise(
             for record in ledger.records()
         ),
         messages=ledger.message_bytes(),
+        answered=ledger.answered(),
         weights=weights,
         digest=digest,
         chain=ledger.chain_at(ledger.position),
@@ -66,7 +68,8 @@ def compose(
     bytes_up: int,
     bytes_down: int,
     paper: int,
-    messages: tuple[int, int, int],
+    messages: tuple[int, int],
+    answered: int,
     weights: int,
     digest: int | None,
     chain: bytes | None,
@@ -83,7 +86,8 @@ def compose(
         bytes_up: Over all clients and rounds.
         bytes_down: Over all clients and rounds.
         paper: `paper_bytes`.
-        messages: Bytes up and down of whole messages, and how many times a client was asked.
+        messages: Bytes up and down of whole messages.
+        answered: Number of replies that rounds had.
         weights: Number of trainable weights.
         digest: That of the replica at the end.
         chain: Chain hash of the whole log; None if there is none.
@@ -93,7 +97,7 @@ def compose(
     """
     before, after = _metrics(evaluations, 0), _metrics(evaluations, len(rows))
     fedavg = SCALAR_BYTES * weights * sum(len(row.clients) for row in rows)
-    message_up, message_down, asked = messages
+    message_up, message_down = messages
     return {
         "run": run,
         "rounds": len(rows),
@@ -106,10 +110,13 @@ def compose(
         "paper_bytes": paper,
         "message_bytes_up": message_up,
         "message_bytes_down": message_down,
-        "message_bytes_per_round_and_worker": {
-            "up": message_up / asked if asked else 0,
-            "down": message_down / asked if asked else 0,
-        },
+        "per_round_and_worker": shares(
+            answered,
+            bytes_up=bytes_up,
+            bytes_down=bytes_down,
+            message_bytes_up=message_up,
+            message_bytes_down=message_down,
+        ),
         "fedavg_bytes_up": fedavg,
         "fedavg_bytes_down": fedavg,
         "seconds_per_round": _median(row.seconds.get("round") for row in rows),
@@ -128,6 +135,11 @@ def compose(
         },
         "settings": dict(settings),
     }
+
+
+def shares(answered: int, **sizes: int) -> dict[str, float]:
+    """Each of the sizes, divided by the number of replies."""
+    return {name: size / max(answered, 1) for name, size in sizes.items()}
 
 
 def peak_memory() -> int:

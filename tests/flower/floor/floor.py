@@ -17,7 +17,7 @@ def echo(message, context):
 
 @server.main()
 def main(grid, context):
-    for _ in range(5):
+    for _ in range(context.run_config["rounds"]):
         began = time.monotonic()
         content = RecordDict({"x": ConfigRecord({"x": b""})})
         grid.send_and_receive(

@@ -1,0 +1,101 @@
+"""Starting a run with Flower's command line, watching it, and asking how it ended."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from hiso.errors import ProtocolError
+
+_FLWR = str(Path(sys.executable).parent / "flwr")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run of Flower's ended.
+
+    Attributes:
+        status: "finished:completed", or something else.
+        details: Why, if Flower says so.
+        bytes_up: What SuperNodes sent to the SuperLink for it, as Flower counts: messages with
+            all that belongs to them; no HTTP headers, no encryption, no looking for work in vain.
+        bytes_down: The same, the other way.
+    """
+
+    status: str
+    details: str
+    bytes_up: int
+    bytes_down: int
+
+
+class Submission:
+    """A run that Flower has taken.
+
+    Attributes:
+        run: Flower's number of it.
+    """
+
+    def __init__(self, config: Mapping[str, Any], superlink: str | None) -> None:
+        """Hands the app over to a SuperLink.
+
+        Args:
+            config: Values of the app's configuration.
+            superlink: Name of a connection in Flower's config.toml; None for its default.
+
+        Raises:
+            ProtocolError: The SuperLink cannot be reached, or does not want it.
+        """
+        self._superlink = [superlink] if superlink else []
+        with tempfile.TemporaryDirectory() as temporary:
+            path = Path(temporary) / "run.toml"  # strings of JSON are strings of TOML
+            path.write_text("".join(f"{key} = {json.dumps(v)}\n" for key, v in config.items()))
+            app = str(files("hiso.flower") / "app")
+            told = self._ask("run", app, *self._superlink, "--run-config", str(path))
+        self.run = str(told["run-id"])
+
+    def watch(self) -> None:
+        """Shows the run's log until it has ended.
+
+        Raises:
+            ProtocolError: The connection broke.
+        """
+        done = subprocess.run([_FLWR, "log", self.run, *self._superlink, "--stream"])
+        if done.returncode:
+            raise ProtocolError(
+                f"run {self.run} cannot be watched any longer: see what Flower says above. "
+                "If the SuperLink has died, start it and then the same command again"
+            )
+
+    def outcome(self) -> Outcome:
+        """How it has ended, or where it stands.
+
+        Raises:
+            ProtocolError: The SuperLink cannot be reached.
+        """
+        (run,) = self._ask("list", *self._superlink, "--run-id", self.run)["runs"]
+        traffic = run["network-traffic"]
+        return Outcome(
+            run["status"],
+            run["status-details"],
+            traffic["inbound-bytes"],
+            traffic["outbound-bytes"],
+        )
+
+    def _ask(self, *words: str) -> dict[str, Any]:
+        command = [_FLWR, *words, "--format", "json"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        try:
+            told = json.loads(done.stdout)
+        except ValueError:
+            told = {}
+        if done.returncode or not told.get("success"):
+            said = told.get("error-message") or f"{done.stdout}{done.stderr}".strip()
+            raise ProtocolError(f"flwr {words[0]} has failed: {said}")
+        return told
