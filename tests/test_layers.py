@@ -26,7 +26,8 @@ LAYER = {
     "run": 4,
     "bench": 5,
     "flower": 5,
-    "cli": 6,
+    "theory": 6,
+    "cli": 7,
 }
 HEAVY = "torch transformers numba datasets"
 

@@ -21,6 +21,7 @@ from hiso.cli.options import (
     with_settings,
 )
 from hiso.cli.serve import serve
+from hiso.cli.theory import theory
 from hiso.errors import HisoError
 
 Folder = Annotated[Path, typer.Argument(help="The run's folder.", show_default=False)]
@@ -32,6 +33,7 @@ app = typer.Typer(
     help="Federated fine-tuning of language models that sends numbers, not tensors.",
 )
 app.command()(serve)
+app.command()(theory)
 app.add_typer(worker.app, name="worker")
 
 

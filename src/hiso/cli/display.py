@@ -40,6 +40,7 @@ __all__ = [
     "benchmark",
     "diagnosis",
     "escape",
+    "experiment_tables",
     "inspection",
     "plain_table",
     "summary_table",
@@ -269,6 +270,18 @@ def benchmark(console: Console, report: dict[str, Any]) -> None:
     ]
     title = "memory, bytes per trainable weight"
     console.print(_table(title, rows, ("", "in rounds", "by design", "at the start")))
+
+
+def experiment_tables(console: Console, results: dict[str, Any]) -> None:
+    """The results of `hiso theory`, a table for each list of rows."""
+    for name in ("rows", *results.get("tables", ())):
+        header = tuple(dict.fromkeys(key for row in results[name] for key in row))
+        rows = [tuple(_words(row.get(key)) for key in header) for row in results[name]]
+        console.print(_table(name, rows, header))
+
+
+def _words(value: Any) -> str:
+    return " ".join(map(_figure, value)) if isinstance(value, list) else _figure(value)
 
 
 def _bar(console: Console, title: str, parts: dict[str, float]) -> None:

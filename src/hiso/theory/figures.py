@@ -1,0 +1,76 @@
+"""Pictures of the experiments, as SVG: small, and readable in grey."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+_LOOK = {
+    "zo_sgd": ("#0072B2", "o", "DeComFL (zo_sgd)"),
+    "hiso": ("#D55E00", "s", "HiSo"),
+    "oracle": ("#009E73", "^", "oracle, floored"),
+    "oracle_sqrt": ("#CC79A7", "v", "oracle √, floored"),
+    "newton": ("#000000", "D", "oracle, no floor"),
+}
+"""Colour (Okabe and Ito, safe for the colour-blind), marker and name of each method."""
+
+
+@contextmanager
+def _figure(path: Path, width: float, height: float, count: int) -> Iterator[list[Axes]]:
+    """Axes side by side, saved as SVG whose bytes do not depend on time or process."""
+    with matplotlib.rc_context({"svg.hashsalt": "hiso", "font.size": 9, "svg.fonttype": "none"}):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        yield list(np.atleast_1d(figure.subplots(1, count)))
+        figure.savefig(path, format="svg", metadata={"Date": None})
+
+
+def draw_dimension(results: dict[str, Any], folder: Path) -> None:
+    """dimension.svg: rounds against d, measured and expected."""
+    rows = results["rows"]
+    problems = list(dict.fromkeys(row["problem"] for row in rows))
+    with _figure(folder / "dimension.svg", 2.9 * len(problems), 3.3, len(problems)) as axes:
+        for ax, problem in zip(axes, problems, strict=True):
+            mine = [row for row in rows if row["problem"] == problem]
+            _races(ax, mine)
+            ax.set_title(problem)
+            ax.set_xlabel("weights d")
+        axes[0].set_ylabel("rounds to the target")
+
+
+def _races(ax: Axes, rows: list[dict[str, Any]]) -> None:
+    for method in dict.fromkeys(row["method"] for row in rows):
+        colour, marker, name = _LOOK[method]
+        mine = [row for row in rows if row["method"] == method]
+        reached = [row for row in mine if row["median"] is not None]
+        d = [row["d"] for row in reached]
+        middle = np.array([row["median"] for row in reached], float)
+        low, high = (
+            np.array([end(row["rounds"]) for row in reached], float) for end in (min, max)
+        )
+        ax.errorbar(d, middle, [middle - low, high - middle], color=colour, marker=marker,
+                    markersize=4, linewidth=1, capsize=2, label=name)  # fmt: skip
+        known = [row for row in mine if row["expected"] is not None]
+        ax.plot([row["d"] for row in known], [row["expected"] for row in known],
+                color=colour, linestyle=":", linewidth=1)  # fmt: skip
+    start = min((row["median"] for row in rows if row["median"] is not None), default=1)
+    ends = np.array([min(row["d"] for row in rows), max(row["d"] for row in rows)], float)
+    ax.set_xscale("log")
+    ax.set_yscale("log")
+    bottom, top = ax.get_ylim()
+    ax.plot(ends, start * ends / ends[0], color="0.6", linestyle="--", linewidth=0.8,
+            label="∝ d")  # fmt: skip
+    kappa = np.array([row["kappa"] for row in rows])
+    if np.ptp(kappa) == 0:
+        ax.plot(ends, [start, start], color="0.6", linestyle="-.", linewidth=0.8, label="∝ κ")
+    ax.set_ylim(bottom / 1.5, top * 3)
+    ax.legend(fontsize=7, frameon=False)
+
+
+DRAW = {"dimension": draw_dimension}
