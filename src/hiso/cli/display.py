@@ -273,11 +273,10 @@ def benchmark(console: Console, report: dict[str, Any]) -> None:
 
 
 def experiment_tables(console: Console, results: dict[str, Any]) -> None:
-    """The results of `hiso theory`, a table for each list of rows."""
-    for name in ("rows", *results.get("tables", ())):
-        header = tuple(dict.fromkeys(key for row in results[name] for key in row))
+    """The results of `hiso theory`: some columns of some of its lists of rows."""
+    for name, header in results["tables"].items():
         rows = [tuple(_words(row.get(key)) for key in header) for row in results[name]]
-        console.print(_table(name, rows, header))
+        console.print(_table(name, rows, tuple(header)))
 
 
 def _words(value: Any) -> str:

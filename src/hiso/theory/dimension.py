@@ -24,6 +24,8 @@ from hiso.theory.race import race
 from hiso.theory.spectra import Groups, Spectrum
 
 _TUNING_SEED = 0
+_SHOWN = ["problem", "d", "method", "kappa", "zeta_scaled", "multiple", "median", "expected"]
+_SHOWN_SLOPES = ["problem", "method", "slope", "error", "slope_of_kappa", "slope_of_zeta"]
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,7 @@ def run_dimension(preset: DimensionPreset, cells: Cells, observer: Observer) -> 
         rows: An entry each: what was measured, and what was expected.
         slopes: By problem and method, d log rounds / d log d with its standard error.
         grid: Every trial.
+        tables: What people see of them.
     """
     work = list(entries(preset))
     total = sum(len(preset.grid) + seeds for _, seeds in work)
@@ -157,7 +160,12 @@ def run_dimension(preset: DimensionPreset, cells: Cells, observer: Observer) -> 
                     rounds.append(cells.get(f"{entry.name}/seed/{seed}", final)["rounds"])
                 advance(1)
             rows.append(_row(entry, found, rounds))
-    return {"rows": rows, "slopes": _slopes(rows), "grid": trials, "tables": ["slopes"]}
+    return {
+        "rows": rows,
+        "slopes": _slopes(rows),
+        "grid": trials,
+        "tables": {"rows": _SHOWN, "slopes": _SHOWN_SLOPES},
+    }
 
 
 def _middle_first(grid: list[float]) -> list[float]:

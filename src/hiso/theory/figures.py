@@ -12,6 +12,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from hiso.theory.learned import scatter, step_noise
+
 _LOOK = {
     "zo_sgd": ("#0072B2", "o", "DeComFL (zo_sgd)"),
     "hiso": ("#D55E00", "s", "HiSo"),
@@ -73,4 +75,63 @@ def _races(ax: Axes, rows: list[dict[str, Any]]) -> None:
     ax.legend(fontsize=7, frameon=False)
 
 
-DRAW = {"dimension": draw_dimension}
+def draw_curvature(results: dict[str, Any], folder: Path) -> None:
+    """curvature.svg: what h sees in a run; its spread and its rank correlation at rest."""
+    with _figure(folder / "curvature.svg", 9.5, 3.2, 3) as (during, spread, seen):
+        _during(during, results["rows"])
+        standing = results["standing"]
+        nu = np.array([cell["nu"] for cell in standing])
+        for cell in standing:
+            spread.plot(cell["nu"], cell["h_spread"], "o", color="#D55E00", markersize=4)
+            spread.plot(cell["nu"], cell["h_spread_other_seed"], "x", color="0.5", markersize=4)
+        if len(nu):
+            line = np.geomspace(nu.min(), nu.max(), 30)
+            for p in sorted({cell["directions"] for cell in standing}):
+                spread.plot(line, [scatter(x, step_noise(p)) for x in line], linewidth=0.8,
+                            label=f"expected, P = {p}")  # fmt: skip
+            spread.set_xscale("log")
+            spread.set_yscale("log")
+            spread.legend(fontsize=7, frameon=False)
+        spread.set_xlabel("smoothing ν")
+        spread.set_title("spread of h at rest (×: other seed)")
+        _seen(seen, standing)
+
+
+def _during(ax: Axes, rows: list[dict[str, Any]]) -> None:
+    kinds = {
+        "rho_second_moment": ("E ĝ²", "o", "#D55E00"),
+        "rho_gauss_newton": ("Gauss–Newton", "s", "#0072B2"),
+        "rho_hessian": ("|Hessian|", "^", "#009E73"),
+        "rho_other_seed": ("E ĝ², other seed", "x", "0.5"),
+    }
+    x = [row["position"] for row in rows]
+    chance = rows[0]["rho_chance"] if rows else 0
+    ax.axhspan(-2 * chance, 2 * chance, color="0.9", label="2 sd of chance")
+    for key, (name, marker, colour) in kinds.items():
+        ax.plot(x, [row[key] for row in rows], marker=marker, color=colour, markersize=4,
+                linewidth=1, label=name)  # fmt: skip
+    ax.set_ylim(-0.3, 1)
+    ax.set_xlabel("rounds")
+    ax.set_title("rank correlation of h with …")
+    ax.legend(fontsize=7, frameon=False)
+
+
+def _seen(ax: Axes, standing: list[dict[str, Any]]) -> None:
+    for kind, name, colour in (
+        ("rho_second_moment", "E ĝ²", "#D55E00"),
+        ("rho_gauss_newton", "Gauss–Newton", "#0072B2"),
+    ):
+        key = "rho_expected" if kind == "rho_second_moment" else f"{kind}_expected"
+        ax.errorbar(
+            [cell[key] for cell in standing],
+            [cell[kind] for cell in standing],
+            [cell["rho_error"] for cell in standing],
+            fmt="o", color=colour, markersize=4, capsize=2, label=name,
+        )  # fmt: skip
+    ax.plot([0, 1], [0, 1], color="0.6", linewidth=0.8)
+    ax.set_xlabel("expected")
+    ax.set_title("rank correlation of h at rest")
+    ax.legend(fontsize=7, frameon=False)
+
+
+DRAW = {"dimension": draw_dimension, "curvature": draw_curvature}
