@@ -96,7 +96,9 @@ class Sample:
                 rows = np.concatenate([np.arange(w * width, (w + 1) * width) for w in words])
             rest = entry.numel - len(rows)
             count = min(rest, max(64, round(size * entry.numel / layout.numel)))
-            drawn = generator.choice(entry.numel, min(entry.numel, count + len(rows)), replace=False)
+            drawn = generator.choice(
+                entry.numel, min(entry.numel, count + len(rows)), replace=False
+            )
             drawn = np.setdiff1d(drawn, rows)[:count]
             chosen = np.concatenate([rows, drawn])
             order = np.argsort(chosen)
@@ -110,7 +112,10 @@ class Sample:
     def of(self, tensors: dict[str, Tensor]) -> Floats:
         """The drawn weights' numbers out of whole parameters, float32 [s]."""
         return np.concatenate(
-            [tensors[name].reshape(-1)[torch.from_numpy(at)].numpy() for name, at in self.places.items()]
+            [
+                tensors[name].reshape(-1)[torch.from_numpy(at)].numpy()
+                for name, at in self.places.items()
+            ]
         )
 
     def of_flat(self, layout: Layout, buffer: Tensor) -> Floats:
@@ -194,7 +199,9 @@ def measure_slopes(margins: Margins, sample: Sample, examples: Sequence[Encoded]
         norm = sum(float(g.reshape(-1).dot(g.reshape(-1))) for g in gradients.values())
         of_labels = float((drawn[sample.label].astype(np.float64) ** 2).sum())
         sketch = _sketch(gradients, signs)
-        rows.append((drawn, sketch, norm, of_labels, float(margin), int(example.label or 0)))
+        rows.append(
+            (drawn, sketch, norm, of_labels, float(margin.detach()), int(example.label or 0))
+        )
     columns = zip(*rows, strict=True)
     return Slopes(*(np.array(column) for column in columns))  # pyright: ignore[reportArgumentType]
 

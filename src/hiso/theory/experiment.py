@@ -35,9 +35,7 @@ def run_experiment(path: Path, folder: Path, observer: Observer) -> dict[str, An
     preset = load_preset(path)
     missing = [package for module, package in _NEEDED.items() if find_spec(module) is None]
     if missing:
-        raise LoadError(
-            f"hiso theory needs {', '.join(missing)}: pip install 'hiso[theory]'"
-        )
+        raise LoadError(f"hiso theory needs {', '.join(missing)}: pip install 'hiso[theory]'")
     with open_cells(folder, preset.model_dump(mode="json")) as cells:
         started = time.perf_counter()
         found = _run(preset, folder, cells, observer)

@@ -29,9 +29,7 @@ class Factors:
 
     def pick(self, examples: NDArray[np.integer]) -> Factors:
         """Some of the examples."""
-        return replace(
-            self, gradients=self.gradients[examples], factors=self.factors[examples]
-        )
+        return replace(self, gradients=self.gradients[examples], factors=self.factors[examples])
 
     def keep(self, weights: NDArray[np.bool_]) -> Factors:
         """Some of the weights."""

@@ -53,9 +53,7 @@ def _races(ax: Axes, rows: list[dict[str, Any]]) -> None:
         reached = [row for row in mine if row["median"] is not None]
         d = [row["d"] for row in reached]
         middle = np.array([row["median"] for row in reached], float)
-        low, high = (
-            np.array([end(row["rounds"]) for row in reached], float) for end in (min, max)
-        )
+        low, high = (np.array([end(row["rounds"]) for row in reached], float) for end in (min, max))
         ax.errorbar(d, middle, [middle - low, high - middle], color=colour, marker=marker,
                     markersize=4, linewidth=1, capsize=2, label=name)  # fmt: skip
         known = [row for row in mine if row["expected"] is not None]
@@ -134,4 +132,30 @@ def _seen(ax: Axes, standing: list[dict[str, Any]]) -> None:
     ax.legend(fontsize=7, frameon=False)
 
 
-DRAW = {"dimension": draw_dimension, "curvature": draw_curvature}
+def draw_language(results: dict[str, Any], folder: Path) -> None:
+    """language.svg: expected progress with an oracle's h over that with h = 1."""
+    table = results["oracles"]
+    groups = list(dict.fromkeys((row["position"], row["weights"]) for row in table))
+    with _figure(folder / "language.svg", 3.1 * len(groups), 3.2, len(groups)) as axes:
+        for ax, (position, weights) in zip(axes, groups, strict=True):
+            mine = [
+                row for row in table if (row["position"], row["weights"]) == (position, weights)
+            ]
+            names = [
+                row["h"] if row["h"] == "block" else f"{row['h']}, floor {row['floor']:g}"
+                for row in mine
+            ]
+            ax.barh(names, [row["ratio"] or 0 for row in mine], color="#0072B2",
+                    xerr=[row["error"] or 0 for row in mine], capsize=2)  # fmt: skip
+            ax.axvline(1, color="0.4", linewidth=0.8)
+            ax.invert_yaxis()
+            ax.set_title(f"round {position}, {weights}", fontsize=9)
+            ax.tick_params(axis="y", labelsize=7)
+        axes[0].set_xlabel("progress over plain ZO-SGD's")
+
+
+DRAW = {
+    "dimension": draw_dimension,
+    "curvature": draw_curvature,
+    "language": draw_language,
+}

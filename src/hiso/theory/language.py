@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from hiso.bench.timing import one_thread
 from hiso.core.keys import choose
@@ -48,10 +50,13 @@ class _Scene:
     task: Task
     examples: list[Encoded]
     ledger: Ledger
+    base: dict[str, Tensor]
 
-    def replica(self, position: int, seed: int | None = None) -> Replica:
+    @contextmanager
+    def replica(self, position: int, seed: int | None = None) -> Iterator[Replica]:
         """The run's replica at a position; with another `seed`, on directions of that seed."""
         method = replace(self.settings.make_method(), **self.ledger.identity["method"]["hyper"])
+        self.lm.model.load_state_dict(self.base)
         replica = Replica(
             self.lm.model,
             method,
@@ -62,7 +67,10 @@ class _Scene:
         )
         replica.replay(self.ledger.records(0, position))
         replica.write()
-        return replica
+        try:
+            yield replica
+        finally:
+            replica.release()
 
 
 def run_language(
@@ -109,14 +117,13 @@ def run_language(
     return {"rows": rows, "oracles": oracles, "layers": layers, "tables": tables}
 
 
-def _scene(
-    preset: LanguagePreset, settings: Settings, folder: Path, ledger: Ledger
-) -> _Scene:
+def _scene(preset: LanguagePreset, settings: Settings, folder: Path, ledger: Ledger) -> _Scene:
     task, lm = get_task(settings.task), load_model(settings.model)
     train = load_examples(task, settings.data).train
     picked = choose(0, "theory", size=len(train), count=min(preset.examples, len(train)))
     encoded = encode([train[i] for i in picked], task, lm.tokenizer, settings.max_length)
-    return _Scene(preset, settings, folder, lm, task, encoded, ledger)
+    base = {name: value.clone() for name, value in lm.model.state_dict().items()}
+    return _Scene(preset, settings, folder, lm, task, encoded, ledger, base)
 
 
 def _slopes(
@@ -124,13 +131,13 @@ def _slopes(
 ) -> tuple[Slopes, Sample]:
     """∇δ of every example at a position, kept in the folder in chunks."""
     margins = Margins(scene.lm, scene.task)
-    replica = scene.replica(position)
     head = output_head(scene.lm.model).weight
     name = next(n for n, p in scene.lm.model.named_parameters() if p is head)
-    sample = Sample.draw(replica.layout, name, margins.words.tolist(), scene.preset.sampled)
     parts: list[Slopes] = []
     total = len(scene.examples)
-    with observer.phase(f"backward passes at position {position}", total) as advance:
+    title = f"backward passes at position {position}"
+    with scene.replica(position) as replica, observer.phase(title, total) as advance:
+        sample = Sample.draw(replica.layout, name, margins.words.tolist(), scene.preset.sampled)
         for start in range(0, total, _CHUNK):
             path = scene.folder / f"slopes-{position}-{start}.npz"
 
@@ -143,20 +150,15 @@ def _slopes(
             with np.load(path) as stored:
                 parts.append(Slopes(**{key: stored[key] for key in stored.files}))
             advance(min(_CHUNK, total - start))
-    replica.release()
     return Slopes.join(parts), sample
 
 
 def _look(scene: _Scene, position: int, slopes: Slopes, sample: Sample) -> Cell:
     """Everything about one position."""
-    replica = scene.replica(position)
-    h = sample.of_flat(replica.layout, replica.state["h"]).astype(np.float64)
-    replica.release()
-    _restore(scene)
-    other = scene.replica(position, _OTHER_SEED)
-    h_other = sample.of_flat(other.layout, other.state["h"]).astype(np.float64)
-    other.release()
-    _restore(scene)
+    with scene.replica(position) as replica:
+        h = sample.of_flat(replica.layout, replica.state["h"]).astype(np.float64)
+    with scene.replica(position, _OTHER_SEED) as replica:
+        h_other = sample.of_flat(replica.layout, replica.state["h"]).astype(np.float64)
     factors = slopes.factors(sample.stands_for)
     batch = scene.settings.sample * scene.settings.batch_size
     moment, diagonal = factors.second_moment(batch), factors.diagonal()
@@ -189,9 +191,7 @@ def _look(scene: _Scene, position: int, slopes: Slopes, sample: Sample) -> Cell:
         out |= {f"rho_{name}": found.rho, f"rho_{name}_error": found.error}
         out[f"rho_{name}_other_seed"] = rank_correlation(h_other, values).rho
         out[f"rho_{name}_body"] = rank_correlation(h[body], values[body]).rho
-        out[f"rho_{name}_label_rows"] = rank_correlation(
-            h[sample.label], values[sample.label]
-        ).rho
+        out[f"rho_{name}_label_rows"] = rank_correlation(h[sample.label], values[sample.label]).rho
         out[f"rounds_for_0.3_{name}"] = learned.rounds_needed(shares, values, 0.3, directions=p)
     out["rho_chance"] = 1 / np.sqrt(len(h) - 1)
     total = out["gradient_norm2"] + out["sample_noise"] / batch
@@ -214,19 +214,12 @@ def _moments(values: NDArray[np.float64], weight: NDArray[np.float64]) -> tuple[
     return mean, float(np.sqrt(np.average((values - mean) ** 2, weights=weight)) / mean)
 
 
-def _restore(scene: _Scene) -> None:
-    """The model's weights as they were before any round: a released replica leaves its own."""
-    scene.lm.model.load_state_dict(load_model(scene.settings.model).model.state_dict())
-
-
 def _layer(
     scene: _Scene, cells: Cells, position: int, name: str, observer: Observer
 ) -> dict[str, Any]:
     def work() -> Cell:
-        _restore(scene)
-        replica = scene.replica(position)
-        with observer.phase(f"the Hessian of {name}"):
-            found = look_at_layer(
+        with scene.replica(position) as replica, observer.phase(f"the Hessian of {name}"):
+            return look_at_layer(
                 Margins(scene.lm, scene.task),
                 replica,
                 name,
@@ -234,10 +227,5 @@ def _layer(
                 probes=scene.preset.probes,
                 eigenvalues=scene.preset.eigenvalues,
             )
-        replica.release()
-        return found
 
     return cells.get(f"layer {name}", work)
-
-
-__all__: Sequence[str] = ["run_language"]

@@ -78,9 +78,9 @@ def expected_correlation(
     generator = np.random.Generator(np.random.Philox(0))
     level, of_target = signal(shares, directions), ranks(target)
     found = [
-        np.corrcoef(
-            ranks(level * generator.gamma(spread**-2, spread**2, len(level))), of_target
-        )[0, 1]
+        np.corrcoef(ranks(level * generator.gamma(spread**-2, spread**2, len(level))), of_target)[
+            0, 1
+        ]
         for _ in range(draws)
     ]
     return float(np.mean(found))
