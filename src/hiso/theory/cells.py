@@ -1,4 +1,4 @@
-"""Finished cells of an experiment, a line of JSON each: what a killed experiment does not repeat."""
+"""Finished cells of an experiment, a line of JSON each: a killed experiment repeats none."""
 
 from __future__ import annotations
 

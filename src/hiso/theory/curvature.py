@@ -89,7 +89,8 @@ def softmax_factors(jacobians: Tensor, logits: Tensor, labels: Tensor) -> tuple[
 
     Returns:
         E [N, d], ∇ of each example's loss: (p − onehot)ᵀJ; and F [N, C, d] with
-        GGN = (1/N) Σ FᵀF, F_c = √p_c · (J_c − pᵀJ), since diag(p) − ppᵀ = Σ p_c (e_c − p)(e_c − p)ᵀ.
+        GGN = (1/N) Σ FᵀF, F_c = √p_c · (J_c − pᵀJ), because
+        diag(p) − ppᵀ = Σ p_c (e_c − p)(e_c − p)ᵀ.
     """
     p = logits.softmax(1)
     mean = torch.einsum("nc,ncd->nd", p, jacobians)

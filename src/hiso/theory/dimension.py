@@ -1,4 +1,4 @@
-"""`dimension`: rounds to a fixed accuracy against the number of weights, at fixed effective rank."""
+"""`dimension`: rounds to a fixed accuracy against the number of weights, at a fixed κ."""
 
 from __future__ import annotations
 

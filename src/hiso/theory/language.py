@@ -174,7 +174,7 @@ def _look(scene: _Scene, position: int, slopes: Slopes, sample: Sample) -> Cell:
     out: Cell = {
         "position": position,
         "examples": len(slopes.margin),
-        "weights": int(round(weight.sum())),
+        "weights": round(weight.sum()),
         "loss": float(np.logaddexp(0, (1 - 2 * slopes.label) * slopes.margin).mean()),
         **spectrum_of(slopes, sample),
         "h_mean": mean,

@@ -64,25 +64,6 @@ class Separable(nn.Module):
         weight = self.spectrum.values * sums
         return [value - float(weight @ shift) for shift in batches]
 
-    def gradient(self, x: Tensor) -> Tensor:
-        """∇f(x), float64 [d]."""
-        at, optimum = x.double(), self._per_weight(self.optimum)
-        if self.curve == "logistic":
-            slope = 4 * (torch.sigmoid(at) - torch.sigmoid(optimum))
-        else:
-            slope = at - optimum
-        return self._per_weight(self.spectrum.values) * slope
-
-    def hessian_diagonal(self, x: Tensor) -> Tensor:
-        """The diagonal of ∇²f(x), which has nothing beside it; float64 [d]."""
-        sigma = torch.sigmoid(x.double())
-        bend = 4 * sigma * (1 - sigma) if self.curve == "logistic" else torch.ones_like(sigma)
-        return self._per_weight(self.spectrum.values) * bend
-
-    def _per_weight(self, groups: Groups) -> Tensor:
-        counts = torch.from_numpy(self.spectrum.counts.astype(np.int64))
-        return torch.from_numpy(groups).repeat_interleave(counts)
-
     def _sums(self, x: Tensor) -> tuple[float, Groups]:
         """f(x), and X of each group."""
         head, values = self.spectrum.head, self.spectrum.values

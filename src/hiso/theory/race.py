@@ -76,8 +76,8 @@ def race(
             replica = Replica(problem, method, seed=seed, chain=ledger.root)
             weights = replica.weights[: problem.spectrum.d]
             if h is not None:
-                state = torch.from_numpy(problem.spectrum.spread(h))
-                replica.state["h"][: problem.spectrum.d] = state
+                oracle = torch.from_numpy(problem.spectrum.spread(h))
+                replica.state["h"][: problem.spectrum.d] = oracle
             server = Server(ledger, rules, curvature=method.curvature)
             shards = [Shard(i, shifts, problem.spectrum) for i in range(rules.clients)]
             simulation = Simulation(server, replica, shards, problem.losses)

@@ -87,6 +87,6 @@ class Spectrum:
         top = float((self.values / h).max())
         return directions / (self.whitened_trace(h) + (directions + 1) * top)
 
-    def spread(self, groups: Groups) -> NDArray[np.float32]:
-        """A number per group as one per weight, float32 [d]."""
-        return np.repeat(groups.astype(np.float32), self.counts.astype(np.int64))
+    def spread(self, groups: Groups) -> NDArray[np.float64]:
+        """A number per group as one per weight, [d]."""
+        return np.repeat(groups, self.counts.astype(np.int64))
