@@ -22,8 +22,10 @@ LAYER = {
     "core": 1,
     "federation": 2,
     "language": 2,
+    "vision": 2,
     "engines": 3,
     "run": 4,
+    "baselines": 5,
     "bench": 5,
     "flower": 5,
     "theory": 6,
@@ -89,7 +91,8 @@ def test_third_parties_are_declared():
     declared = {re.split(r"[^\w-]", line)[0].replace("-", "_") for line in requires("hiso") or []}
     used = {name.partition(".")[0] for path in FILES for name in imports_of(path)}
     brought = {"huggingface_hub", "llvmlite"}  # by transformers and numba
-    used -= {"hiso", *sys.stdlib_module_names, *brought}
+    called = {"sklearn": "scikit_learn"}
+    used = {called.get(name, name) for name in used} - {"hiso", *sys.stdlib_module_names, *brought}
     assert used <= declared
 
 
@@ -107,6 +110,7 @@ def test_files_are_short(path):
         "import hiso.flower.client",
         "import hiso.flower.server",
         "import hiso.run.settings; hiso.run.settings.parse_settings({})",
+        "import hiso.baselines.settings as s; s.parse_baseline({})",
     ],
 )
 def test_what_should_be_light_is_light(work):

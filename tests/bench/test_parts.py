@@ -16,7 +16,7 @@ from hiso.bench.usual import UsualHiSo, usual_loss
 from hiso.language.objective import Objective
 from hiso.run.observer import Silent
 from hiso.run.settings import parse_settings
-from hiso.run.workload import load_workload
+from hiso.run.words import load_words
 
 
 class Counting(Silent):
@@ -151,7 +151,7 @@ def test_the_usual_implementation_learns_and_keeps_its_clients_together():
 
 def test_the_usual_loss_is_that_of_hiso(base):
     settings = parse_settings(base)
-    workload = load_workload(settings, settings.make_method(), Silent())
+    workload = load_words(settings, settings.make_method(), Silent(), None)
     batch = workload.shards[0].batch(0, 0)
     (ours,) = Objective(workload.lm, workload.task)([batch])
     assert usual_loss(workload)(workload.lm.model, batch) == pytest.approx(ours, rel=1e-5)

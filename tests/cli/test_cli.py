@@ -119,7 +119,7 @@ def test_people_can_read_it(run):
         ("inspect .", 6, "there is no ledger"),
         ("inspect empty", 6, "is not a ledger"),
         (f"eval {NAME} --position 9", 6, "the log has positions 0..4, not 9"),
-        (f"eval {NAME} --split train", 2, "must be test or dev"),
+        (f"eval {NAME} --split train", 2, "must be test, dev, or"),
         ("dance", 2, "No such command"),
     ],
 )

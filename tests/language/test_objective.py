@@ -208,3 +208,30 @@ def test_the_packaged_models_loss_is_that_of_its_full_logits(smollm2, task):
     drawn = batches(smollm2, task)
     expected = [reference(smollm2, task, batch) for batch in drawn]
     assert Objective(smollm2, task)(drawn) == pytest.approx(expected, rel=1e-4, abs=1e-4)
+
+
+@pytest.mark.parametrize("task", [SST2, ALIKE, get_task("text")], ids=["token", "sequence", "text"])
+def test_gradients_are_those_of_the_same_loss(llama, task):
+    """Along a direction, against central differences in float64."""
+    drawn = batches(llama, task)
+    lm = dataclasses.replace(llama, model=copy.deepcopy(llama.model).double())
+    objective = Objective(lm, task)
+    parameters = [p for p in lm.model.parameters() if p.requires_grad]
+    loss = objective.loss(drawn[1])
+    assert float(loss.detach()) == pytest.approx(objective([drawn[1]])[0], rel=1e-6)
+    gradient = torch.autograd.grad(loss, parameters)
+    generator = torch.Generator().manual_seed(0)
+    along = [torch.randn(p.shape, generator=generator, dtype=p.dtype) for p in parameters]
+    slope = sum(float((g * z).sum()) for g, z in zip(gradient, along, strict=True))
+
+    def at(distance):
+        with torch.no_grad():
+            for p, z in zip(parameters, along, strict=True):
+                p.add_(z, alpha=distance)
+            value = objective([drawn[1]])[0]
+            for p, z in zip(parameters, along, strict=True):
+                p.sub_(z, alpha=distance)
+        return value
+
+    step = 1e-3  # the loss itself is float32, so no smaller
+    assert (at(step) - at(-step)) / (2 * step) == pytest.approx(slope, rel=5e-3, abs=1e-3)

@@ -17,7 +17,7 @@ from hiso.language.objective import Objective
 from hiso.run.observer import Silent
 from hiso.run.precision import settle
 from hiso.run.settings import Settings, parse_settings
-from hiso.run.workload import Workload, load_workload
+from hiso.run.words import Words, load_words
 
 DIRECTIONS = 50
 REAL = {"batch_size": 4, "max_length": 32, "test_examples": 1, "dev_examples": 1}
@@ -32,15 +32,15 @@ class Listener(Silent):
 
 
 @pytest.fixture(scope="module")
-def real() -> Workload:
+def real() -> Words:
     settings = Settings(**REAL)
-    return load_workload(settings, settings.make_method(), Silent())
+    return load_words(settings, settings.make_method(), Silent(), None)
 
 
-def along(workload: Workload, settings: Settings, dtype: str, mu: float, scheme: str) -> np.ndarray:
+def along(workload: Words, settings: Settings, dtype: str, mu: float, scheme: str) -> np.ndarray:
     """The scalars of directions that `settle` has not seen: another seed's."""
     replica = Replica(
-        workload.lm.model, settings.make_method(), seed=settings.seed + 1, dtype=DTYPES[dtype]
+        workload.module, settings.make_method(), seed=settings.seed + 1, dtype=DTYPES[dtype]
     )
     objective = Objective(workload.lm, workload.task, rows=replica.rows)
     probe = Probe(client=0, round=0, steps=1, directions=DIRECTIONS, mu=mu, scheme=scheme)

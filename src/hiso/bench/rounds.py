@@ -27,7 +27,7 @@ from hiso.federation.settings import RoundSettings
 from hiso.language.objective import Objective
 from hiso.run.observer import Observer
 from hiso.run.settings import parse_settings
-from hiso.run.workload import Workload, load_workload
+from hiso.run.words import Words, load_words
 
 PARTS: tuple[str, ...] = ("forward", "directions", "step", "data", "rest")
 """What the time of a round is split into: `rest` is what the others leave."""
@@ -58,7 +58,7 @@ def measure_rounds(
     """
     method = HiSo()
     settings = parse_settings({"clients": _CLIENTS, "sample": _SAMPLE, **given})
-    workload = load_workload(settings, method, observer)
+    workload = load_words(settings, method, observer, None)
     model: Any = workload.lm.model
     work: dict[str, Callable[[], object]] = {}
     hiso: dict[str, _Rounds] = {}
@@ -140,7 +140,7 @@ class _Rounds:
     """A federation on a copy of the model, whose rounds and bare passes can be timed."""
 
     def __init__(
-        self, workload: Workload, method: HiSo, dtype: str, rounds: RoundSettings, ledger: Ledger
+        self, workload: Words, method: HiSo, dtype: str, rounds: RoundSettings, ledger: Ledger
     ) -> None:
         self._clock = _Clock()
         self._splits: list[dict[str, float]] = []

@@ -35,7 +35,7 @@ from hiso.federation.settings import RoundSettings
 from hiso.language.models import hidden_states, output_head
 from hiso.language.shards import Batch
 from hiso.language.verbalizer import check_labels
-from hiso.run.workload import Workload
+from hiso.run.words import Words
 
 Loss = Callable[[nn.Module, int], float]
 """The loss of a client's batch under its own model."""
@@ -101,7 +101,7 @@ class UsualHiSo:
             root.square_().mul_(1 - self.nu).add_(step.square_(), alpha=self.nu).sqrt_()
 
 
-def usual_loss(workload: Workload) -> Callable[[Any, Batch], float]:
+def usual_loss(workload: Words) -> Callable[[Any, Batch], float]:
     """Mean cross-entropy of the label words, of a model and a batch padded to its longest."""
     words = torch.tensor(check_labels(workload.task, workload.lm.tokenizer).first)
     padding: Any = workload.lm.tokenizer.pad_token_id
@@ -122,7 +122,7 @@ def usual_loss(workload: Workload) -> Callable[[Any, Batch], float]:
 
 
 def usual_round(
-    workload: Workload, module: nn.Module, method: HiSo, rounds: RoundSettings
+    workload: Words, module: nn.Module, method: HiSo, rounds: RoundSettings
 ) -> Callable[[], None]:
     """Rounds of the usual implementation, one after another, on hiso's batches.
 

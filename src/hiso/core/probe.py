@@ -18,6 +18,13 @@ from hiso.errors import NonFiniteLoss
 Scheme = Literal["forward", "central"]
 
 
+def passes(directions: int, scheme: Scheme, *, curvature: bool = False) -> int:
+    """Forward passes of one local step: P + 1 (forward), 2P (central), 2P + 1 (with κ)."""
+    if curvature:
+        return 2 * directions + 1
+    return 2 * directions if scheme == "central" else directions + 1
+
+
 @dataclass(frozen=True, slots=True)
 class Point:
     """Where a loss is wanted: w_k + sign · (mu·u)/denom, u = u(round, step, stream, direction).

@@ -9,6 +9,7 @@ import numpy as np
 
 from hiso.core.probe import Probe
 from hiso.core.replica import Replica
+from hiso.core.walk import Walk
 from hiso.federation.protocol import Plan
 
 Losses = Callable[[Sequence[Any]], list[float]]
@@ -37,9 +38,14 @@ def measure(
     walked, current = 0, None
     while (point := probe.ask()) is not None:
         while walk is not None and walked < point.step:
-            own = (probe.scalars[walked].astype(np.float64) / plan.directions).astype(np.float32)
-            walk.step(round=plan.round, step=walked, stream=plan.stream, coefficients=own)
+            take_step(walk, plan, probe, walked)
             walked, current = walked + 1, None
         current = batch(point.step) if current is None else current
         replica.write(point, round=plan.round, mu=probe.mu, walk=walk, changes=plan.changes)
         probe.tell(losses([current])[0])
+
+
+def take_step(walk: Walk, plan: Plan, probe: Probe, step: int) -> None:
+    """Moves a walk by the client's own scalars g of a local step: c_p = float32(g_p / P)."""
+    own = (probe.scalars[step].astype(np.float64) / plan.directions).astype(np.float32)
+    walk.step(round=plan.round, step=step, stream=plan.stream, coefficients=own)

@@ -6,7 +6,7 @@ any instant, make a new one on the same ledger, and the log that comes out is th
 
 from __future__ import annotations
 
-import statistics
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -16,15 +16,13 @@ from hiso.core.keys import choose
 from hiso.core.record import MAX_ROUND, Record
 from hiso.errors import Diverged, ProtocolError, SettingsError
 from hiso.federation.aggregate import aggregate, client_weights
+from hiso.federation.guard import GUARD_ROUNDS, excess, normal_loss
 from hiso.federation.ledger import Ledger
+from hiso.federation.normalise import mean_curvature
 from hiso.federation.protocol import SCALAR_BYTES, Plan, Reply
 from hiso.federation.quorum import agree
 from hiso.federation.settings import RoundSettings
 from hiso.federation.validate import is_whole, reply_problems
-
-GUARD_ROUNDS = 5
-"""Number of first rounds whose median loss the divergence guard takes as normal; until there are
-as many, the factor is squared."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +107,7 @@ class Server:
                 f"({error!r}): it was not made for a federated run"
             ) from error
         self._hyper = {name: float(np.float32(value)) for name, value in hyper.items()}
+        self._mean = mean_curvature(ledger.records(), settings.normalise)
         self._plans: dict[int, Plan] = {}  # of the open round; none is open if empty
         self._opened = settings
         self._replies: dict[int, Reply] = {}
@@ -191,7 +190,7 @@ class Server:
             chain=self.ledger.chain_at(end),
             steps=s.steps,
             directions=s.directions,
-            mu=s.mu,
+            mu=s.mu / math.sqrt(self._mean),
             scheme=s.scheme,
             stream=0,
         )
@@ -267,12 +266,16 @@ class Server:
             seconds=seconds or {},
         )
         self._hyper |= record.changes
+        self._mean = mean_curvature([record], self.settings.normalise, self._mean)
         self._plans = {}
         clients = [reply.client for reply in good]
         return Closed(record, clients, loss, agreed.digest, agreed.set_aside, up, down)
 
     def _changes(self) -> dict[str, float]:
-        wanted = {name: float(np.float32(value)) for name, value in self.settings.hyper.items()}
+        hyper = dict(self.settings.hyper)
+        if self.settings.normalise:
+            hyper["lr"] /= self._mean
+        wanted = {name: float(np.float32(value)) for name, value in hyper.items()}
         unknown = sorted(wanted.keys() - self._hyper.keys())
         if unknown:
             raise SettingsError(
@@ -282,19 +285,15 @@ class Server:
         return {name: value for name, value in wanted.items() if value != self._hyper[name]}
 
     def _guard(self, plan: Plan, loss: float) -> None:
-        factor, first = self._opened.divergence_factor, self.ledger.losses(GUARD_ROUNDS)
-        if factor is None or not first:
+        first = self.ledger.losses(GUARD_ROUNDS)
+        problem = excess(loss, first, self._opened.divergence_factor)
+        if problem is None:
             return
-        if len(first) < GUARD_ROUNDS:  # few losses are noisy ones
-            factor *= factor
-        normal = statistics.median(first)
-        if loss <= factor * abs(normal):
-            return
+        normal = normal_loss(first)
         last = max(r for r, past in enumerate(self.ledger.losses()) if past <= normal)
         lr = (self._hyper | plan.changes)["lr"]
         raise Diverged(
-            f"round {plan.round}: the mean loss is {loss:.6g}, more than {factor:g} times the "
-            f"median {normal:.6g} of the first {len(first)} rounds. Nothing of the round was "
-            f"recorded. The last round with a normal loss is {last}: go on from there with smaller "
-            f"steps, --rollback {last} --change lr={lr / 2:.3g}"
+            f"round {plan.round}: {problem}. Nothing of the round was recorded. The last round "
+            f"with a normal loss is {last}: go on from there with smaller steps, --rollback {last} "
+            f"--change lr={lr / 2:.3g}"
         )

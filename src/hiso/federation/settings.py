@@ -32,6 +32,9 @@ class RoundSettings:
         divergence_factor: A round whose mean loss exceeds this many times the median of the
             first five rounds' is not recorded (squared, until there are five); None for no
             such guard.
+        normalise: Smoothing ν of the mean curvature h̄ (`mean_curvature`), which divides `lr`, and
+            its root `mu`: HiSo with one number in place of its diagonal, on a method without
+            one. 0 for neither. It stays for the whole run.
         hyper: Hyper-parameters of the method that are to hold from now on; those not named stay.
 
     Raises:
@@ -48,6 +51,7 @@ class RoundSettings:
     weighting: Weighting = "plain"
     min_replies: int = 1
     divergence_factor: float | None = None
+    normalise: float = 0.0
     hyper: Mapping[str, float] = field(default_factory=dict[str, float])
 
     def __post_init__(self) -> None:
@@ -67,6 +71,10 @@ class RoundSettings:
             yield f"weighting = {self.weighting!r} must be " + " or ".join(get_args(Weighting))
         if self.divergence_factor is not None and not self.divergence_factor > 1:
             yield f"divergence_factor = {self.divergence_factor} must be above 1, or None"
+        if not 0 <= self.normalise < 1:
+            yield f"normalise = {self.normalise} must lie in [0, 1)"
+        if self.normalise and "lr" not in self.hyper:
+            yield f"normalise = {self.normalise} divides lr: name lr among hyper"
         for name, value in self.hyper.items():
             if not 0 <= value <= float(np.finfo(np.float32).max):
                 yield f"hyper-parameter {name} = {value} must be a finite number >= 0"

@@ -18,7 +18,7 @@ from hiso.flower.conduct import Conductor, Pace, agree_on_identity
 from hiso.flower.logs import log_to
 from hiso.flower.post import Post
 from hiso.flower.sites import Sites
-from hiso.run.folder import RunFolder, round_line
+from hiso.run.folder import RunFolder, round_lines
 from hiso.run.identity import settings_identity
 from hiso.run.observer import Silent
 from hiso.run.opening import open_ledger, prepare, resolve_settings
@@ -152,12 +152,13 @@ def _rounds(conductor: Conductor, folder: RunFolder, ledger: Ledger, settings: S
                 )
             continue
         aborted = 0
-        (row,) = ledger.rounds(closed.record.round)
-        folder.append_metrics(round_line(row))
+        (line,) = round_lines(ledger, closed.record.round)
+        folder.append_metrics(line)
         for reason in closed.set_aside.values():
             log.error("%s", reason)
         clients = ", ".join(map(str, closed.clients))
         log.info(
             "round %d: loss %.4f, clients %s, %.1f s, %d B up, %d B down",
-            row.round, closed.loss, clients, row.seconds["round"], row.bytes_up, row.bytes_down,
+            line["round"], closed.loss, clients, line["seconds"],
+            closed.bytes_up, closed.bytes_down,
         )  # fmt: skip

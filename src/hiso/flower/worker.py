@@ -24,7 +24,6 @@ from hiso.federation.measure import measure
 from hiso.federation.protocol import Plan
 from hiso.federation.wire import plan_from_bytes, reply_to_bytes
 from hiso.flower.envelope import BEHIND, UNKNOWN_RUN, Envelope
-from hiso.language.objective import Objective
 from hiso.run.folder import RunFolder
 from hiso.run.identity import check_identity, deployed
 from hiso.run.observer import Advance, Silent
@@ -105,7 +104,7 @@ class Worker:
 
     def hello(self, client: int, run: str | None) -> Envelope:
         """Who answers here, with what, and where it stands in `run`; from any thread."""
-        weights = self._workload.lm.model.parameters()
+        weights = self._workload.module.parameters()
         position, chain = self._stands_in(run)
         facts = {
             "client": client,
@@ -230,8 +229,7 @@ class Worker:
                 )
         replay(replica, ledger, end, heartbeat)
         self._replica = replica
-        workload = self._workload
-        self._objective = Objective(workload.lm, workload.task, joint=False, rows=replica.rows)
+        self._objective = self._workload.objective(replica.rows, joint=False)
         self._clients = {
             index: Client(index, shard.examples, replica, ledger.run)
             for index, shard in self.shards.items()

@@ -85,7 +85,7 @@ class Objective:
         self.passes = 0
         self._rows = rows or _cast_rows
 
-    def __call__(self, batches: Sequence[Batch]) -> list[float]:
+    def __call__(self, batches: Sequence[Batch[Encoded]]) -> list[float]:
         """The mean loss of each batch: over its examples, or for free text over its tokens.
 
         Raises:
@@ -108,23 +108,33 @@ class Objective:
         started = time.perf_counter()
         if self.verbalizer is None:
             outcomes = self._text(examples)
-        elif self.verbalizer.mode == "token":
-            outcomes = self._label_tokens(examples, self.verbalizer)
         else:
-            outcomes = self._label_sequences(examples, self.verbalizer)
+            outcomes = _classify(self._scores(examples, self.verbalizer), examples)
         self.seconds += time.perf_counter() - started
         return outcomes
 
-    def _label_tokens(self, examples: Sequence[Encoded], verbalizer: Verbalizer) -> list[Outcome]:
+    def loss(self, batch: Batch[Encoded]) -> Tensor:
+        """The mean loss of one batch, a scalar through which gradients flow."""
+        examples = batch.examples
+        if self.verbalizer is None:
+            losses, _ = self._text_losses(examples)
+            return losses.mean()
+        scores = self._scores(examples, self.verbalizer)
+        return nn.functional.cross_entropy(scores, _labels(scores, examples))
+
+    def _scores(self, examples: Sequence[Encoded], verbalizer: Verbalizer) -> Tensor:
+        """The scores of the labels, float32 [B, C]."""
+        if verbalizer.mode == "token":
+            return self._label_tokens(examples, verbalizer)
+        return self._label_sequences(examples, verbalizer)
+
+    def _label_tokens(self, examples: Sequence[Encoded], verbalizer: Verbalizer) -> Tensor:
         at = self._states(
             [e.ids for e in examples], [len(e.ids) - 1 for e in examples], [1] * len(examples)
         )
-        ids = torch.tensor(verbalizer.first, device=at.device)
-        return _classify(self._logits(at, ids), examples)
+        return self._logits(at, torch.tensor(verbalizer.first, device=at.device))
 
-    def _label_sequences(
-        self, examples: Sequence[Encoded], verbalizer: Verbalizer
-    ) -> list[Outcome]:
+    def _label_sequences(self, examples: Sequence[Encoded], verbalizer: Verbalizer) -> Tensor:
         """Each example once with each label behind it."""
         labels = [np.asarray(ids, np.int32) for ids in verbalizer.tokens]
         # The last label token predicts nothing that is read.
@@ -134,14 +144,19 @@ class Objective:
         at = self._states(joined, starts, lengths)
         targets = torch.tensor(np.concatenate(labels * len(examples)), device=at.device).long()
         means = [-part.mean() for part in self._token_losses(at, targets).split(lengths)]
-        return _classify(torch.stack(means).view(len(examples), len(labels)), examples)
+        return torch.stack(means).view(len(examples), len(labels))
 
     def _text(self, examples: Sequence[Encoded]) -> list[Outcome]:
+        losses, counts = self._text_losses(examples)
+        parts = losses.cpu().double().split(counts)
+        return [Outcome(float(part.sum()), len(part)) for part in parts]
+
+    def _text_losses(self, examples: Sequence[Encoded]) -> tuple[Tensor, list[int]]:
+        """Loss of every token that is predicted, float32 [Σ counts]; the counts by example."""
         counts = [len(e.ids) - 1 for e in examples]
         at = self._states([e.ids for e in examples], [0] * len(examples), counts)
         targets = torch.tensor(np.concatenate([e.ids[1:] for e in examples]), device=at.device)
-        losses = self._token_losses(at, targets.long()).cpu().double().split(counts)
-        return [Outcome(float(part.sum()), len(part)) for part in losses]
+        return self._token_losses(at, targets.long()), counts
 
     def _states(
         self, sequences: Sequence[np.ndarray], starts: Sequence[int], counts: Sequence[int]
@@ -185,19 +200,19 @@ class Objective:
         Logits exist for a part of the positions and of the vocabulary at a time.
         """
         size = output_head(self.lm.model).weight.shape[0]
-        normaliser = at.new_full(targets.shape, -math.inf)
-        right = at.new_empty(targets.shape)
+        parts = list(zip(at.split(_POSITIONS), targets.split(_POSITIONS), strict=True))
+        normaliser = [part.new_full((len(part),), -math.inf) for part, _ in parts]
+        right = [part.new_zeros(len(part)) for part, _ in parts]
         for low in range(0, size, _VOCABULARY):
             ids = torch.arange(low, min(low + _VOCABULARY, size), device=at.device)
-            for start in range(0, len(at), _POSITIONS):
-                part = slice(start, start + _POSITIONS)
-                logits = self._logits(at[part], ids)
-                normaliser[part] = torch.logaddexp(normaliser[part], logits.logsumexp(-1))
-                column = (targets[part] - low).clamp(0, len(ids) - 1)
+            for i, (part, wanted) in enumerate(parts):
+                logits = self._logits(part, ids)
+                normaliser[i] = torch.logaddexp(normaliser[i], logits.logsumexp(-1))
+                column = (wanted - low).clamp(0, len(ids) - 1)
                 found = logits.gather(1, column[:, None])[:, 0]
-                here = (targets[part] >= low) & (targets[part] < low + len(ids))
-                right[part] = torch.where(here, found, right[part])
-        return normaliser - right
+                here = (wanted >= low) & (wanted < low + len(ids))
+                right[i] = torch.where(here, found, right[i])
+        return torch.cat(normaliser) - torch.cat(right)
 
 
 def _cast_rows(weight: nn.Parameter, ids: Tensor) -> Tensor:
@@ -206,7 +221,11 @@ def _cast_rows(weight: nn.Parameter, ids: Tensor) -> Tensor:
 
 def _classify(scores: Tensor, examples: Sequence[Encoded]) -> list[Outcome]:
     """Outcomes from the scores of the labels, [B, C]."""
-    labels = torch.tensor([e.label for e in examples], device=scores.device)
-    losses = nn.functional.cross_entropy(scores, labels, reduction="none").tolist()
+    each = nn.functional.cross_entropy(scores, _labels(scores, examples), reduction="none")
+    losses = each.tolist()
     best = scores.argmax(1).tolist()
     return [Outcome(loss, 1, label) for loss, label in zip(losses, best, strict=True)]
+
+
+def _labels(scores: Tensor, examples: Sequence[Encoded]) -> Tensor:
+    return torch.tensor([e.label for e in examples], device=scores.device)

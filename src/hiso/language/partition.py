@@ -7,11 +7,10 @@ import os
 import warnings
 from collections.abc import Sequence
 from contextlib import redirect_stderr
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from hiso.core.keys import permutation, raw_bits
 from hiso.errors import SettingsError
-from hiso.language.data import Example
 
 if TYPE_CHECKING:
     from flwr_datasets.partitioner import Partitioner
@@ -19,8 +18,22 @@ if TYPE_CHECKING:
 Scheme = Literal["iid", "dirichlet", "column"]
 
 
+class Labelled(Protocol):
+    """An example, as far as partitions read it."""
+
+    @property
+    def label(self) -> int | None:
+        """Number of its label."""
+        ...
+
+    @property
+    def group(self) -> str | None:
+        """Value of the column that examples are partitioned by."""
+        ...
+
+
 def partition(
-    examples: Sequence[Example],
+    examples: Sequence[Labelled],
     clients: int,
     scheme: Scheme,
     *,
@@ -90,7 +103,7 @@ def partition(
 
 
 def _check(
-    examples: Sequence[Example],
+    examples: Sequence[Labelled],
     clients: int,
     scheme: str,
     alpha: float,

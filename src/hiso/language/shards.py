@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,16 +32,19 @@ class Encoded:
     label: int | None
 
 
+E = TypeVar("E")
+
+
 @dataclass(frozen=True, slots=True)
-class Batch:
+class Batch(Generic[E]):
     """What one client measures its loss on in one local step."""
 
     client: int
-    examples: tuple[Encoded, ...]
+    examples: tuple[E, ...]
 
 
-class Shard:
-    """The examples of one client. It refers to them and copies nothing.
+class Shard(Generic[E]):
+    """The examples of one client, as the model sees them. It refers to them and copies nothing.
 
     Attributes:
         client: Number of the client.
@@ -49,7 +52,7 @@ class Shard:
         batch_size: Examples in a batch; a smaller shard is one batch as a whole.
     """
 
-    def __init__(self, client: int, encoded: Sequence[Encoded], batch_size: int, seed: int) -> None:
+    def __init__(self, client: int, encoded: Sequence[E], batch_size: int, seed: int) -> None:
         """A shard that draws its batches from `seed`.
 
         Raises:
@@ -67,7 +70,7 @@ class Shard:
         """Number of examples."""
         return len(self.encoded)
 
-    def batch(self, round: int, step: int) -> Batch:
+    def batch(self, round: int, step: int) -> Batch[E]:
         """The batch of local step `step` in round `round`.
 
         It holds min(batch_size, examples) different examples and is a pure function of the seed,

@@ -8,11 +8,12 @@ import logging
 import os
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+from hiso.core.probe import passes
 from hiso.errors import RunConflict
 from hiso.federation.ledger import Ledger, RoundRow
 from hiso.federation.runfile import Evaluation
@@ -57,10 +58,14 @@ class RunFolder:
 
     def rewrite_metrics(self, ledger: Ledger) -> None:
         """Makes metrics.jsonl agree with the ledger, whatever a crash left behind."""
-        lines = [(row.round, 1, round_line(row)) for row in ledger.rounds()]
+        lines = [(line["round"], 1, line) for line in round_lines(ledger)]
         lines += [(e.position, 0, evaluation_line(e)) for e in ledger.evaluations()]
         ordered = sorted(lines, key=lambda line: line[:2])
-        _write(self.metrics, "".join(json.dumps(line) + "\n" for _, _, line in ordered))
+        self.write_metrics([line for _, _, line in ordered])
+
+    def write_metrics(self, lines: Sequence[Mapping[str, Any]]) -> None:
+        """Writes metrics.jsonl anew, whole or not at all."""
+        _write(self.metrics, "".join(json.dumps(line) + "\n" for line in lines))
 
     def append_metrics(self, line: Mapping[str, Any]) -> None:
         """Adds a line to metrics.jsonl."""
@@ -111,7 +116,23 @@ def locked(folder: Path, busy: str, patience: float = 0.0) -> Iterator[None]:
         os.close(handle)
 
 
-def round_line(row: RoundRow) -> dict[str, Any]:
+def round_lines(ledger: Ledger, start: int = 0) -> list[dict[str, Any]]:
+    """The rounds from `start` on as lines of metrics.jsonl.
+
+    `passes` counts the forward passes of one client's batch, over all clients that count.
+    """
+    schemes = [change for change in ledger.changes() if change.key == "scheme"]
+    lines: list[dict[str, Any]] = []
+    for row, record in zip(ledger.rounds(start), ledger.records(start), strict=True):
+        later = [change.old for change in schemes if change.position > row.round]
+        scheme = (later or [ledger.settings.get("scheme")])[0] or "forward"
+        directions = int(record.direction.max()) + 1
+        a_step = passes(directions, scheme, curvature=record.curvature is not None)
+        lines.append(round_line(row, len(row.clients) * record.steps * a_step))
+    return lines
+
+
+def round_line(row: RoundRow, passes: int) -> dict[str, Any]:
     """A round as a line of metrics.jsonl."""
     return {
         "kind": "round",
@@ -120,6 +141,7 @@ def round_line(row: RoundRow) -> dict[str, Any]:
         "clients": row.clients,
         "bytes_up": row.bytes_up,
         "bytes_down": row.bytes_down,
+        "passes": passes,
         "seconds": row.seconds.get("round"),
         "forward_seconds": row.seconds.get("forward"),
     }

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hiso.federation.ledger import Ledger
-from hiso.run.folder import RunFolder, evaluation_line, round_line
+from hiso.run.folder import RunFolder, evaluation_line, round_lines
 
 
 def inspect_run(path: Path, last: int) -> dict[str, Any]:
@@ -23,7 +23,6 @@ def inspect_run(path: Path, last: int) -> dict[str, Any]:
         records = ledger.records()
         end = ledger.position
         start = max(0, end - last)
-        rows = ledger.rounds(start)
         digest, at = _digest(folder, ledger)
         facts = {
             "run": ledger.run,
@@ -46,8 +45,8 @@ def inspect_run(path: Path, last: int) -> dict[str, Any]:
             "changes": [asdict(change) for change in ledger.changes()],
             "evaluations": [evaluation_line(e) for e in ledger.evaluations()],
             "rounds": [
-                {**round_line(row), "coefficients": record.coefficient.tolist()}
-                for row, record in zip(rows, records[start:], strict=True)
+                {**line, "coefficients": record.coefficient.tolist()}
+                for line, record in zip(round_lines(ledger, start), records[start:], strict=True)
             ],
         }
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,7 @@ from hiso.errors import Diverged, NonFiniteLoss, ProtocolError, SettingsError
 from hiso.federation.ledger import Ledger
 from hiso.federation.runfile import Evaluation
 from hiso.federation.server import Aborted, Server
-from hiso.language.metrics import evaluate
-from hiso.language.objective import Objective
-from hiso.run.folder import RunFolder, evaluation_line, round_line
+from hiso.run.folder import RunFolder, evaluation_line, round_lines
 from hiso.run.identity import check_identity
 from hiso.run.observer import Observer, Silent
 from hiso.run.opening import open_ledger, prepare, resolve_settings
@@ -29,7 +27,7 @@ from hiso.run.resume import check_method, check_that_it_moves, remedy
 from hiso.run.settings import Settings, parse_settings
 from hiso.run.snapshots import replay, restore_snapshot, save_snapshot
 from hiso.run.summary import summarise
-from hiso.run.workload import EVAL_BATCH, Workload, load_workload, make_replica
+from hiso.run.workload import Workload, load_workload, make_replica, measure_split
 
 
 def launch(
@@ -114,8 +112,8 @@ def evaluate_run(
         RunConflict: Model or data are not those that the run was made with.
         Diverged: The loss there is not finite.
     """
-    if split not in ("test", "dev"):
-        raise SettingsError(f"split = {split!r} must be test or dev")
+    if not re.fullmatch(r"test|dev|client \d+", split):
+        raise SettingsError(f"split = {split!r} must be test, dev, or 'client N'")
     if method is not None:
         register(type(method))
     observer = observer or Silent()
@@ -156,9 +154,7 @@ class _Run:
         self.folder, self.ledger, self.settings = folder, ledger, settings
         self.workload, self.replica, self.observer = workload, replica, observer
         replica.chain = ledger.root
-        self.objective = Objective(
-            workload.lm, workload.task, joint=settings.joint, rows=replica.rows
-        )
+        self.objective = workload.objective(replica.rows, joint=settings.joint)
         server = Server(ledger, settings.make_rounds(method), curvature=method.curvature)
         self.simulation = Simulation(server, replica, workload.shards, self.objective)
 
@@ -189,7 +185,7 @@ class _Run:
             if isinstance(closed, Aborted):
                 raise ProtocolError(f"round {closed.round} was aborted: {closed.reason}")
             (row,) = self.ledger.rounds(position)
-            self.folder.append_metrics(round_line(row))
+            self.folder.append_metrics(*round_lines(self.ledger, position))
             self.observer.round(row)
             every = self.settings.snapshot_every
             if every and self.ledger.position % every == 0:
@@ -198,24 +194,26 @@ class _Run:
         self.simulation.catch_up()
         self._evaluate_dev(self.ledger.position)
         self._evaluate_once("test")
+        if self.settings.client_examples:
+            for client in range(self.settings.clients):
+                self._evaluate_once(f"client {client}")
 
     def measure(self, split: str) -> dict[str, float]:
         """Metrics of the replica where it stands.
 
+        Args:
+            split: "test", "dev", or "client 0" and so on for examples that a client trains on.
+
         Raises:
             Diverged: One is not finite.
         """
-        examples = {"test": self.workload.test, "dev": self.workload.dev}[split]
-        self.replica.write()
-        with self.observer.phase(f"evaluating on {split}", len(examples)) as advance:
-            metrics = evaluate(self.objective, examples, EVAL_BATCH, advance)
-        odd = [f"{name} is {value}" for name, value in metrics.items() if not isfinite(value)]
-        if odd:
-            raise Diverged(
-                f"at position {self.replica.position}, {' and '.join(odd)} on the {split} split. "
-                + remedy(self.ledger)
+        count = self.settings.client_examples or None
+        try:
+            return measure_split(
+                self.workload, self.replica, self.objective, split, count, self.observer
             )
-        return metrics
+        except Diverged as error:
+            raise Diverged(f"{error} {remedy(self.ledger)}") from error
 
     def _evaluate_dev(self, position: int) -> None:
         every = self.settings.eval_every

@@ -12,7 +12,6 @@ from hiso.core.calibrate import REFERENCE_MU, Accuracy, judge, scalars
 from hiso.core.method import Method
 from hiso.core.probe import Scheme
 from hiso.errors import SettingsError
-from hiso.language.objective import Objective
 from hiso.run.observer import Advance, Observer, Silent
 from hiso.run.settings import Settings
 from hiso.run.workload import Workload, make_replica
@@ -114,7 +113,7 @@ def _measure(
     """The scalars at each `mu`, by scheme, on the first batch of client 0."""
     batch = workload.shards[0].batch(0, 0)
     replica = make_replica(settings, method, method.hyper, workload, Silent())
-    objective = Objective(workload.lm, workload.task, rows=replica.rows)
+    objective = workload.objective(replica.rows, joint=True)
 
     def loss() -> float:
         advance(1)

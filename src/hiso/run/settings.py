@@ -35,7 +35,7 @@ class Values(BaseModel):
 
     model: str = Field(
         "smollm2",
-        description="Packaged name, Hugging Face id, local folder, or .gguf file.",
+        description="Packaged name, Hugging Face id, folder, or .gguf file; for images cnn or mlp.",
     )
     task: str = Field("rotten_tomatoes", description="What to learn: a task's name.")
     data: str | None = Field(
@@ -52,6 +52,9 @@ class Values(BaseModel):
     beta: Hyper = Field(None, description="Momentum factor (momentum).")
     feed: Feed | None = Field(
         None, description="Local steps that feed the curvature: first, last or all."
+    )
+    normalise: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="Smoothing of a mean curvature that divides lr; 0 for none."
     )
     clients: Positive = Field(6, description="Number of clients M.")
     sample: Positive = Field(2, description="Clients asked in each round, m.")
@@ -106,6 +109,9 @@ class Values(BaseModel):
     test_examples: Annotated[Positive | None, ZeroIsNone] = Field(
         None, description="Examples of the test split used, before and after; 0 for all."
     )
+    client_examples: Annotated[int, Field(ge=0)] = Field(
+        0, description="Training examples of each client that the final model is evaluated on."
+    )
     divergence_factor: Annotated[Annotated[float, Field(gt=1)] | None, ZeroIsNone] = Field(
         3.0,
         description="Stop when the loss exceeds this many times that of the first rounds; "
@@ -131,7 +137,10 @@ class Settings(Values):
         else:
             try:
                 settled = self.model_copy(update={"mu": 1.0}) if self.mu == "auto" else self
-                settled.make_rounds(self.make_method())
+                method = self.make_method()
+                settled.make_rounds(method)
+                if self.normalise and "h" in method.state:
+                    problems.append(f"normalise: {self.method} has a curvature for each weight")
             except SettingsError as error:
                 problems.append(str(error))
         if (self.partition == "column") != (self.partition_column is not None):
@@ -174,6 +183,7 @@ class Settings(Values):
             weighting=self.weighting,
             min_replies=self.min_replies,
             divergence_factor=self.divergence_factor,
+            normalise=self.normalise,
             hyper=method.hyper,
         )
 
@@ -191,6 +201,7 @@ HYPER = ("lr", "nu", "eps", "floor", "beta", "feed")
 CHANGEABLE = frozenset(
     {"lr", "nu", "eps", "floor", "beta", "mu", "scheme", "perturbations", "local_steps", "sample"}
     | {"rounds", "weighting", "min_replies", "eval_every", "dev_examples", "divergence_factor"}
+    | {"client_examples"}
     | {"snapshot_every", "memory", "device", "model", "data"}
 )
 """Settings that `--change` may alter in a run that exists: model and data may only move."""
@@ -208,7 +219,7 @@ def parse_settings(values: Mapping[str, Any], source: str = "settings") -> Setti
     Raises:
         SettingsError: A key is unknown, or a value is out of range or at odds with another.
     """
-    return _parse(Settings, values, source)
+    return parse(Settings, values, source)
 
 
 def parse_values(values: Mapping[str, Any], source: str = "settings") -> Values:
@@ -217,10 +228,15 @@ def parse_values(values: Mapping[str, Any], source: str = "settings") -> Values:
     Raises:
         SettingsError: A key is unknown, or a value is out of range.
     """
-    return _parse(Values, values, source)
+    return parse(Values, values, source)
 
 
-def _parse(kind: type[AnyValues], values: Mapping[str, Any], source: str) -> AnyValues:
+def parse(kind: type[AnyValues], values: Mapping[str, Any], source: str) -> AnyValues:
+    """Settings of some kind, with all problems at once.
+
+    Raises:
+        SettingsError: A key is unknown, or a value is out of range or at odds with another.
+    """
     try:
         return kind.model_validate(dict(values))
     except ValidationError as error:
@@ -236,7 +252,7 @@ def _problems(kind: type[Values], values: Mapping[str, Any], error: ValidationEr
         key = ".".join(map(str, problem["loc"][:1]))
         bad.add(key)
         if problem["type"] == "extra_forbidden":
-            lines.append(f"{key}: unknown key" + near(key, Settings.model_fields))
+            lines.append(f"{key}: unknown key" + near(key, kind.model_fields))
         elif problem["type"] == "value_error":
             lines += problem["msg"].removeprefix("Value error, ").splitlines()
         else:

@@ -6,12 +6,13 @@ import platform
 import resource
 import statistics
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
-from hiso.federation.ledger import Ledger
+from hiso.federation.ledger import Ledger, RoundRow
 from hiso.federation.protocol import SCALAR_BYTES, paper_bytes
+from hiso.federation.runfile import Evaluation
 
 
 def summarise(
@@ -36,24 +37,73 @@ def summarise(
         digest: That of the replica at the end of the log; None if nobody has told it.
         machine: Facts about where it was computed.
     """
-    rows = ledger.rounds()
     up, down = ledger.traffic()
-    before, after = _metrics(ledger, 0), _metrics(ledger, ledger.position)
+    return compose(
+        ledger.rounds(),
+        ledger.evaluations(),
+        run=ledger.run,
+        bytes_up=up,
+        bytes_down=down,
+        paper=sum(
+            paper_bytes(1, record.steps, int(record.direction.max()) + 1)
+            for record in ledger.records()
+        ),
+        messages=ledger.message_bytes(),
+        weights=weights,
+        digest=digest,
+        chain=ledger.chain_at(ledger.position),
+        source=source,
+        machine=machine,
+        settings=ledger.settings,
+    )
+
+
+def compose(
+    rows: Sequence[RoundRow],
+    evaluations: Sequence[Evaluation],
+    *,
+    run: str,
+    bytes_up: int,
+    bytes_down: int,
+    paper: int,
+    messages: tuple[int, int, int],
+    weights: int,
+    digest: int | None,
+    chain: bytes | None,
+    source: str,
+    machine: Mapping[str, Any],
+    settings: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The content of summary.json, for whoever has no ledger; see `summarise`.
+
+    Args:
+        rows: All rounds.
+        evaluations: All evaluations.
+        run: The run's id.
+        bytes_up: Over all clients and rounds.
+        bytes_down: Over all clients and rounds.
+        paper: `paper_bytes`.
+        messages: Bytes up and down of whole messages, and how many times a client was asked.
+        weights: Number of trainable weights.
+        digest: That of the replica at the end.
+        chain: Chain hash of the whole log; None if there is none.
+        source: Where the data came from, in words.
+        machine: Facts about where it was computed.
+        settings: The settings in force.
+    """
+    before, after = _metrics(evaluations, 0), _metrics(evaluations, len(rows))
     fedavg = SCALAR_BYTES * weights * sum(len(row.clients) for row in rows)
-    message_up, message_down, asked = ledger.message_bytes()
+    message_up, message_down, asked = messages
     return {
-        "run": ledger.run,
-        "rounds": ledger.position,
+        "run": run,
+        "rounds": len(rows),
         "accuracy_before": before.get("accuracy"),
         "accuracy_after": after.get("accuracy"),
         "loss_before": before.get("loss"),
         "loss_after": after.get("loss"),
-        "bytes_up": up,
-        "bytes_down": down,
-        "paper_bytes": sum(
-            paper_bytes(1, record.steps, int(record.direction.max()) + 1)
-            for record in ledger.records()
-        ),
+        "bytes_up": bytes_up,
+        "bytes_down": bytes_down,
+        "paper_bytes": paper,
         "message_bytes_up": message_up,
         "message_bytes_down": message_down,
         "message_bytes_per_round_and_worker": {
@@ -66,7 +116,7 @@ def summarise(
         "forward_seconds_per_round": _median(row.seconds.get("forward") for row in rows),
         "peak_memory_bytes": peak_memory(),
         "digest": None if digest is None else f"{digest:016x}",
-        "chain": ledger.chain_at(ledger.position).hex(),
+        "chain": None if chain is None else chain.hex(),
         "trainable_weights": weights,
         "metrics_before": before,
         "metrics_after": after,
@@ -76,7 +126,7 @@ def summarise(
             "hiso": version("hiso"),
             "python": platform.python_version(),
         },
-        "settings": ledger.settings,
+        "settings": dict(settings),
     }
 
 
@@ -86,8 +136,8 @@ def peak_memory() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _metrics(ledger: Ledger, position: int) -> dict[str, float]:
-    found = [e for e in ledger.evaluations() if (e.position, e.split) == (position, "test")]
+def _metrics(evaluations: Sequence[Evaluation], position: int) -> dict[str, float]:
+    found = [e for e in evaluations if (e.position, e.split) == (position, "test")]
     return found[0].metrics if found else {}
 
 

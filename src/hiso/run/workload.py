@@ -1,53 +1,90 @@
-"""What a run works on: the model, the task, the splits, the clients' shards, the identity."""
+"""What a run works on: a module, its losses, the clients' shards, the splits, the identity."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Protocol
 
 import torch
+from torch import Tensor, nn
 
 from hiso.core.keys import choose
 from hiso.core.method import Method
 from hiso.core.replica import DTYPES, Replica
-from hiso.errors import SettingsError
-from hiso.language.data import Example, load_examples
-from hiso.language.models import LanguageModel, load_model
-from hiso.language.partition import partition
-from hiso.language.shards import Encoded, Shard, encode
-from hiso.language.task import Task
-from hiso.language.tasks import get_task
-from hiso.run.identity import settings_identity
-from hiso.run.observer import Observer
+from hiso.errors import Diverged, SettingsError
+from hiso.language.shards import Shard
+from hiso.run.observer import Advance, Observer
 from hiso.run.settings import Settings
+from hiso.vision.data import DATA_SETS
 
+Rows = Callable[[nn.Parameter, Tensor], Tensor]
 EVAL_BATCH = 32
 
 
-@dataclass(frozen=True)
-class Workload:
-    """All that is loaded before the first round.
+class Objective(Protocol):
+    """The loss of a module on batches of a workload, at whatever weights the module has."""
 
-    Attributes:
-        lm: The model.
-        task: The task.
-        shards: Each client's private examples; those of one client alone, where they are its own.
-        dev: Tuning examples.
-        test: Reporting examples.
-        source: Where the data came from, in words.
-        identity: What makes the run this run; two runs with equal identities and settings have
-            equal digests. Paths and names of machines are not in it, fingerprints are.
-    """
+    def __call__(self, batches: Sequence[Any]) -> list[float]:
+        """The mean loss of each batch, by forward passes alone."""
+        ...
 
-    lm: LanguageModel
-    task: Task
-    shards: list[Shard]
-    dev: list[Encoded]
-    test: list[Encoded]
-    source: str
-    identity: dict[str, Any]
+    def loss(self, batch: Any) -> Tensor:
+        """The mean loss of one batch, a scalar through which gradients flow."""
+        ...
+
+
+class Workload(Protocol):
+    """All that is loaded before the first round."""
+
+    @property
+    def module(self) -> nn.Module:
+        """The model, in eval mode."""
+        ...
+
+    @property
+    def shards(self) -> Sequence[Shard[Any]]:
+        """Each client's private examples; of one client alone, where they are its own."""
+        ...
+
+    @property
+    def dev(self) -> Sequence[Any]:
+        """Tuning examples."""
+        ...
+
+    @property
+    def test(self) -> Sequence[Any]:
+        """Reporting examples."""
+        ...
+
+    @property
+    def source(self) -> str:
+        """Where the data came from, in words."""
+        ...
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What makes the run this run: with equal identities and settings, digests are equal.
+
+        Paths and names of machines are not in it, fingerprints are.
+        """
+        ...
+
+    def objective(self, rows: Rows, *, joint: bool) -> Objective:
+        """Losses at the module's weights; see `Replica.rows`.
+
+        Args:
+            rows: float32 rows of a parameter as it stands.
+            joint: Put all batches through one forward pass.
+        """
+        ...
+
+    def evaluate(
+        self, objective: Any, examples: Sequence[Any], advance: Advance
+    ) -> dict[str, float]:
+        """Metrics over `examples` at the module's weights; `advance` is told of examples done."""
+        ...
 
 
 def load_workload(
@@ -67,43 +104,13 @@ def load_workload(
         SettingsError: The data allow no such partition, or the texts no such length; or there
             is no such device.
     """
-    task = get_task(settings.task)
-    device = _device(settings.device)
-    with observer.phase(f"loading data for {task.name}"):
-        splits = load_examples(task, settings.data, group_column=settings.partition_column)
-    with observer.phase(f"loading model {settings.model}"):
-        lm = load_model(settings.model)
-        lm.model.to(device)  # pyright: ignore[reportArgumentType]
-    if lm.context is not None and settings.max_length > lm.context:
-        raise SettingsError(
-            f"max_length is {settings.max_length}, but {lm.name} reads no more than {lm.context} "
-            f"tokens. Set max_length to {lm.context} or less."
-        )
-    with observer.phase("tokenising and partitioning"):
-        dev, test = (
-            _some(encode(examples, task, lm.tokenizer, settings.max_length), count)
-            for examples, count in (
-                (splits.dev, settings.dev_examples),
-                (splits.test, settings.test_examples),
-            )
-        )
-        train = encode(splits.train, task, lm.tokenizer, settings.max_length)
-        if own is None:
-            parts = dict(enumerate(_divide(splits.train, settings)))
-        else:
-            parts = {own: range(len(train))}
-    shards = [
-        Shard(client, [train[i] for i in part], settings.batch_size, settings.seed)
-        for client, part in parts.items()
-    ]
-    identity = settings_identity(settings, method) | {
-        "model": {"fingerprint": lm.fingerprint},
-        "task": {"name": task.name, "template": task.template, "labels": list(task.labels)},
-        "data": {"fingerprint": splits.fingerprint, "max_length": settings.max_length},
-        "partition": _fingerprint(list(parts.values())),
-        "joint": settings.joint,
-    }
-    return Workload(lm, task, shards, dev, test, splits.source, identity)
+    if settings.task in DATA_SETS:
+        from hiso.run.images import load_images
+
+        return load_images(settings, method, observer, own)
+    from hiso.run.words import load_words
+
+    return load_words(settings, method, observer, own)
 
 
 def make_replica(
@@ -116,7 +123,7 @@ def make_replica(
     """The base model at position 0, with the hyper-parameters that the run began with."""
     with observer.phase("preparing kernels"):
         return Replica(
-            workload.lm.model,
+            workload.module,
             replace(method, **start),
             seed=settings.seed,
             noise=settings.noise,
@@ -125,35 +132,72 @@ def make_replica(
         )
 
 
-def _device(name: str) -> torch.device:
-    found = torch.cuda.is_available()
+def measure_split(
+    workload: Workload,
+    replica: Replica,
+    objective: Objective,
+    split: str,
+    count: int | None,
+    observer: Observer,
+) -> dict[str, float]:
+    """Metrics of a replica where it stands.
+
+    Args:
+        workload: Whose examples.
+        replica: The replica, on the workload's module.
+        objective: The workload's objective.
+        split: "test", "dev", or "client 0" and so on for examples that a client trains on.
+        count: Examples of a client; None for all.
+        observer: Who watches.
+
+    Raises:
+        Diverged: One is not finite.
+    """
+    if split.startswith("client "):
+        examples = own_examples(workload, int(split.split()[1]), count)
+    else:
+        examples = {"test": workload.test, "dev": workload.dev}[split]
+    replica.write()
+    with observer.phase(f"evaluating on {split}", len(examples)) as advance:
+        metrics = workload.evaluate(objective, examples, advance)
+    odd = [f"{name} is {value}" for name, value in metrics.items() if not math.isfinite(value)]
+    if odd:
+        raise Diverged(f"at position {replica.position}, {' and '.join(odd)} on the {split} split.")
+    return metrics
+
+
+def own_examples(workload: Workload, client: int, count: int | None) -> Sequence[Any]:
+    """The same `count` training examples of a client for every run, or all.
+
+    Raises:
+        SettingsError: There is no such client here.
+    """
+    by_client = {shard.client: shard for shard in workload.shards}
+    if client not in by_client:
+        known = f"{min(by_client)} to {max(by_client)}"
+        raise SettingsError(f"there is no client {client}: clients are {known}")
+    return some(by_client[client].encoded, count, client)
+
+
+def some(examples: Sequence[Any], count: int | None, *coordinates: int) -> Sequence[Any]:
+    """The same `count` examples for every run, or all."""
+    if count is None or count >= len(examples):
+        return examples
+    return [
+        examples[i] for i in choose(0, "evaluate", *coordinates, size=len(examples), count=count)
+    ]
+
+
+def device_of(settings: Settings) -> torch.device:
+    """Where the model is to run.
+
+    Raises:
+        SettingsError: There is no such device here.
+    """
+    found, name = torch.cuda.is_available(), settings.device
     if name == "cuda" and not found:
         raise SettingsError(
             f"device = cuda, but torch {torch.__version__} sees no CUDA GPU here (`hiso doctor` "
             "shows what it sees). Set device = auto or cpu, or install a CUDA build of torch."
         )
     return torch.device("cuda" if found and name != "cpu" else "cpu")
-
-
-def _some(examples: list[Encoded], count: int | None) -> list[Encoded]:
-    """The same `count` examples for every run, or all."""
-    if count is None or count >= len(examples):
-        return examples
-    return [examples[i] for i in choose(0, "evaluate", size=len(examples), count=count)]
-
-
-def _divide(train: Sequence[Example], settings: Settings) -> Sequence[Sequence[int]]:
-    column = [example.group for example in train]
-    return partition(
-        train,
-        settings.clients,
-        settings.partition,
-        alpha=settings.alpha,
-        column=column if settings.partition == "column" else None,
-        seed=settings.seed,
-    )
-
-
-def _fingerprint(parts: Sequence[Sequence[int]]) -> str:
-    text = "\n".join(",".join(map(str, part)) for part in parts)
-    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,73 @@
+"""Where the training of a baseline stands, in one file, so that it can go on after a kill."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from hiso.errors import ProtocolError
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The state after `position` rounds.
+
+    Attributes:
+        position: Number of finished rounds.
+        settings: The run's settings.
+        identity: The run's identity.
+        weights: The replica's flat float32 weights.
+        state: The server's moments by name.
+    """
+
+    position: int
+    settings: Mapping[str, Any]
+    identity: Mapping[str, Any]
+    weights: torch.Tensor
+    state: Mapping[str, NDArray[Any]]
+
+    def save(self, path: Path) -> None:
+        """Writes it, whole or not at all."""
+        facts = {
+            "position": str(self.position),
+            "settings": json.dumps(self.settings),
+            "identity": json.dumps(self.identity),
+        }
+        tensors = {name: torch.from_numpy(value) for name, value in self.state.items()}
+        partial = path.with_name(path.name + ".partial")
+        save_file({"weights": self.weights, **tensors}, partial, metadata=facts)
+        os.replace(partial, path)
+
+
+def read_checkpoint(path: Path) -> Checkpoint | None:
+    """The checkpoint at `path`, if there is one.
+
+    Raises:
+        ProtocolError: It is damaged.
+    """
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            facts = file.metadata()
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return Checkpoint(
+            int(facts["position"]),
+            json.loads(facts["settings"]),
+            json.loads(facts["identity"]),
+            tensors.pop("weights"),
+            {name: tensor.numpy() for name, tensor in tensors.items()},
+        )
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise ProtocolError(
+            f"the checkpoint {path} is damaged ({error}): delete it, and the run starts again"
+        ) from error

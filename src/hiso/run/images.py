@@ -1,0 +1,63 @@
+"""A workload of images: a small network on a data set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from hiso.core.method import Method
+from hiso.language.shards import Shard
+from hiso.run.divide import divide
+from hiso.run.identity import settings_identity
+from hiso.run.observer import Advance, Observer
+from hiso.run.settings import Settings
+from hiso.run.workload import Rows, device_of, some
+from hiso.vision.data import Image, load_data_set
+from hiso.vision.models import fingerprint, make_network
+from hiso.vision.objective import ImageObjective
+
+
+@dataclass(frozen=True)
+class Images:
+    """A `Workload`: its network, and what every workload has."""
+
+    module: nn.Module
+    shards: list[Shard[Image]]
+    dev: Sequence[Image]
+    test: Sequence[Image]
+    source: str
+    identity: dict[str, Any]
+
+    def objective(self, rows: Rows, *, joint: bool) -> ImageObjective:
+        """See `Workload.objective`; the whole network computes in the replica's dtype."""
+        del rows
+        return ImageObjective(self.module, joint=joint)
+
+    def evaluate(
+        self, objective: ImageObjective, examples: Sequence[Image], advance: Advance
+    ) -> dict[str, float]:
+        """See `Workload.evaluate`."""
+        return objective.evaluate(examples, advance)
+
+
+def load_images(settings: Settings, method: Method, observer: Observer, own: int | None) -> Images:
+    """See `load_workload`."""
+    with observer.phase(f"loading data for {settings.task}"):
+        splits = load_data_set(settings.task, settings.data)
+    first = splits.train[0].pixels
+    module = make_network(settings.model, tuple(first.shape), splits.classes, settings.seed)
+    module.to(device_of(settings))
+    shards, partition = divide(splits.train, splits.train, settings, own)
+    identity = settings_identity(settings, method) | {
+        "model": {"fingerprint": fingerprint(module)},
+        "task": {"name": settings.task},
+        "data": {"fingerprint": splits.fingerprint, "max_length": settings.max_length},
+        "partition": partition,
+        "joint": settings.joint,
+    }
+    dev = some(splits.dev, settings.dev_examples)
+    test = some(splits.test, settings.test_examples)
+    return Images(module, shards, dev, test, splits.source, identity)

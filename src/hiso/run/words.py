@@ -1,0 +1,85 @@
+"""A workload of text: a language model on a task."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from hiso.core.method import Method
+from hiso.errors import SettingsError
+from hiso.language.data import load_examples
+from hiso.language.metrics import evaluate
+from hiso.language.models import LanguageModel, load_model
+from hiso.language.objective import Objective, Rows
+from hiso.language.shards import Encoded, Shard, encode
+from hiso.language.task import Task
+from hiso.language.tasks import get_task
+from hiso.run.divide import divide
+from hiso.run.identity import settings_identity
+from hiso.run.observer import Advance, Observer
+from hiso.run.settings import Settings
+from hiso.run.workload import EVAL_BATCH, device_of, some
+
+
+@dataclass(frozen=True)
+class Words:
+    """A `Workload`: its language model and task, and what every workload has."""
+
+    lm: LanguageModel
+    task: Task
+    shards: list[Shard[Encoded]]
+    dev: Sequence[Encoded]
+    test: Sequence[Encoded]
+    source: str
+    identity: dict[str, Any]
+
+    @property
+    def module(self) -> nn.Module:
+        """The language model."""
+        return self.lm.model
+
+    def objective(self, rows: Rows, *, joint: bool) -> Objective:
+        """See `Workload.objective`."""
+        return Objective(self.lm, self.task, joint=joint, rows=rows)
+
+    def evaluate(
+        self, objective: Objective, examples: Sequence[Encoded], advance: Advance
+    ) -> dict[str, float]:
+        """See `Workload.evaluate`."""
+        return evaluate(objective, examples, EVAL_BATCH, advance)
+
+
+def load_words(settings: Settings, method: Method, observer: Observer, own: int | None) -> Words:
+    """See `load_workload`."""
+    task = get_task(settings.task)
+    with observer.phase(f"loading data for {task.name}"):
+        splits = load_examples(task, settings.data, group_column=settings.partition_column)
+    with observer.phase(f"loading model {settings.model}"):
+        lm = load_model(settings.model)
+        lm.model.to(device_of(settings))  # pyright: ignore[reportArgumentType]
+    if lm.context is not None and settings.max_length > lm.context:
+        raise SettingsError(
+            f"max_length is {settings.max_length}, but {lm.name} reads no more than {lm.context} "
+            f"tokens. Set max_length to {lm.context} or less."
+        )
+    with observer.phase("tokenising and partitioning"):
+        dev, test = (
+            some(encode(examples, task, lm.tokenizer, settings.max_length), count)
+            for examples, count in (
+                (splits.dev, settings.dev_examples),
+                (splits.test, settings.test_examples),
+            )
+        )
+        train = encode(splits.train, task, lm.tokenizer, settings.max_length)
+        shards, partition = divide(splits.train, train, settings, own)
+    identity = settings_identity(settings, method) | {
+        "model": {"fingerprint": lm.fingerprint},
+        "task": {"name": task.name, "template": task.template, "labels": list(task.labels)},
+        "data": {"fingerprint": splits.fingerprint, "max_length": settings.max_length},
+        "partition": partition,
+        "joint": settings.joint,
+    }
+    return Words(lm, task, shards, dev, test, splits.source, identity)

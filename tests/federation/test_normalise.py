@@ -1,0 +1,85 @@
+"""One number in place of HiSo's diagonal: it is the mean of that diagonal."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from hiso import HiSo, Replica, simulate
+from hiso.core.methods import ZoSgd
+from hiso.core.record import Record
+from hiso.errors import SettingsError
+from hiso.federation.ledger import Ledger
+from hiso.federation.normalise import FLOOR, mean_curvature
+from hiso.federation.settings import RoundSettings
+from hiso.run.launch import evaluate_run
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+NU = 0.1
+
+
+def record(round: int, coefficients: np.ndarray) -> Record:
+    count = len(coefficients)
+    zeros = np.zeros(count, np.uint16)
+    c = coefficients.astype(np.float32)
+    return Record(round, zeros, zeros.astype(np.uint32), np.arange(count, dtype=np.uint16), c)
+
+
+@pytest.mark.parametrize("size", [0.7, 3.0])
+def test_it_is_hisos_diagonal_with_every_weight_given_the_mean(size):
+    """HiSo measures along u/√h, the method without a diagonal along u: c_u = c_z·√h̄."""
+    rng = np.random.Generator(np.random.Philox(1))
+    replica = Replica(nn.Linear(400, 500), HiSo(nu=NU, floor=0.0), seed=0)
+    h = 1.0
+    for r in range(30):
+        along_z = size * rng.standard_normal(5)
+        replica.replay([record(r, along_z)])
+        parts = [replica.state["h"][e.offset : e.offset + e.numel] for e in replica.layout]
+        mean = float(torch.cat(parts).double().mean())
+        replica.state["h"].fill_(mean)
+        h = mean_curvature([record(r, along_z * np.sqrt(h))], NU, h)
+        assert h > FLOOR
+        assert h == pytest.approx(mean, rel=0.01)
+
+
+def test_it_has_a_floor():
+    assert mean_curvature([record(r, np.zeros(2)) for r in range(100)], NU) == FLOOR
+
+
+def test_records_at_once_or_one_by_one():
+    rng = np.random.Generator(np.random.Philox(2))
+    records = [record(r, rng.standard_normal(3)) for r in range(20)]
+    h = 1.0
+    for each in records:
+        h = mean_curvature([each], NU, h)
+    assert mean_curvature(records, NU) == h
+    assert mean_curvature(records, 0.0) == 1.0
+
+
+def test_a_run_logs_the_rate_in_force_and_goes_on_after_a_stop(tmp_path, base):
+    base |= {"method": "zo_sgd", "normalise": NU, "rounds": 8}
+    whole = simulate(out=tmp_path / "whole", **base)
+    simulate(out=tmp_path / "parts", **base | {"rounds": 3})
+    given = {key: value for key, value in base.items() if key != "rounds"}
+    parts = simulate(out=tmp_path / "parts", **given, change={"rounds": 8})
+    assert parts["digest"] == whole["digest"]
+    assert evaluate_run(tmp_path / "whole")["digest"] == whole["digest"]
+    with Ledger.open(tmp_path / "whole" / "ledger.sqlite") as ledger:
+        for position in range(1, 9):
+            h = mean_curvature(ledger.records(0, position - 1), NU)
+            lr = ledger.hyper_at(position)["lr"]
+            assert lr == pytest.approx(base["lr"] / h, rel=1e-6)
+    plain = simulate(out=tmp_path / "plain", **base | {"normalise": 0.0})
+    assert plain["digest"] != whole["digest"]
+    assert whole["bytes_down"] > plain["bytes_down"]
+
+
+def test_what_makes_no_sense_is_refused(tmp_path, base):
+    with pytest.raises(SettingsError, match="hiso has a curvature for each weight"):
+        simulate(out=tmp_path / "run", **base | {"method": "hiso", "normalise": NU})
+    common = {"clients": 2, "sample": 1, "steps": 1, "directions": 1, "mu": 1e-3}
+    with pytest.raises(SettingsError, match="name lr among hyper"):
+        RoundSettings(**common, normalise=NU)
+    RoundSettings(**common, normalise=NU, hyper=ZoSgd().hyper)
