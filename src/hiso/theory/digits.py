@@ -268,10 +268,10 @@ def _stand(
     }
 
 
-def _moment(factors: Factors, batches: list[list[list[int]]]) -> Any:
+def _moment(factors: Factors, batches: list[list[Sequence[int]]]) -> Any:
     """E ĝ² [d] over rounds, from the very batches that they took."""
     total = np.zeros(factors.gradients.shape[1])
     for clients in batches:
-        means = [factors.gradients[rows].mean(0, dtype=np.float64) for rows in clients]
+        means = [factors.gradients[list(rows)].mean(0, dtype=np.float64) for rows in clients]
         total += np.mean(means, axis=0) ** 2
     return total / len(batches)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from hiso.engines.simulation import Simulation
 from hiso.federation.ledger import Ledger
 from hiso.federation.server import Server
 from hiso.federation.settings import RoundSettings
+from hiso.language.shards import Shard
 from hiso.run.observer import Observer
 from hiso.theory import images
 
@@ -53,7 +54,7 @@ class Federation:
             nn.utils.vector_to_parameters(self.start.float(), module.parameters())
         return module
 
-    def shards(self) -> list[images.Shard]:
+    def shards(self) -> list[Shard[int]]:
         """Each client's images."""
         return images.shards(len(self.labels), self.rules.clients, self.batch_size, self.seed)
 
@@ -88,11 +89,13 @@ class Federation:
                     simulation.round()
                     advance(1)
 
-    def batch_rows(self, ledger: Ledger, rounds: int) -> list[list[list[int]]]:
+    def batch_rows(self, ledger: Ledger, rounds: int) -> list[list[Sequence[int]]]:
         """The rows of each client's batch in the last `rounds` rounds of the log."""
         parts = self.shards()
         rows = ledger.rounds(max(0, ledger.position - rounds))
-        return [[parts[client].batch(row.round, 0) for client in row.clients] for row in rows]
+        return [
+            [parts[client].batch(row.round, 0).examples for client in row.clients] for row in rows
+        ]
 
 
 def unpadded(layout: Layout, buffer: Tensor) -> Tensor:
