@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,8 @@ from hiso.theory.race import race
 from hiso.theory.spectra import Groups, Spectrum
 
 _TUNING_SEED = 0
-_SHOWN = ["problem", "d", "method", "kappa", "zeta_scaled", "multiple", "median", "expected"]
+_SHOWN = ["problem", "d", "method", "kappa", "zeta_scaled", "multiple", "reached", "median",
+          "expected", "expected_common"]  # fmt: skip
 _SHOWN_SLOPES = ["problem", "method", "slope", "error", "slope_of_kappa", "slope_of_zeta"]
 
 
@@ -87,8 +89,11 @@ class Entry:
         )
         return outcome.as_dict()
 
-    def expected(self) -> tuple[int, float] | None:
-        """Least expected rounds over the grid, and the multiple that takes them; least squares."""
+    def expected(self, *, common: bool = False) -> tuple[int, float] | None:
+        """Least expected rounds over the grid, and the multiple that takes them; least squares.
+
+        With `common`, of a HiSo whose h is one number for all weights.
+        """
         if self.problem.curve != "least_squares":
             return None
         p, h = self.preset, self.h()
@@ -101,7 +106,12 @@ class Entry:
             method = self.method(self.lr(multiple))
             learns = method if isinstance(method, HiSo) and self.racer == "hiso" else None
             rounds = recursion.rounds(
-                lr=method.lr, h=h, target=p.target, limit=self.problem.max_rounds, learns=learns
+                lr=method.lr,
+                h=h,
+                target=p.target,
+                limit=self.problem.max_rounds,
+                learns=learns,
+                common=common,
             )
             if rounds is not None:
                 found.append((rounds, multiple))
@@ -176,7 +186,8 @@ def _middle_first(grid: list[float]) -> list[float]:
 
 def _row(entry: Entry, multiple: float | None, rounds: list[int | None]) -> dict[str, Any]:
     spectrum, expected, h = entry.spectrum, entry.expected(), entry.h()
-    reached = [count for count in rounds if count is not None]
+    common = entry.expected(common=True) if entry.racer == "hiso" else None
+    middle = statistics.median(inf if count is None else count for count in rounds or [None])
     energy = spectrum.values * spectrum.shares  # of the first gradient, by group, up to a factor
     gain = float((energy / h).sum() / energy.sum())
     return {
@@ -191,9 +202,11 @@ def _row(entry: Entry, multiple: float | None, rounds: list[int | None]) -> dict
         "multiple": multiple,
         "lr": None if multiple is None else entry.lr(multiple),
         "rounds": rounds,
-        "median": statistics.median(reached) if len(reached) == len(rounds) > 0 else None,
+        "reached": sum(count is not None for count in rounds),
+        "median": middle if middle < inf else None,
         "expected": None if expected is None else expected[0],
         "expected_multiple": None if expected is None else expected[1],
+        "expected_common": None if common is None else common[0],
     }
 
 

@@ -40,7 +40,14 @@ class Expected:
     fourth_moment: float = FOURTH_MOMENT["binomial"]
 
     def rounds(
-        self, *, lr: float, h: Groups, target: float, limit: int, learns: HiSo | None = None
+        self,
+        *,
+        lr: float,
+        h: Groups,
+        target: float,
+        limit: int,
+        learns: HiSo | None = None,
+        common: bool = False,
     ) -> int | None:
         """Rounds until the expected loss is `target` of its start; None: not within `limit`.
 
@@ -50,6 +57,7 @@ class Expected:
             target: Fraction of the initial loss.
             limit: Rounds after which to give up; so it does when the loss is ten times the start.
             learns: A HiSo by whose rule h goes on; None: h is fixed.
+            common: Put the mean of h over all weights in place of each of them.
         """
         values, counts, p = self.spectrum.values, self.spectrum.counts, self.directions
         gap = 2 * self.spectrum.shares / (counts * values)  # E (x − x*)² per weight
@@ -66,4 +74,6 @@ class Expected:
             if learns is not None:
                 learnt = (1 - learns.nu) * h + learns.nu * (s2 / h + learns.eps)
                 h = np.maximum(learns.floor, learnt)
+                if common:
+                    h = np.full_like(h, counts @ h / counts.sum())
         return None
