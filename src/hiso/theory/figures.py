@@ -53,7 +53,8 @@ def _races(ax: Axes, rows: list[dict[str, Any]]) -> None:
         reached = [row for row in mine if row["median"] is not None]
         d = [row["d"] for row in reached]
         middle = np.array([row["median"] for row in reached], float)
-        low, high = (np.array([end(row["rounds"]) for row in reached], float) for end in (min, max))
+        counts = [[count for count in row["rounds"] if count is not None] for row in reached]
+        low, high = (np.array([end(c) for c in counts], float) for end in (min, max))
         ax.errorbar(d, middle, [middle - low, high - middle], color=colour, marker=marker,
                     markersize=4, linewidth=1, capsize=2, label=name)  # fmt: skip
         known = [row for row in mine if row["expected"] is not None]
@@ -67,7 +68,7 @@ def _races(ax: Axes, rows: list[dict[str, Any]]) -> None:
     ax.plot(ends, start * ends / ends[0], color="0.6", linestyle="--", linewidth=0.8,
             label="∝ d")  # fmt: skip
     kappa = np.array([row["kappa"] for row in rows])
-    if np.ptp(kappa) == 0:
+    if np.ptp(kappa) < 1e-6 * kappa.max():
         ax.plot(ends, [start, start], color="0.6", linestyle="-.", linewidth=0.8, label="∝ κ")
     ax.set_ylim(bottom / 1.5, top * 3)
     ax.legend(fontsize=7, frameon=False)
