@@ -79,7 +79,7 @@ def test_slopes_give_the_losses_own_gradient(scene, whole):
     expected = sample.of(dict(zip(named, exact, strict=True)))
     factors = slopes.factors(sample.stands_for)
     np.testing.assert_allclose(factors.gradients.mean(0), expected, atol=2e-6)
-    assert float(loss) == pytest.approx(
+    assert float(loss.detach()) == pytest.approx(
         np.logaddexp(0, (1 - 2 * slopes.label) * slopes.margin).mean(), rel=1e-5
     )
     np.testing.assert_allclose(slopes.norms, (slopes.drawn.astype(float) ** 2).sum(1), rtol=1e-4)

@@ -67,7 +67,7 @@ def gauss_newton_product(
     """Products with JᵀBJ: J the derivative of `outputs` at `at`, B the Hessian of `criterion`."""
 
     def product(v: Tensor) -> Tensor:
-        z, along = jvp(outputs, (at,), (v,))
+        z, along = jvp(outputs, (at,), (v,))[:2]
         bent = jvp(grad(criterion), (z,), (along,))[1]
         return vjp(outputs, at)[1](bent)[0]
 

@@ -216,10 +216,12 @@ def _signs(sizes: dict[str, int]) -> dict[str, Tensor]:
 
 
 def _sketch(gradients: dict[str, Tensor], signs: dict[str, Tensor]) -> Floats:
-    total = torch.zeros(SKETCH)
+    """Weight j of all goes into bucket j mod SKETCH, with its sign."""
+    total, start = torch.zeros(SKETCH), 0
     for name, gradient in gradients.items():
         signed = gradient.reshape(-1) * signs[name]
-        whole = len(signed) // SKETCH * SKETCH
-        total += signed[:whole].view(-1, SKETCH).sum(0)
-        total[: len(signed) - whole] += signed[whole:]
+        before = start % SKETCH
+        after = -(before + len(signed)) % SKETCH
+        total += nn.functional.pad(signed, (before, after)).view(-1, SKETCH).sum(0)
+        start += len(signed)
     return total.numpy()

@@ -29,5 +29,5 @@ def top_eigenvalues(
     size = len(like)
     start = np.random.Generator(np.random.Philox(0)).normal(size=size)
     operator = LinearOperator((size, size), matvec=matvec, dtype=np.float64)  # pyright: ignore[reportCallIssue]
-    found = eigsh(operator, count, which="LA", v0=start, tol=tolerance, return_eigenvectors=False)
+    found = eigsh(operator, count, which="LA", v0=start, tol=tolerance, return_eigenvectors=False)  # pyright: ignore[reportArgumentType]
     return np.sort(np.asarray(found))[::-1]
