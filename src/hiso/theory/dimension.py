@@ -25,8 +25,7 @@ from hiso.theory.race import race
 from hiso.theory.spectra import Groups, Spectrum
 
 _TUNING_SEED = 0
-_SHOWN = ["problem", "d", "method", "kappa", "zeta_scaled", "multiple", "reached", "median",
-          "expected", "expected_common"]  # fmt: skip
+_SHOWN = ["problem", "d", "method", "kappa", "median", "expected", "expected_common"]
 _SHOWN_SLOPES = ["problem", "method", "slope", "error", "slope_of_kappa", "slope_of_zeta"]
 
 
