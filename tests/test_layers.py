@@ -30,6 +30,7 @@ LAYER = {
     "flower": 5,
     "report": 5,
     "compare": 6,
+    "theory": 6,
     "cli": 7,
 }
 HEAVY = "torch transformers numba datasets"

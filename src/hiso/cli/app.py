@@ -24,6 +24,7 @@ from hiso.cli.options import (
 )
 from hiso.cli.report import report
 from hiso.cli.serve import serve
+from hiso.cli.theory import theory
 from hiso.errors import HisoError
 
 Folder = Annotated[Path, typer.Argument(help="The run's folder.", show_default=False)]
@@ -37,6 +38,7 @@ app = typer.Typer(
 app.command()(compare)
 app.command()(serve)
 app.command()(report)
+app.command()(theory)
 app.add_typer(worker.app, name="worker")
 
 

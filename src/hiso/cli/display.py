@@ -46,6 +46,7 @@ __all__ = [
     "benchmark",
     "diagnosis",
     "escape",
+    "experiment_tables",
     "inspection",
     "plain_table",
     "summary_table",
@@ -271,6 +272,17 @@ def benchmark(console: Console, report: dict[str, Any]) -> None:
     ]
     title = "memory, bytes per trainable weight"
     console.print(_table(title, rows, ("", "in rounds", "by design", "at the start")))
+
+
+def experiment_tables(console: Console, results: dict[str, Any]) -> None:
+    """The results of `hiso theory`: some columns of some of its lists of rows."""
+    for name, header in results["tables"].items():
+        rows = [tuple(_words(row.get(key)) for key in header) for row in results[name]]
+        console.print(_table(name, rows, tuple(header)))
+
+
+def _words(value: Any) -> str:
+    return " ".join(map(_figure, value)) if isinstance(value, list) else _figure(value)
 
 
 def _bar(console: Console, title: str, parts: dict[str, float]) -> None:

@@ -1,0 +1,1 @@
+"""Experiments on what the theory says: rounds against dimension, and what h learns of curvature."""

@@ -1,0 +1,78 @@
+"""Finished cells of an experiment, a line of JSON each: a killed experiment repeats none."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hiso.errors import RunConflict
+from hiso.run.folder import locked
+
+FILE = "cells.jsonl"
+
+Cell = dict[str, Any]
+
+
+class Cells:
+    """The cells of one folder. The first line is the preset that they belong to."""
+
+    def __init__(self, path: Path, known: Mapping[str, Cell]) -> None:
+        self._path, self._known = path, dict(known)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._known
+
+    def get(self, key: str, work: Callable[[], Cell]) -> Cell:
+        """The cell called `key`; if there is none yet, what `work` gives, which is kept."""
+        if key not in self._known:
+            cell = json.loads(json.dumps(work(), allow_nan=False))
+            self._append({"cell": key, **cell})
+            self._known[key] = cell
+        return self._known[key]
+
+    def _append(self, line: Mapping[str, Any]) -> None:
+        with self._path.open("a") as file:
+            file.write(json.dumps(line, allow_nan=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+
+@contextmanager
+def open_cells(folder: Path, preset: Mapping[str, Any]) -> Iterator[Cells]:
+    """The cells in `folder`, made if it is missing, held against other processes.
+
+    Raises:
+        RunConflict: The folder holds cells of another preset, or another process is at work.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder, f"another process is at work in {folder}: wait for it or stop it"):
+        path, given = folder / FILE, json.loads(json.dumps(preset))
+        lines = _whole_lines(path)
+        if lines and lines[0] != given:
+            stored = lines[0]
+            different = sorted(
+                key for key in {*stored, *given} if stored.get(key) != given.get(key)
+            )
+            raise RunConflict(
+                f"{folder} holds cells of another preset, which differs in "
+                f"{', '.join(different)}: choose another folder with --out"
+            )
+        if not lines:
+            path.write_text(json.dumps(given) + "\n")
+        known = {line.pop("cell"): line for line in lines[1:]}
+        yield Cells(path, known)
+
+
+def _whole_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of the file; what a kill left of the last one is cut off."""
+    if not path.exists():
+        return []
+    data = path.read_bytes()
+    end = data.rfind(b"\n") + 1
+    if end < len(data):
+        os.truncate(path, end)
+    return [json.loads(line) for line in data[:end].splitlines()]

@@ -1,0 +1,126 @@
+"""Per-example gradients and Gauss–Newton factors, and the progress that a diagonal h promises."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.floating]
+
+
+@dataclass(frozen=True)
+class Factors:
+    """N examples at one point, seen at s weights.
+
+    Attributes:
+        gradients: ∇ of each example's loss, [N, s].
+        factors: F with GGN = (1/N) Σ_n F_nᵀF_n, [N, C, s].
+        stands_for: Number of weights that each of the s stands for, [s]; 1 if all are there.
+        whole: Whether the examples are all there are; otherwise they are a sample, and what its
+            noise adds to squares is taken off.
+    """
+
+    gradients: Array
+    factors: Array
+    stands_for: Array
+    whole: bool = False
+
+    def pick(self, examples: NDArray[np.integer]) -> Factors:
+        """Some of the examples."""
+        return replace(self, gradients=self.gradients[examples], factors=self.factors[examples])
+
+    def keep(self, weights: NDArray[np.bool_]) -> Factors:
+        """Some of the weights."""
+        return replace(
+            self,
+            gradients=self.gradients[:, weights],
+            factors=self.factors[:, :, weights],
+            stands_for=self.stands_for[weights],
+        )
+
+    def diagonal(self) -> NDArray[np.float64]:
+        """The Gauss–Newton matrix's diagonal, [s]."""
+        n = len(self.gradients)
+        return np.einsum("ncs,ncs->s", self.factors, self.factors, dtype=np.float64) / n
+
+    def squared_gradient(self) -> NDArray[np.float64]:
+        """The mean gradient's square, without bias, [s]; of a sample, single ones may be < 0."""
+        n = len(self.gradients)
+        square = self.gradients.mean(0, dtype=np.float64) ** 2
+        return square if self.whole else square - self.variance() / n
+
+    def variance(self) -> NDArray[np.float64]:
+        """Variance of a single example's gradient, [s]."""
+        return self.gradients.var(0, ddof=0 if self.whole else 1, dtype=np.float64)
+
+    def second_moment(self, batch: int) -> NDArray[np.float64]:
+        """E ĝ² for batches of so many independent examples, [s]."""
+        return np.maximum(self.squared_gradient(), 0) + self.variance() / batch
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What one round of HiSo with a fixed h does to the loss, to second order.
+
+    f(x + Δ) − f(x) = −lr·gᵀE[dx] + ½ lr² E[dxᵀA dx], A the Gauss–Newton matrix. With a = ĝ/√h and
+    Ã = H^(-½) A H^(-½), for normal directions,
+
+        gᵀE[dx] = gᵀH⁻¹g            E[dxᵀA dx] = E‖a‖²·Tr Ã/P + (1 + 1/P)·E aᵀÃa
+
+    Attributes:
+        gain: gᵀH⁻¹g, over that part of the loss that batches have in common.
+        noise: Tr(H⁻¹ Cov ĝ).
+        zeta: Tr Ã: HiSo's ζ.
+        bend: E aᵀÃa.
+        directions: P.
+    """
+
+    gain: float
+    noise: float
+    zeta: float
+    bend: float
+    directions: int
+
+    @property
+    def cost(self) -> float:
+        """E[dxᵀA dx]."""
+        p = self.directions
+        return (self.gain + self.noise) * self.zeta / p + (1 + 1 / p) * self.bend
+
+    @property
+    def progress(self) -> float:
+        """Expected decrease of the loss in a round with the best learning rate."""
+        return max(self.gain, 0.0) ** 2 / (2 * self.cost)
+
+    @property
+    def best_lr(self) -> float:
+        """The learning rate that gives it."""
+        return max(self.gain, 0.0) / self.cost
+
+
+def outlook(factors: Factors, h: NDArray[np.float64], *, directions: int, batch: int) -> Outlook:
+    """The outlook for h [s] (any scale) with `batch` examples a round over all clients.
+
+    Of a sample, pairs of an example with itself are left out where two independent ones are meant.
+    """
+    n = len(factors.gradients)
+    over = factors.stands_for / h
+    variance = float(over @ factors.variance())
+    gain = float(over @ factors.squared_gradient())
+    weighted = factors.gradients * over.astype(factors.gradients.dtype)
+    flat = factors.factors.reshape(n, -1, factors.gradients.shape[1])
+    dots = np.einsum("ncs,ms->nmc", flat, weighted, optimize=True).astype(np.float64)
+    if factors.whole:
+        single = float((dots**2).sum(2).mean())
+        common = float((dots.mean(1) ** 2).sum(1).mean())
+    else:
+        apart = ~np.eye(n, dtype=bool)
+        single = float((dots**2).sum(2)[apart].mean())
+        # Over pairs of different examples m, m', both different from n: (Σ_m d)² − Σ_m d².
+        rest = dots * apart[:, :, None]
+        pairs = (rest.sum(1) ** 2 - (rest**2).sum(1)).sum(1)
+        common = float(pairs.mean()) / ((n - 1) * (n - 2))
+    bend = common + (single - common) / batch
+    return Outlook(gain, variance / batch, float(over @ factors.diagonal()), bend, directions)

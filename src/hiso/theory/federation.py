@@ -1,0 +1,117 @@
+"""A run of HiSo on digits whose log is kept, and the replicas at positions of that log."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from hiso.core.layout import Layout
+from hiso.core.methods import HiSo
+from hiso.core.replica import Replica
+from hiso.engines.simulation import Simulation
+from hiso.federation.ledger import Ledger
+from hiso.federation.server import Server
+from hiso.federation.settings import RoundSettings
+from hiso.language.shards import Shard
+from hiso.run.observer import Observer
+from hiso.theory import images
+
+
+@dataclass(frozen=True)
+class Federation:
+    """What a run on digits is made of.
+
+    Attributes:
+        rules: Clients, sampling, directions, mu.
+        method: HiSo with its hyper-parameters.
+        inputs: Training images.
+        labels: Their labels.
+        batch_size: Images of a client's batch.
+        seed: Key of network, directions, sampling and batches.
+        start: Weights to start from, [d]; None: those of the seed's network.
+    """
+
+    rules: RoundSettings
+    method: HiSo
+    inputs: Tensor
+    labels: Tensor
+    batch_size: int
+    seed: int
+    start: Tensor | None = None
+
+    def module(self) -> nn.Module:
+        """The network as it is before the first round."""
+        module = images.network(self.seed)
+        if self.start is not None:
+            nn.utils.vector_to_parameters(self.start.float(), module.parameters())
+        return module
+
+    def shards(self) -> list[Shard[int]]:
+        """Each client's images."""
+        return images.shards(len(self.labels), self.rules.clients, self.batch_size, self.seed)
+
+    def replica(self, chain: bytes, *, seed: int | None = None) -> Replica:
+        """A replica at position 0, whose directions are those of `seed`, or of the run."""
+        directions = self.seed if seed is None else seed
+        return Replica(self.module(), self.method, seed=directions, chain=chain)
+
+    @contextmanager
+    def ledger(self, path: Path) -> Iterator[Ledger]:
+        """The run's log, made if it is missing."""
+        identity: dict[str, Any] = {
+            "model": "digits",
+            "seed": self.seed,
+            "method": {"name": self.method.name, "hyper": self.method.hyper},
+        }
+        opened = Ledger.open(path) if path.exists() else Ledger.create(path, identity, {})
+        with opened as ledger:
+            yield ledger
+
+    def run(self, path: Path, rounds: int, observer: Observer, title: str) -> None:
+        """Runs the rounds that the log lacks."""
+        with self.ledger(path) as ledger:
+            replica = self.replica(ledger.root)
+            replica.replay(ledger.records())
+            server = Server(ledger, self.rules, curvature=False)
+            losses = images.Losses(replica.module, self.inputs, self.labels)
+            simulation = Simulation(server, replica, self.shards(), losses)
+            with observer.phase(title, rounds) as advance:
+                advance(ledger.position)
+                while ledger.position < rounds:
+                    simulation.round()
+                    advance(1)
+
+    def batch_rows(self, ledger: Ledger, rounds: int) -> list[list[Sequence[int]]]:
+        """The rows of each client's batch in the last `rounds` rounds of the log."""
+        parts = self.shards()
+        rows = ledger.rounds(max(0, ledger.position - rounds))
+        return [
+            [parts[client].batch(row.round, 0).examples for client in row.clients] for row in rows
+        ]
+
+
+def unpadded(layout: Layout, buffer: Tensor) -> Tensor:
+    """The weights [d] in a replica's flat buffer, without the padding between parameters."""
+    return torch.cat([buffer[e.offset : e.offset + e.numel] for e in layout])
+
+
+def state_at(
+    federation: Federation, ledger: Ledger, position: int, *, seed: int | None = None
+) -> tuple[Tensor, NDArray[np.float64]]:
+    """Weights and h, [d] each, before the record of `position`, by replay.
+
+    With another `seed` the scalars of the log meet directions that have nothing to do with the
+    losses they were measured from: h then scatters just as it does, and knows nothing.
+    """
+    replica = federation.replica(ledger.root, seed=seed)
+    replica.replay(ledger.records(0, position))
+    h = unpadded(replica.layout, replica.state["h"]).double().numpy()
+    return unpadded(replica.layout, replica.weights), h
