@@ -113,7 +113,7 @@ def _hub(place: str, known: DataSet) -> tuple[list[Image], list[Image]]:
     found: list[list[Image]] = []
     for split in ("train", "test"):
         if split not in loaded:
-            raise LoadError(f"{place} has no split '{split}'; it has: {', '.join(loaded)}.")
+            raise LoadError(f"{place} has no split '{split}'; it has: {', '.join(map(str, loaded))}.")
         rows = loaded[split]
         if missing := {known.image, known.label} - set(rows.column_names):
             raise LoadError(
