@@ -84,10 +84,10 @@ def run_digits(
     }
 
 
-_SHOWN = ["position", "accuracy", "h_mean", "h_spread", "rho_hessian", "rho_gauss_newton",
-          "rho_second_moment", "rho_other_seed", "kappa", "zeta_h"]  # fmt: skip
-_SHOWN_STANDING = ["nu", "directions", "rounds", "h_mean", "h_mean_expected", "h_spread",
-                   "h_spread_expected", "rho_second_moment", "rho_expected"]  # fmt: skip
+_SHOWN = ["position", "accuracy", "h_mean", "h_spread", "other_seed_spread", "rho_hessian",
+          "rho_second_moment", "rho_chance"]  # fmt: skip
+_SHOWN_STANDING = ["nu", "directions", "h_mean", "h_spread", "h_spread_other_seed",
+                   "rho_second_moment", "rho_expected"]  # fmt: skip
 
 
 def _look(

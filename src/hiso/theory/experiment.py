@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import sys
-import time
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -37,12 +36,10 @@ def run_experiment(path: Path, folder: Path, observer: Observer) -> dict[str, An
     if missing:
         raise LoadError(f"hiso theory needs {', '.join(missing)}: pip install 'hiso[theory]'")
     with open_cells(folder, preset.model_dump(mode="json")) as cells:
-        started = time.perf_counter()
         found = _run(preset, folder, cells, observer)
         results = {
             "experiment": preset.experiment,
             "command": " ".join(["hiso", *sys.argv[1:]]),
-            "seconds_of_this_process": time.perf_counter() - started,
             "threads": 1,
             **describe(),
             "preset": preset.model_dump(mode="json"),
@@ -76,10 +73,12 @@ def _draw(results: dict[str, Any], folder: Path) -> None:
 
 
 def _csv(rows: list[dict[str, Any]]) -> str:
-    """Rows of scalars; lists become words between spaces."""
+    """Rows of scalars; lists become words between spaces, and what is nested is left to JSON."""
     text = io.StringIO()
-    header = list(dict.fromkeys(name for row in rows for name in row))
-    writer = csv.DictWriter(text, header, lineterminator="\n")
+    header = list(
+        dict.fromkeys(k for row in rows for k, value in row.items() if not isinstance(value, dict))
+    )
+    writer = csv.DictWriter(text, header, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     for row in rows:
         writer.writerow(

@@ -11,6 +11,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from hiso.theory.learned import scatter, step_noise
 
@@ -90,6 +91,7 @@ def draw_curvature(results: dict[str, Any], folder: Path) -> None:
                             label=f"expected, P = {p}")  # fmt: skip
             spread.set_xscale("log")
             spread.set_yscale("log")
+            spread.xaxis.set_minor_formatter(NullFormatter())
             spread.legend(fontsize=7, frameon=False)
         spread.set_xlabel("smoothing ν")
         spread.set_title("spread of h at rest (×: other seed)")
