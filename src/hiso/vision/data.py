@@ -113,7 +113,8 @@ def _hub(place: str, known: DataSet) -> tuple[list[Image], list[Image]]:
     found: list[list[Image]] = []
     for split in ("train", "test"):
         if split not in loaded:
-            raise LoadError(f"{place} has no split '{split}'; it has: {', '.join(map(str, loaded))}.")
+            known_splits = ", ".join(map(str, loaded))
+            raise LoadError(f"{place} has no split '{split}'; it has: {known_splits}.")
         rows = loaded[split]
         if missing := {known.image, known.label} - set(rows.column_names):
             raise LoadError(
