@@ -162,6 +162,7 @@ def test_tables_and_report(finished, result):
     (row,) = (r for r in result["methods"] if r["method"] == "FedAvg")
     assert float(line["mean"]) == row["test"]["mean"]
     assert [float(x) for x in line["by seed"].split()] == row["test"]["values"]
+    assert "DeComFL" in (out / "curves.svg").read_text()
     html = (out / "report.html").read_text()
     assert "A small one" in html
     assert "HiSo, frozen" in html

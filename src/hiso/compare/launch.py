@@ -6,14 +6,17 @@ import json
 import os
 import platform
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from hiso.compare import tables
 from hiso.compare.execute import Display, run_all
 from hiso.compare.figures import Run, choose, compare, read_runs
+from hiso.compare.picture import draw_curves
 from hiso.compare.spec import Comparison
 from hiso.compare.trials import final_trials, tuning_trials
+from hiso.errors import LoadError
 from hiso.report.page import check_installed, write_report
 from hiso.report.parts import Section, Table
 
@@ -23,7 +26,7 @@ RUNS = "runs"
 def launch_comparison(
     comparison: Comparison, out: Path, *, command: str, jobs: int | None, display: Display
 ) -> dict[str, Any]:
-    """Tunes, runs, and writes results.json, results.csv, results.md and report.html to `out`.
+    """Tunes, runs, and writes results.json, results.csv, results.md, report.html, curves.svg.
 
     Runs that are done are not done again: start it again after a stop, or with more seeds or
     methods in the file.
@@ -43,6 +46,8 @@ def launch_comparison(
         HisoError: A run failed for another reason than that its loss exploded.
     """
     check_installed()
+    if find_spec("matplotlib") is None:
+        raise LoadError("a comparison's picture needs matplotlib: pip install 'hiso[report]'")
     root = out / RUNS
     tuning = list(tuning_trials(comparison))
     tuned = run_all("tuning", tuning, root, comparison.threads, jobs, display)
@@ -63,6 +68,7 @@ def launch_comparison(
     (out / "results.md").write_text(tables.to_markdown(result))
     if any(run.curve for run in runs):
         _report(result, runs, root, out / "report.html")
+        draw_curves(runs, comparison.metric, out / "curves.svg")
     return result
 
 

@@ -1,0 +1,55 @@
+"""The curves of a comparison as one picture, for pages that cannot run a report's scripts."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hiso.compare.figures import Run
+from hiso.compare.measure import Curve
+from hiso.report.parts import DASHES, PALETTE
+
+_AXES = {"rounds": "positions", "bytes, up and down": "bytes", "forward passes": "passes"}
+_DASHED = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-."}
+
+
+def draw_curves(runs: Sequence[Run], metric: str, out: Path) -> None:
+    """Accuracy on the tuning split against rounds, bytes and passes: mean and deviation over seeds.
+
+    One row of axes for each task and model. Bytes and passes are logarithmic; position 0, which
+    costs nothing, is left out there.
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    places: dict[tuple[str, str], dict[str, list[Curve]]] = defaultdict(lambda: defaultdict(list))
+    for run in runs:
+        if run.curve is not None:
+            places[run.key[:2]][run.trial.method].append(run.curve)
+    picture = Figure(figsize=(10, 3.2 * len(places)), layout="constrained")
+    rows: Any = picture.subplots(len(places), len(_AXES), squeeze=False, sharey="row")
+    for axes, (place, methods) in zip(rows, places.items(), strict=True):
+        for axis, (name, attribute) in zip(axes, _AXES.items(), strict=True):
+            for index, (method, curves) in enumerate(methods.items()):
+                color = PALETTE[index % len(PALETTE)]
+                dash = _DASHED[DASHES[index % len(DASHES)]]
+                start = 0 if attribute == "positions" else 1
+                x = np.mean([getattr(curve, attribute)[start:] for curve in curves], axis=0)
+                y = np.array([curve.accuracy[start:] for curve in curves])
+                mean, deviation = y.mean(0), y.std(0, ddof=1) if len(y) > 1 else 0 * y[0]
+                axis.plot(x, mean, dash, color=color, label=method)
+                axis.fill_between(x, mean - deviation, mean + deviation, color=color, alpha=0.15)
+            if attribute != "positions":
+                axis.set_xscale("log")
+            axis.set_xlabel(name)
+            axis.grid(alpha=0.3)
+        axes[0].set_ylabel(f"{metric}, tuning split")
+        axes[0].set_title(" · ".join(filter(None, place)), loc="left")
+    handles, labels = rows[0][0].get_legend_handles_labels()
+    picture.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
+    with rc_context({"svg.hashsalt": "hiso", "svg.fonttype": "none"}):
+        picture.savefig(out, metadata={"Date": None})
