@@ -34,7 +34,7 @@ def test_a_run_is_what_its_ledger_says(runs):
     spent = [sum(row.bytes_up + row.bytes_down for row in rows[:n]) for n in range(len(rows) + 1)]
     assert run.spent["bytes"].tolist() == spent
     assert run.spent["rounds"].tolist() == list(range(7))
-    assert "passes" not in run.spent
+    assert run.spent["passes"].tolist() == [2 * (2 + 1) * n for n in range(7)]
     assert sum(run.traffic) == spent[-1]
 
 

@@ -119,7 +119,7 @@ def test_a_real_logs_h_scatters_as_predicted_and_as_on_another_seed(standing):
     start = torch.nn.utils.parameters_to_vector(federation.module().parameters())
     assert torch.equal(weights, start.detach())  # lr = 0
     spread, expected = h.std() / h.mean(), learned.scatter(0.05, noise)
-    assert spread == pytest.approx(expected, rel=0.15)
+    assert spread == pytest.approx(expected, rel=0.25)  # one log; the rule is linearised
     assert other.std() / other.mean() == pytest.approx(spread, rel=0.1)
     assert other.mean() == pytest.approx(h.mean(), rel=0.05)
     assert abs(rank_correlation(h, other).rho) < 4 / np.sqrt(len(h))
