@@ -115,7 +115,7 @@ def test_a_few_weights_tell_what_all_tell(scene, whole):
     sample = Sample.draw(replica.layout, HEAD, margins.words.tolist(), 20_000)
     few = measure_slopes(margins, sample, examples)
     np.testing.assert_allclose(few.norms, slopes.norms, rtol=1e-5)
-    trace = float(sample.stands_for @ few.factors(sample.stands_for).diagonal())
+    trace = float(sample.stands_for @ few.factors(sample.stands_for).diagonal)
     assert trace == pytest.approx((slopes.bend * slopes.norms).mean(), rel=0.1)
 
 

@@ -115,12 +115,14 @@ def test_a_real_logs_h_scatters_as_predicted_and_as_on_another_seed(standing):
         assert ledger.position == 150
         weights, h = state_at(federation, ledger, 150)
         _, other = state_at(federation, ledger, 150, seed=99)
+        moments = [state_at(federation, ledger, at)[1] for at in range(60, 151, 5)]
         noise = learned.step_noise_of(ledger.records(50))
     start = torch.nn.utils.parameters_to_vector(federation.module().parameters())
     assert torch.equal(weights, start.detach())  # lr = 0
-    spread, expected = h.std() / h.mean(), learned.scatter(0.05, noise)
-    assert spread == pytest.approx(expected, rel=0.25)  # one log; the rule is linearised
-    assert other.std() / other.mean() == pytest.approx(spread, rel=0.1)
+    # With a memory of ten rounds single moments differ: over 100 rounds they come to the formula.
+    spread = np.sqrt(np.mean([(x.std() / x.mean()) ** 2 for x in moments]))
+    assert spread == pytest.approx(learned.scatter(0.05, noise), rel=0.15)
+    assert other.std() / other.mean() == pytest.approx(h.std() / h.mean(), rel=0.1)
     assert other.mean() == pytest.approx(h.mean(), rel=0.05)
     assert abs(rank_correlation(h, other).rho) < 4 / np.sqrt(len(h))
 

@@ -111,7 +111,7 @@ def _look(
     factors = _factors(model, at)
     ggn = np.tensordot(factors.factors, factors.factors, ([0, 1], [0, 1])) / len(model.labels)
     batch = preset.sample * preset.batch_size
-    moment, diagonal = factors.second_moment(batch), factors.diagonal()
+    moment, diagonal = factors.second_moment(batch), factors.diagonal
     probed = {
         "hessian": hutchinson(hessian, at, probes=preset.probes, seed=1),
         "gauss_newton": hutchinson(newton, at, probes=preset.probes, seed=1),
@@ -124,7 +124,7 @@ def _look(
     sees = {
         "hessian": np.abs(truth["hessian"]),
         "gauss_newton": diagonal,
-        "squared_gradient": factors.squared_gradient(),
+        "squared_gradient": factors.squared_gradient,
         "second_moment": moment,
     }
     plain = outlook(factors, np.ones_like(h), directions=preset.directions, batch=batch)
@@ -151,8 +151,8 @@ def _look(
         "rho_chance": rank_correlation(h, sees["hessian"]).chance,
         "second_moment_with_gauss_newton": rank_correlation(moment, diagonal).rho,
         "hessian_with_gauss_newton": rank_correlation(sees["hessian"], diagonal).rho,
-        "gradient_norm2": float(factors.squared_gradient().sum()),
-        "sample_noise": float(factors.variance().sum()),
+        "gradient_norm2": float(factors.squared_gradient.sum()),
+        "sample_noise": float(factors.variance.sum()),
         "trace_hessian": float(eigenvalues.sum()),
         "trace_gauss_newton": float(of_newton.sum()),
         "kappa": float(of_newton.sum() / of_newton[0]),
@@ -238,7 +238,7 @@ def _stand(
         moment = _moment(factors, federation.batch_rows(ledger, _BATCHES))
     shares, p = moment / moment.sum(), standing.directions
     noise = learned.step_noise_of(rest)
-    diagonal = factors.diagonal()
+    diagonal = factors.diagonal
     return {
         "nu": standing.nu,
         "directions": p,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,24 +41,27 @@ class Factors:
             stands_for=self.stands_for[weights],
         )
 
+    @cached_property
     def diagonal(self) -> NDArray[np.float64]:
         """The Gauss–Newton matrix's diagonal, [s]."""
         n = len(self.gradients)
         return np.einsum("ncs,ncs->s", self.factors, self.factors, dtype=np.float64) / n
 
+    @cached_property
     def squared_gradient(self) -> NDArray[np.float64]:
         """The mean gradient's square, without bias, [s]; of a sample, single ones may be < 0."""
         n = len(self.gradients)
         square = self.gradients.mean(0, dtype=np.float64) ** 2
-        return square if self.whole else square - self.variance() / n
+        return square if self.whole else square - self.variance / n
 
+    @cached_property
     def variance(self) -> NDArray[np.float64]:
         """Variance of a single example's gradient, [s]."""
         return self.gradients.var(0, ddof=0 if self.whole else 1, dtype=np.float64)
 
     def second_moment(self, batch: int) -> NDArray[np.float64]:
         """E ĝ² for batches of so many independent examples, [s]."""
-        return np.maximum(self.squared_gradient(), 0) + self.variance() / batch
+        return np.maximum(self.squared_gradient, 0) + self.variance / batch
 
 
 @dataclass(frozen=True)
@@ -107,8 +111,8 @@ def outlook(factors: Factors, h: NDArray[np.float64], *, directions: int, batch:
     """
     n = len(factors.gradients)
     over = factors.stands_for / h
-    variance = float(over @ factors.variance())
-    gain = float(over @ factors.squared_gradient())
+    variance = float(over @ factors.variance)
+    gain = float(over @ factors.squared_gradient)
     weighted = factors.gradients * over.astype(factors.gradients.dtype)
     flat = factors.factors.reshape(n, -1, factors.gradients.shape[1])
     dots = np.einsum("ncs,ms->nmc", flat, weighted, optimize=True).astype(np.float64)
@@ -123,4 +127,4 @@ def outlook(factors: Factors, h: NDArray[np.float64], *, directions: int, batch:
         pairs = (rest.sum(1) ** 2 - (rest**2).sum(1)).sum(1)
         common = float(pairs.mean()) / ((n - 1) * (n - 2))
     bend = common + (single - common) / batch
-    return Outlook(gain, variance / batch, float(over @ factors.diagonal()), bend, directions)
+    return Outlook(gain, variance / batch, float(over @ factors.diagonal), bend, directions)

@@ -161,7 +161,7 @@ def _look(scene: _Scene, position: int, slopes: Slopes, sample: Sample) -> Cell:
         h_other = sample.of_flat(replica.layout, replica.state["h"]).astype(np.float64)
     factors = slopes.factors(sample.stands_for)
     batch = scene.settings.sample * scene.settings.batch_size
-    moment, diagonal = factors.second_moment(batch), factors.diagonal()
+    moment, diagonal = factors.second_moment(batch), factors.diagonal
     weight = sample.stands_for
     mean, spread = _moments(h, weight)
     records = scene.ledger.records(0, position)
@@ -180,7 +180,7 @@ def _look(scene: _Scene, position: int, slopes: Slopes, sample: Sample) -> Cell:
         "h_mean": mean,
         "h_spread": spread,
         "h_spread_other_seed": _moments(h_other, weight)[1],
-        "reliability_gauss_newton": rank_correlation(first.diagonal(), second.diagonal()).rho,
+        "reliability_gauss_newton": rank_correlation(first.diagonal, second.diagonal).rho,
         "reliability_second_moment": rank_correlation(
             first.second_moment(batch), second.second_moment(batch)
         ).rho,

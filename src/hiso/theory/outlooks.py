@@ -49,7 +49,7 @@ def spectrum_of(slopes: Slopes, sample: Sample) -> dict[str, Any]:
     drawn = [figures(generator.integers(0, n, n)) for _ in range(_RESAMPLES)]
     errors = {f"{key}_error": float(np.std([d[key] for d in drawn])) for key in found}
     labels = slopes.factors(sample.stands_for).keep(sample.label)
-    energy = float(labels.squared_gradient().sum())
+    energy = float(labels.squared_gradient.sum())
     half = figures(np.arange(0, n, 2))["kappa"]
     return {
         **found,
@@ -85,7 +85,7 @@ def oracle_table(
         for weights, kept in choices.items():
             part = factors.keep(kept)
             learning, judging = part.pick(order[: n // 2]), part.pick(order[n // 2 :])
-            diagonal = learning.diagonal()
+            diagonal = learning.diagonal
             blocks = _block_means(diagonal, sample, kept)
             plain = _progress(judging, np.ones(len(diagonal)), settings, batch)
             for power, floor in kinds:
