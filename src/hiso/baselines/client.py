@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from hiso.baselines.server import Update, by_name, pack
-from hiso.core.probe import Probe, Scheme
+from hiso.core.probe import Scheme
 from hiso.core.replica import Replica
 from hiso.engines.simulation import Shard
 from hiso.errors import NonFiniteLoss
@@ -112,17 +112,8 @@ def search(
         with clock:
             return objective(batches)
 
-    stream = client + 1
-    plan = Plan("", round, 0, client, (), b"", steps, directions, mu, scheme, stream)
-    probe = Probe(
-        client=client,
-        round=round,
-        steps=steps,
-        directions=directions,
-        mu=mu,
-        scheme=scheme,
-        stream=stream,
-    )
+    plan = Plan("", round, 0, client, (), b"", steps, directions, mu, scheme, client + 1)
+    probe = plan.probe(curvature=False)
     measure(replica, plan, probe, lambda step: shard.batch(round, step), losses)
     walk = replica.walk()
     for step in range(steps):

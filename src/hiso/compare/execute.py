@@ -17,7 +17,7 @@ import psutil
 from hiso.baselines.settings import BASELINES
 from hiso.compare.trials import Trial
 from hiso.errors import Diverged
-from hiso.run.folder import RunFolder
+from hiso.run.folder import RunFolder, write_text
 
 FAILED = "failed.json"
 _POLL = 0.5
@@ -130,7 +130,7 @@ def run_trial(trial: Trial, folder: Path, threads: int) -> dict[str, Any]:
     except Diverged as error:
         failed = {"failed": str(error), "seconds": time.monotonic() - began}
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / FAILED).write_text(json.dumps(failed) + "\n")
+        write_text(folder / FAILED, json.dumps(failed) + "\n")
         return failed
     return summary
 

@@ -19,6 +19,7 @@ from hiso.compare.trials import final_trials, tuning_trials
 from hiso.errors import LoadError
 from hiso.report.page import check_installed, write_report
 from hiso.report.parts import Section, Table
+from hiso.run.folder import write_text
 
 RUNS = "runs"
 
@@ -63,9 +64,9 @@ def launch_comparison(
         "methods": compare(runs, comparison),
         "comparison": comparison.model_dump(mode="json"),
     }
-    (out / "results.json").write_text(json.dumps(result, indent=1) + "\n")
-    (out / "results.csv").write_text(tables.to_csv(result))
-    (out / "results.md").write_text(tables.to_markdown(result))
+    write_text(out / "results.json", json.dumps(result, indent=1) + "\n")
+    write_text(out / "results.csv", tables.to_csv(result))
+    write_text(out / "results.md", tables.to_markdown(result))
     if any(run.curve for run in runs):
         _report(result, runs, root, out / "report.html")
         draw_curves(runs, comparison.metric, out / "curves.svg")
@@ -85,9 +86,7 @@ def machine(threads: int) -> dict[str, Any]:
 
 def _report(result: dict[str, Any], runs: list[Run], root: Path, out: Path) -> None:
     """A page with the tables, and the curves of every run that is reported."""
-    labels = {
-        root / run.trial.folder: " · ".join(filter(None, run.key)) for run in runs if run.curve
-    }
+    labels = {root / run.trial.folder: tables.heading("", run.key) for run in runs if run.curve}
     parts: list[Table] = []
     for place in tables.places(result["methods"]):
         here = tables.at(result["methods"], place)

@@ -11,6 +11,7 @@ import numpy as np
 
 from hiso.compare.figures import Run
 from hiso.compare.measure import Curve
+from hiso.compare.tables import heading
 from hiso.report.parts import DASHES, PALETTE
 
 _AXES = {"rounds": "positions", "bytes, up and down": "bytes", "forward passes": "passes"}
@@ -48,7 +49,7 @@ def draw_curves(runs: Sequence[Run], metric: str, out: Path) -> None:
             axis.set_xlabel(name)
             axis.grid(alpha=0.3)
         axes[0].set_ylabel(f"{metric}, tuning split")
-        axes[0].set_title(" · ".join(filter(None, place)), loc="left")
+        axes[0].set_title(heading("", place), loc="left")
     handles, labels = rows[0][0].get_legend_handles_labels()
     picture.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
     with rc_context({"svg.hashsalt": "hiso", "svg.fonttype": "none"}):

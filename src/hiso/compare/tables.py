@@ -60,9 +60,9 @@ def at(rows: Sequence[Mapping[str, Any]], place: tuple[str, str]) -> list[Mappin
     return [row for row in rows if (row["task"], row["model"]) == place]
 
 
-def heading(title: str, place: tuple[str, str]) -> str:
-    """A title for what is about one task and model."""
-    return " · ".join(filter(None, (title, *place)))
+def heading(title: str, labels: tuple[str, ...]) -> str:
+    """A title for what is about a task, a model, a method; empty labels are left out."""
+    return " · ".join(filter(None, (title, *labels)))
 
 
 def notes(rows: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -7,6 +7,7 @@ import itertools
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from hiso.compare.spec import Change, Comparison, Entry, MethodEntry, checked
@@ -35,12 +36,12 @@ class Trial:
     settings: Mapping[str, Any]
     changes: tuple[Change, ...] = ()
 
-    @property
+    @cached_property
     def rounds(self) -> int:
         """Rounds in all."""
         return checked(self.settings)["rounds"]
 
-    @property
+    @cached_property
     def folder(self) -> str:
         """A readable name, with a hash of all settings: equal runs share it."""
         changes = [change.model_dump() for change in self.changes]

@@ -85,16 +85,7 @@ class Client:
         self._catch_up(plan)
         self._digest = int(self.replica.digest())
         self._plan, self._reply = _question(plan), None
-        self._probe = Probe(
-            client=self.index,
-            round=plan.round,
-            steps=plan.steps,
-            directions=plan.directions,
-            mu=plan.mu,
-            scheme=plan.scheme,
-            stream=plan.stream,
-            curvature=self.replica.method.curvature,
-        )
+        self._probe = plan.probe(curvature=self.replica.method.curvature)
         return self._probe
 
     def finish(self) -> Reply:

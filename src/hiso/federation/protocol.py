@@ -14,7 +14,7 @@ from typing import get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from hiso.core.probe import Scheme
+from hiso.core.probe import Probe, Scheme
 from hiso.core.record import MAX_DIRECTION, MAX_ROUND, MAX_STEP, MAX_STREAM, Record
 from hiso.errors import ProtocolError
 
@@ -102,6 +102,19 @@ class Plan:
     def scalars(self) -> int:
         """float32 numbers that travel down with this plan: catch-up and changes."""
         return sum(record.scalars for record in self.records) + len(self.changes)
+
+    def probe(self, *, curvature: bool) -> Probe:
+        """The probe that the plan asks for; with κ if `curvature`."""
+        return Probe(
+            client=self.client,
+            round=self.round,
+            steps=self.steps,
+            directions=self.directions,
+            mu=self.mu,
+            scheme=self.scheme,
+            stream=self.stream,
+            curvature=curvature,
+        )
 
 
 @dataclass(frozen=True, eq=False)

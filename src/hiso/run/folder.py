@@ -119,11 +119,12 @@ def round_lines(ledger: Ledger, start: int = 0) -> list[dict[str, Any]]:
 
     `passes` counts the forward passes of one client's batch, over all clients that count.
     """
+    settled = ledger.settings.get("scheme")
     schemes = [change for change in ledger.changes() if change.key == "scheme"]
     lines: list[dict[str, Any]] = []
     for row, record in zip(ledger.rounds(start), ledger.records(start), strict=True):
         later = [change.old for change in schemes if change.position > row.round]
-        scheme = (later or [ledger.settings.get("scheme")])[0] or "forward"
+        scheme = (later or [settled])[0] or "forward"
         directions = int(record.direction.max()) + 1
         a_step = passes(directions, scheme, curvature=record.curvature is not None)
         lines.append(round_line(row, len(row.clients) * record.steps * a_step))
