@@ -14,6 +14,7 @@ from hiso.compare.measure import Curve, curve_of
 from hiso.compare.spec import read_comparison
 from hiso.compare.trials import Trial, tuning_trials
 from hiso.errors import SettingsError
+from hiso.language.tasks import TASKS
 
 WRONG = """
 title = "wrong"
@@ -67,6 +68,43 @@ def test_a_baseline_takes_no_setting_that_it_lacks(tmp_path):
     text = 'title = "x"\n[[methods]]\nlabel = "a"\nmethod = "fedavg"\nperturbations = 3\n'
     with pytest.raises(SettingsError, match="a: perturbations: fedavg has no such setting"):
         read(tmp_path / "x.toml", text)
+
+
+def test_tasks_are_known_and_have_the_metric(tmp_path):
+    text = """
+title = "x"
+metric = "rougeL"
+[[methods]]
+label = "a"
+method = "hiso"
+[[tasks]]
+label = "by default"
+[[tasks]]
+label = "summaries"
+task = "xsum"
+[[tasks]]
+label = "films"
+task = "sst2"
+[[tasks]]
+label = "texts"
+task = "text"
+[[tasks]]
+label = "images"
+task = "digits"
+model = "cnn"
+[[tasks]]
+label = "misspelt"
+task = "sst"
+"""
+    with pytest.raises(SettingsError) as caught:
+        read(tmp_path / "x.toml", text)
+    assert str(caught.value).splitlines()[1:] == [
+        "  metric = rougeL: rotten_tomatoes has accuracy, f1",
+        "  metric = rougeL: sst2 has accuracy, f1",
+        "  metric = rougeL: text has none of which more is better",
+        "  metric = rougeL: digits has accuracy",
+        f"  a: there is no task 'sst'. Did you mean sst2? Tasks: {', '.join(TASKS)}.",
+    ]
 
 
 def test_runs_are_named_by_their_settings(tmp_path):

@@ -6,12 +6,13 @@ import json
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +191,12 @@ class Deployment:
                 return ledger.position
         except ProtocolError:
             return 0  # it is being made
+
+    def messages(self, out: str, client: int) -> tuple[int, int]:
+        """Bytes (up, down) of whole messages, as the server has counted them for one client."""
+        query = "SELECT sum(bytes_up), sum(bytes_down) FROM messages WHERE client = ?"
+        with closing(sqlite3.connect(self.folder / out / "ledger.sqlite")) as db:
+            return db.execute(query, (client,)).fetchone()
 
     def status(self, index: int) -> dict[str, Any]:
         """What a worker says of itself, or the error."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from hiso.baselines.settings import BASELINES, parse_baseline
-from hiso.errors import SettingsError
+from hiso.errors import LoadError, SettingsError
+from hiso.language.tasks import get_task
 from hiso.run.settings import CHANGEABLE, Settings, parse_settings, read_toml
 
 Positive = Annotated[int, Field(ge=1)]
@@ -93,7 +94,7 @@ class Comparison(_Part):
     seeds: Seeds = (0, 1, 2)
     reference: str | None = None
     target: float | None = None
-    metric: Literal["accuracy", "f1", "exact_match"] = "accuracy"
+    metric: str = "accuracy"
     threads: Positive = 1
     methods: Annotated[tuple[MethodEntry, ...], Field(min_length=1)]
     tasks: Annotated[tuple[Entry, ...], Field(min_length=1)] = (Entry(label=""),)
@@ -173,13 +174,30 @@ def read_comparison(path: Path) -> Comparison:
                 first = {key: values[0] for key, values in comparison.grid_of(method).items()}
                 given = comparison.settings_of(task, model, method, first, comparison.seeds[0])
                 try:
-                    checked(given)
-                except SettingsError as error:
+                    name = checked(given)["task"]
+                    known = _metrics(name)
+                except (LoadError, SettingsError) as error:
                     text = str(error).removeprefix("settings:").strip()
                     problems[f"  {method.label}: {text}"] = None
+                    continue
+                if comparison.metric not in known:
+                    text = ", ".join(known) or "none of which more is better"
+                    problems[f"  metric = {comparison.metric}: {name} has {text}"] = None
     if problems:
         raise SettingsError(f"{path}:\n" + "\n".join(problems))
     return comparison
+
+
+def _metrics(task: str) -> tuple[str, ...]:
+    """What is measured of a task by name, as far as more of it is better."""
+    from hiso.vision.data import DATA_SETS
+
+    if task in DATA_SETS:
+        return ("accuracy",)
+    found = get_task(task)
+    if found.labels:
+        return ("accuracy", "f1")
+    return found.metrics if found.answers else ()
 
 
 def checked(given: Mapping[str, Any]) -> dict[str, Any]:
