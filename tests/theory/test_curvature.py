@@ -15,8 +15,10 @@ from hiso.theory.curvature import (
     matrix,
     softmax_factors,
 )
+from hiso.theory.digits import factors_of
 from hiso.theory.factors import Factors, outlook
 from hiso.theory.lanczos import top_eigenvalues
+from hiso.theory.oracle import shape_of
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -69,6 +71,22 @@ def test_factors_give_gradients_and_gauss_newton(net):
     gradients, rows = softmax_factors(jacobians, model.outputs(at), model.labels)
     torch.testing.assert_close(gradients.mean(0), torch.func.grad(model.loss)(at))
     torch.testing.assert_close(torch.einsum("ncd,nce->de", rows, rows) / 20, ggn(model, at))
+
+
+def test_a_measured_diagonal_becomes_a_shape(net):
+    model, at = net
+    factors, exact = factors_of(model, at), ggn(model, at).diagonal().numpy()
+    shape = shape_of("gauss_newton", factors, share=0.5, batch=4)
+    assert shape.mean() == pytest.approx(1)
+    high = exact > exact.mean() / 2
+    assert 0 < high.sum() < len(exact)
+    np.testing.assert_allclose(shape[high] / shape.max(), exact[high] / exact.max())
+    np.testing.assert_allclose(shape[~high] / shape.max(), exact.mean() / 2 / exact.max())
+    root = shape_of("gauss_newton_sqrt", factors, share=0.5, batch=4)
+    np.testing.assert_allclose(root / root.max(), np.sqrt(shape / shape.max()))
+    gradient = torch.func.grad(model.loss)(at).numpy()
+    whole = shape_of("second_moment_sqrt", factors, share=1e-12, batch=10**9)
+    np.testing.assert_allclose(whole / whole.max(), abs(gradient) / abs(gradient).max(), rtol=1e-3)
 
 
 @pytest.mark.parametrize("seed", [1, 2])

@@ -17,7 +17,7 @@ from hiso.errors import RunConflict, SettingsError
 from hiso.run.observer import Silent
 from hiso.theory.cells import FILE, open_cells
 from hiso.theory.experiment import run_experiment
-from hiso.theory.presets import load_preset
+from hiso.theory.presets import KINDS, load_preset
 
 PRESETS = sorted((Path(__file__).parents[2] / "experiments").glob("*.toml"))
 
@@ -52,7 +52,7 @@ def dimension(hiso):
 
 def test_our_own_presets_are_right():
     kinds = {load_preset(path).experiment for path in PRESETS if "experiment" in path.read_text()}
-    assert {"dimension", "curvature", "language"} <= kinds
+    assert kinds == set(KINDS)
 
 
 @pytest.mark.parametrize(
@@ -179,6 +179,30 @@ def test_digits_from_preset_to_picture(tmp_path):
     assert abs(row["rho_hessian"]) < 5 * row["rho_chance"]
     assert results["standing"][0]["rounds"] == 4
     assert _is_picture(tmp_path / "out" / "curvature.svg")
+    again = run_experiment(path, tmp_path / "out", Silent())
+    assert again["rows"] == results["rows"]
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
+def test_whole_runs_with_measured_diagonals(tmp_path):
+    torch.set_num_threads(1)
+    path = tmp_path / "oracle.toml"
+    path.write_text(
+        'experiment = "oracle"\ncandidates = ["one", "hiso", "gauss_newton"]\n'
+        "grid = [50.0, 0.005]\nseeds = [0, 1]\nrounds = 6\nlook_every = 2\n"
+        "measure_every = 4\nexamples = 8\n"
+    )
+    results = run_experiment(path, tmp_path / "out", Silent())
+    assert [row["candidate"] for row in results["rows"]] == ["one", "hiso", "gauss_newton"]
+    assert {row["lr"] for row in results["rows"]} == {0.005}
+    assert [trial["blown_up"] for trial in results["grid"]] == 3 * [True, False]
+    assert {len(trial["accuracies"]) for trial in results["grid"]} == {4}
+    losses = [row["loss_by_seed"] for row in results["rows"]]
+    assert len({loss[0] for loss in losses}) == 3
+    assert results["rows"][0]["loss"] == pytest.approx(sum(losses[0]) / 2)
+    # All start from the same network.
+    assert len({curve[0] for curve in results["curves"].values()}) == 1
+    assert _is_picture(tmp_path / "out" / "oracle.svg")
     again = run_experiment(path, tmp_path / "out", Silent())
     assert again["rows"] == results["rows"]
 

@@ -28,6 +28,9 @@ from hiso.cli.options import Json
 if TYPE_CHECKING:
     from hiso.compare.trials import Trial
 
+_WIDE = 180
+"""Characters a line that all columns want."""
+
 
 def compare(
     file: Annotated[Path, typer.Argument(help="TOML file of a comparison.", show_default=False)],
@@ -92,9 +95,10 @@ def _show(console: Console, result: Mapping[str, Any], folder: Path) -> None:
     for place in tables.places(result["methods"]):
         header, cells = tables.comparison_table(tables.at(result["methods"], place))
         title = tables.heading(result["title"], place)
-        table = Table(*header, title=title, title_justify="left")
+        shown = range(len(header)) if console.width >= _WIDE else tables.FIRST
+        table = Table(*(header[i] for i in shown), title=title, title_justify="left")
         for row in cells:
-            table.add_row(*row)
+            table.add_row(*(row[i] for i in shown))
         console.print(table)
     failed = sum(row["failed"] for row in result["methods"])
     if failed:

@@ -13,6 +13,8 @@ _COLUMNS = (
     "method", "tuned", "rounds to target", "bytes to target", "passes to target", "best",
     "test", "at equal bytes", "at equal passes", "bytes in all", "passes in all",
 )  # fmt: skip
+FIRST = (0, 1, 2, 3, 5, 6)
+"""The columns that one looks at first, for where there is no room for all."""
 _GRID = ("method", "values", "accuracy", "loss", "failed", "")
 
 

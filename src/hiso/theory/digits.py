@@ -108,7 +108,7 @@ def _look(
     hessian = hessian_product(model.loss, at)
     newton = gauss_newton_product(model.outputs, model.criterion, at)
     exact = matrix(hessian, at)
-    factors = _factors(model, at)
+    factors = factors_of(model, at)
     ggn = np.tensordot(factors.factors, factors.factors, ([0, 1], [0, 1])) / len(model.labels)
     batch = preset.sample * preset.batch_size
     moment, diagonal = factors.second_moment(batch), factors.diagonal
@@ -130,9 +130,9 @@ def _look(
     plain = outlook(factors, np.ones_like(h), directions=preset.directions, batch=batch)
     candidates = {
         "h": h,
-        "gauss_newton": _floored(diagonal, 0.1),
-        "gauss_newton_sqrt": np.sqrt(_floored(diagonal, 0.1)),
-        "second_moment_sqrt": np.sqrt(_floored(moment, 0.1)),
+        "gauss_newton": floored(diagonal, 0.1),
+        "gauss_newton_sqrt": np.sqrt(floored(diagonal, 0.1)),
+        "second_moment_sqrt": np.sqrt(floored(moment, 0.1)),
     }
     looks = {
         name: outlook(factors, value, directions=preset.directions, batch=batch)
@@ -184,11 +184,13 @@ def _look(
     }
 
 
-def _floored(diagonal: Any, share: float) -> Any:
+def floored(diagonal: Any, share: float) -> Any:
+    """A diagonal, nowhere below `share` of its mean."""
     return np.maximum(diagonal, share * diagonal.mean())
 
 
-def _factors(model: FlatModel, at: Tensor) -> Factors:
+def factors_of(model: FlatModel, at: Tensor) -> Factors:
+    """Those of all of the model's examples at weights [d]."""
     with torch.no_grad():
         logits = model.outputs(at)
     gradients, rows = softmax_factors(model.jacobians(at).detach(), logits, model.labels)
@@ -229,7 +231,7 @@ def _stand(
     name = f"standing-{standing.nu:g}-{standing.directions}-{standing.rounds}-{number}.sqlite"
     federation.run(folder / name, standing.rounds, observer, f"h at rest, nu = {standing.nu:g}")
     model = FlatModel(federation.module(), federation.inputs, federation.labels)
-    factors = _factors(model, weights)
+    factors = factors_of(model, weights)
     with federation.ledger(folder / name) as ledger:
         end = ledger.position
         _, h = state_at(federation, ledger, end)

@@ -14,7 +14,13 @@ from hiso.errors import LoadError
 from hiso.run.doctor import describe
 from hiso.run.observer import Observer
 from hiso.theory.cells import open_cells
-from hiso.theory.presets import CurvaturePreset, DimensionPreset, Preset, load_preset
+from hiso.theory.presets import (
+    CurvaturePreset,
+    DimensionPreset,
+    OraclePreset,
+    Preset,
+    load_preset,
+)
 
 _NEEDED = {"scipy": "scipy", "matplotlib": "matplotlib", "sklearn": "scikit-learn"}
 
@@ -61,6 +67,10 @@ def _run(preset: Preset, folder: Path, cells: Any, observer: Observer) -> dict[s
         from hiso.theory.digits import run_digits
 
         return run_digits(preset, folder, cells, observer)
+    if isinstance(preset, OraclePreset):
+        from hiso.theory.oracle import run_oracle
+
+        return run_oracle(preset, cells, observer)
     from hiso.theory.language import run_language
 
     return run_language(preset, folder, cells, observer)

@@ -1,4 +1,4 @@
-"""A run of HiSo on digits whose log is kept, and the replicas at positions of that log."""
+"""A run on digits whose log is kept, and the replicas at positions of that log."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hiso.core.layout import Layout
-from hiso.core.methods import HiSo
+from hiso.core.method import Method
 from hiso.core.replica import Replica
 from hiso.engines.simulation import Simulation
 from hiso.federation.ledger import Ledger
@@ -31,7 +31,7 @@ class Federation:
 
     Attributes:
         rules: Clients, sampling, directions, mu.
-        method: HiSo with its hyper-parameters.
+        method: The method with its hyper-parameters.
         inputs: Training images.
         labels: Their labels.
         batch_size: Images of a client's batch.
@@ -40,7 +40,7 @@ class Federation:
     """
 
     rules: RoundSettings
-    method: HiSo
+    method: Method
     inputs: Tensor
     labels: Tensor
     batch_size: int

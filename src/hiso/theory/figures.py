@@ -157,8 +157,29 @@ def draw_language(results: dict[str, Any], folder: Path) -> None:
         axes[0].set_xlabel("progress over plain ZO-SGD's")
 
 
+def draw_oracle(results: dict[str, Any], folder: Path) -> None:
+    """oracle.svg: mean test accuracy against rounds with each candidate for H."""
+    names = {
+        "one": ("1 (DeComFL)", "#0072B2"),
+        "hiso": ("learned (HiSo)", "#D55E00"),
+        "gauss_newton": ("Gauss–Newton diagonal", "#009E73"),
+        "gauss_newton_sqrt": ("its root", "#CC79A7"),
+        "second_moment_sqrt": ("√ E ĝ²", "#000000"),
+    }
+    every = results["preset"]["look_every"]
+    with _figure(folder / "oracle.svg", 5, 3.4, 1) as (ax,):
+        for candidate, accuracies in results["curves"].items():
+            name, colour = names[candidate]
+            ax.plot(every * np.arange(len(accuracies)), accuracies, color=colour, linewidth=1.2,
+                    label=name)  # fmt: skip
+        ax.set_xlabel("rounds")
+        ax.set_ylabel("accuracy, test split")
+        ax.legend(fontsize=7, frameon=False, title="H", title_fontsize=7)
+
+
 DRAW = {
     "dimension": draw_dimension,
     "curvature": draw_curvature,
     "language": draw_language,
+    "oracle": draw_oracle,
 }

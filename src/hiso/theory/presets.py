@@ -17,6 +17,7 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 Level = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Smoothing = Annotated[float, Field(gt=0, lt=1)]
 
+Candidate = Literal["one", "hiso", "gauss_newton", "gauss_newton_sqrt", "second_moment_sqrt"]
 Racer = Literal["zo_sgd", "hiso", "oracle", "oracle_sqrt", "newton"]
 
 
@@ -131,12 +132,40 @@ class LanguagePreset(_Strict):
     powers: Annotated[list[float], Field(min_length=1)] = [1.0, 0.5, 0.25, -0.25]
 
 
-Preset = DimensionPreset | CurvaturePreset | LanguagePreset
+class OraclePreset(_Strict):
+    """Whole runs on scikit-learn's digits with a true diagonal as H, measured every so often.
+
+    `candidates`: H = 1 (`one`: DeComFL); HiSo's; and of `examples` training images the
+    Gauss–Newton diagonal, its root, and the root of E ĝ², which is Adam's choice. The last three
+    are measured anew `measure_every` rounds, floored at `share` of their mean, and divided by
+    their mean. `grid`: learning rates tried for each. `nu`, `floor`: those of `hiso`.
+    """
+
+    experiment: Literal["oracle"]
+    candidates: Annotated[list[Candidate], Field(min_length=1)]
+    grid: Annotated[list[Size], Field(min_length=1)]
+    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+    rounds: Positive
+    look_every: Positive = 50
+    measure_every: Positive = 50
+    examples: Positive = 256
+    share: Share = 0.1
+    clients: Positive = 6
+    sample: Positive = 2
+    directions: Positive = 5
+    batch_size: Positive = 32
+    mu: Size = 1e-3
+    nu: Smoothing = 0.05
+    floor: Level = 0.25
+
+
+Preset = DimensionPreset | CurvaturePreset | LanguagePreset | OraclePreset
 
 KINDS: dict[str, type[Preset]] = {
     "dimension": DimensionPreset,
     "curvature": CurvaturePreset,
     "language": LanguagePreset,
+    "oracle": OraclePreset,
 }
 
 
