@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,10 @@ from hiso.compare.figures import Run
 from hiso.compare.measure import Curve
 from hiso.compare.tables import heading
 from hiso.report.parts import DASHES, PALETTE
+from hiso.run.readable import size
 
 _AXES = {"rounds": "positions", "bytes, up and down": "bytes", "forward passes": "passes"}
+_TICK = {"bytes": lambda x: size(x).replace(".0 ", " "), "passes": lambda x: f"{x:,.0f}"}
 _DASHED = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-."}
 
 
@@ -45,7 +47,7 @@ def draw_curves(runs: Sequence[Run], metric: str, out: Path) -> None:
                 axis.plot(x, mean, dash, color=color, label=method)
                 axis.fill_between(x, mean - deviation, mean + deviation, color=color, alpha=0.15)
             if attribute != "positions":
-                axis.set_xscale("log")
+                _logarithmic(axis, _TICK[attribute])
             axis.set_xlabel(name)
             axis.grid(alpha=0.3)
         axes[0].set_ylabel(f"{metric}, tuning split")
@@ -54,3 +56,15 @@ def draw_curves(runs: Sequence[Run], metric: str, out: Path) -> None:
     picture.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
     with rc_context({"svg.hashsalt": "hiso", "svg.fonttype": "none"}):
         picture.savefig(out, metadata={"Date": None})
+
+
+def _logarithmic(axis: Any, tick: Callable[[float], str]) -> None:
+    """A logarithmic x axis whose ticks are written out, few enough to be read."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.set_xscale("log")
+    low, high = axis.get_xlim()
+    subs = (1.0, 2.0, 5.0) if high < 50 * low else (1.0,)
+    axis.xaxis.set_major_locator(LogLocator(subs=subs))
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: tick(x)))
+    axis.xaxis.set_minor_formatter(NullFormatter())
