@@ -275,9 +275,15 @@ def benchmark(console: Console, report: dict[str, Any]) -> None:
 
 
 def experiment_tables(console: Console, results: dict[str, Any]) -> None:
-    """The results of `hiso theory`: some columns of some of its lists of rows."""
-    for name, header in results["tables"].items():
-        rows = [tuple(_words(row.get(key)) for key in header) for row in results[name]]
+    """The results of `hiso theory`: some columns of some of its lists of rows.
+
+    A table that is wider than long lies on its side.
+    """
+    for name, keys in results["tables"].items():
+        header = [key.replace("_", " ") for key in keys]
+        rows = [tuple(_words(row.get(key)) for key in keys) for row in results[name]]
+        if len(rows) + 1 < len(header):
+            header, *rows = zip(header, *rows, strict=True)
         console.print(_table(name, rows, tuple(header)))
 
 

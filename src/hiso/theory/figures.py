@@ -136,10 +136,10 @@ def _seen(ax: Axes, standing: list[dict[str, Any]]) -> None:
 
 
 def draw_language(results: dict[str, Any], folder: Path) -> None:
-    """language.svg: expected progress with an oracle's h over that with h = 1."""
-    table = results["oracles"]
+    """language.svg: expected progress with an oracle's h over that with h = 1, where known."""
+    table = [row for row in results["oracles"] if row["ratio"] is not None]
     groups = list(dict.fromkeys((row["position"], row["weights"]) for row in table))
-    with _figure(folder / "language.svg", 3.1 * len(groups), 3.2, len(groups)) as axes:
+    with _figure(folder / "language.svg", 1 + 2.6 * len(groups), 3.2, max(1, len(groups))) as axes:
         for ax, (position, weights) in zip(axes, groups, strict=True):
             mine = [
                 row for row in table if (row["position"], row["weights"]) == (position, weights)
@@ -148,12 +148,12 @@ def draw_language(results: dict[str, Any], folder: Path) -> None:
                 row["h"] if row["h"] == "block" else f"{row['h']}, floor {row['floor']:g}"
                 for row in mine
             ]
-            ax.barh(names, [row["ratio"] or 0 for row in mine], color="#0072B2",
-                    xerr=[row["error"] or 0 for row in mine], capsize=2)  # fmt: skip
+            ax.barh(names, [row["ratio"] for row in mine], color="#0072B2",
+                    xerr=[row["error"] for row in mine], capsize=2)  # fmt: skip
             ax.axvline(1, color="0.4", linewidth=0.8)
             ax.invert_yaxis()
             ax.set_title(f"round {position}, {weights}", fontsize=9)
-            ax.tick_params(axis="y", labelsize=7)
+            ax.tick_params(axis="y", labelsize=7, labelleft=ax is axes[0])
         axes[0].set_xlabel("progress over plain ZO-SGD's")
 
 
