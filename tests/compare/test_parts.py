@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 
 import pytest
@@ -11,10 +12,12 @@ from hypothesis import strategies as st
 from hiso.compare.figures import Run as Outcome
 from hiso.compare.figures import choose, spread
 from hiso.compare.measure import Curve, curve_of
+from hiso.compare.picture import draw_curves
 from hiso.compare.spec import read_comparison
 from hiso.compare.trials import Trial, tuning_trials
 from hiso.errors import SettingsError
 from hiso.language.tasks import TASKS
+from hiso.report.parts import PALETTE
 
 WRONG = """
 title = "wrong"
@@ -178,3 +181,23 @@ def test_spread_is_that_of_the_library(values):
 def test_spread_of_too_few():
     assert spread([]) == {"mean": None, "deviation": None, "values": []}
     assert spread([2.0]) == {"mean": 2.0, "deviation": None, "values": [2.0]}
+
+
+def test_a_method_looks_alike_wherever_it_is_drawn(tmp_path):
+    """Also where another one came to nothing."""
+    curve = Curve([0, 1, 2], [0.5, 0.6, 0.7], [0, 10, 20], [0, 6, 12], [1.0, 0.9, 0.8])
+    runs = [
+        Outcome(Trial(task, "", method, {}, 0, {}), {}, None if lost else curve)
+        for task, method, lost in (
+            ("a", "x", False),
+            ("a", "y", False),
+            ("b", "x", True),
+            ("b", "y", False),
+        )
+    ]
+    draw_curves(runs, "accuracy", tmp_path / "curves.svg")
+    text = (tmp_path / "curves.svg").read_text().lower()
+    first, second = (
+        len(re.findall(f'fill: none;[^"]*stroke: {colour.lower()}', text)) for colour in PALETTE[:2]
+    )
+    assert (first, second) == (3 + 1, 6 + 1)  # axes, and the legend

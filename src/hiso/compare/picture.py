@@ -30,6 +30,9 @@ def draw_curves(runs: Sequence[Run], metric: str, out: Path) -> None:
     from matplotlib.figure import Figure
 
     places: dict[tuple[str, str], dict[str, list[Curve]]] = defaultdict(lambda: defaultdict(list))
+    order = list(
+        dict.fromkeys(run.trial.method for run in runs)
+    )  # a method looks alike in all rows
     for run in runs:
         if run.curve is not None:
             places[run.key[:2]][run.trial.method].append(run.curve)
@@ -37,7 +40,8 @@ def draw_curves(runs: Sequence[Run], metric: str, out: Path) -> None:
     rows: Any = picture.subplots(len(places), len(_AXES), squeeze=False, sharey="row")
     for axes, (place, methods) in zip(rows, places.items(), strict=True):
         for axis, (name, attribute) in zip(axes, _AXES.items(), strict=True):
-            for index, (method, curves) in enumerate(methods.items()):
+            for method, curves in methods.items():
+                index = order.index(method)
                 color = PALETTE[index % len(PALETTE)]
                 dash = _DASHED[DASHES[index % len(DASHES)]]
                 start = 0 if attribute == "positions" else 1
@@ -52,8 +56,11 @@ def draw_curves(runs: Sequence[Run], metric: str, out: Path) -> None:
             axis.grid(alpha=0.3)
         axes[0].set_ylabel(f"{metric}, tuning split")
         axes[0].set_title(heading("", place), loc="left")
-    handles, labels = rows[0][0].get_legend_handles_labels()
-    picture.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
+    lines = {line.get_label(): line for axes in rows for line in axes[0].lines}
+    shown = [method for method in order if method in lines]
+    picture.legend(
+        [lines[m] for m in shown], shown, loc="outside lower center", ncols=4, frameon=False
+    )
     with rc_context({"svg.hashsalt": "hiso", "svg.fonttype": "none"}):
         picture.savefig(out, metadata={"Date": None})
 

@@ -22,7 +22,7 @@ def comparison_table(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list
     """Header and cells of the rows of `figures.compare` that have one task and model."""
     return list(_COLUMNS), [
         [
-            row["method"],
+            row["method"] + _exploded(row),
             values(row["values"]),
             *(
                 _to_target(row, row["to_target"][name], show)
@@ -128,6 +128,11 @@ def figure(value: Mapping[str, Any], show: Any) -> str:
         return "–"
     text = show(value["mean"])
     return text if value["deviation"] is None else f"{text} ± {show(value['deviation'])}"
+
+
+def _exploded(row: Mapping[str, Any]) -> str:
+    """How many of the seeds' runs are missing from the figures."""
+    return f" ({row['failed']} of {len(row['seeds'])} exploded)" if row["failed"] else ""
 
 
 def _to_target(row: Mapping[str, Any], value: Mapping[str, Any], show: Any) -> str:
