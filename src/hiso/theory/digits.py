@@ -14,7 +14,6 @@ from torch import Tensor
 
 from hiso.bench.timing import one_thread
 from hiso.core.methods import HiSo
-from hiso.federation.settings import RoundSettings
 from hiso.run.observer import Observer
 from hiso.theory import images, learned
 from hiso.theory.cells import Cell, Cells
@@ -48,13 +47,7 @@ def run_digits(
     """
     inputs, labels, *test = images.digits()
     federation = Federation(
-        RoundSettings(
-            clients=preset.clients,
-            sample=preset.sample,
-            steps=1,
-            directions=preset.directions,
-            mu=preset.mu,
-        ),
+        preset.rules,
         HiSo(lr=preset.lr, nu=preset.nu, floor=preset.floor),
         inputs,
         labels,

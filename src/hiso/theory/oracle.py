@@ -22,7 +22,6 @@ from hiso.core.replica import Replica
 from hiso.engines.simulation import Simulation
 from hiso.errors import Diverged
 from hiso.federation.server import Server
-from hiso.federation.settings import RoundSettings
 from hiso.run.observer import Observer
 from hiso.theory import images
 from hiso.theory.cells import Cell, Cells
@@ -97,13 +96,7 @@ def _row(candidate: str, lr: float, runs: Sequence[Cell]) -> dict[str, Any]:
 def _run(preset: OraclePreset, data: _Data, candidate: Candidate, lr: float, seed: int) -> Cell:
     """One run; one whose loss explodes keeps what it had come to, and an endless loss."""
     federation = Federation(
-        RoundSettings(
-            clients=preset.clients,
-            sample=preset.sample,
-            steps=1,
-            directions=preset.directions,
-            mu=preset.mu,
-        ),
+        preset.rules,
         _method(preset, candidate, lr),
         data.inputs,
         data.labels,

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from hiso.errors import SettingsError
+from hiso.federation.settings import RoundSettings
 from hiso.run.settings import near, read_toml
 from hiso.theory.problems import Curve
 
@@ -86,7 +87,30 @@ class Standing(_Strict):
     rounds: Positive
 
 
-class CurvaturePreset(_Strict):
+class _OnDigits(_Strict):
+    """A federation on scikit-learn's digits. `nu`, `floor`: those of `hiso`."""
+
+    clients: Positive = 6
+    sample: Positive = 2
+    directions: Positive = 5
+    batch_size: Positive = 32
+    mu: Size = 1e-3
+    nu: Smoothing = 0.05
+    floor: Level = 0.25
+
+    @property
+    def rules(self) -> RoundSettings:
+        """Rounds of one local step."""
+        return RoundSettings(
+            clients=self.clients,
+            sample=self.sample,
+            steps=1,
+            directions=self.directions,
+            mu=self.mu,
+        )
+
+
+class CurvaturePreset(_OnDigits):
     """A small network on scikit-learn's digits, small enough for its exact Hessian.
 
     `positions` of a run of HiSo are looked at; from the weights of the last one `standing` runs
@@ -95,14 +119,7 @@ class CurvaturePreset(_Strict):
 
     experiment: Literal["curvature"]
     seed: int = 0
-    clients: Positive = 6
-    sample: Positive = 2
-    directions: Positive = 5
-    batch_size: Positive = 32
-    mu: Size = 1e-3
     lr: Size
-    nu: Smoothing = 0.05
-    floor: Level = 0.25
     positions: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
     examples: Positive = 1024
     probes: Positive = 200
@@ -132,13 +149,13 @@ class LanguagePreset(_Strict):
     powers: Annotated[list[float], Field(min_length=1)] = [1.0, 0.5, 0.25, -0.25]
 
 
-class OraclePreset(_Strict):
+class OraclePreset(_OnDigits):
     """Whole runs on scikit-learn's digits with a true diagonal as H, measured every so often.
 
     `candidates`: H = 1 (`one`: DeComFL); HiSo's; and of `examples` training images the
     Gauss–Newton diagonal, its root, and the root of E ĝ², which is Adam's choice. The last three
     are measured anew `measure_every` rounds, floored at `share` of their mean, and divided by
-    their mean. `grid`: learning rates tried for each. `nu`, `floor`: those of `hiso`.
+    their mean. `grid`: learning rates tried for each.
     """
 
     experiment: Literal["oracle"]
@@ -150,13 +167,6 @@ class OraclePreset(_Strict):
     measure_every: Positive = 50
     examples: Positive = 256
     share: Share = 0.1
-    clients: Positive = 6
-    sample: Positive = 2
-    directions: Positive = 5
-    batch_size: Positive = 32
-    mu: Size = 1e-3
-    nu: Smoothing = 0.05
-    floor: Level = 0.25
 
 
 Preset = DimensionPreset | CurvaturePreset | LanguagePreset | OraclePreset
