@@ -260,7 +260,7 @@ def test_a_terminal_shows_progress(tmp_path, hiso, base, monkeypatch, columns):
 
 
 def test_an_interrupt_keeps_the_run(tmp_path, hiso, base):
-    process = hiso.start("run", *flags(base | {"rounds": 100_000}), "--out", "run")
+    process = hiso.start("run", *flags(base | {"rounds": 100_000, "lr": 1e-5}), "--out", "run")
     metrics = tmp_path / "run" / "metrics.jsonl"
     while process.is_alive() and not (metrics.exists() and '"round": 3' in metrics.read_text()):
         process.join(0.01)
