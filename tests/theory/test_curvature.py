@@ -16,9 +16,8 @@ from hiso.theory.curvature import (
     softmax_factors,
 )
 from hiso.theory.digits import factors_of
-from hiso.theory.factors import Factors, outlook
+from hiso.theory.factors import Factors, outlook, shape_of
 from hiso.theory.lanczos import top_eigenvalues
-from hiso.theory.oracle import shape_of
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),

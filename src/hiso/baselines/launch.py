@@ -23,7 +23,7 @@ from hiso.federation.ledger import RoundRow
 from hiso.federation.protocol import SCALAR_BYTES
 from hiso.federation.runfile import Evaluation
 from hiso.federation.schema import canonical_json
-from hiso.run.folder import RunFolder, evaluation_line, round_line
+from hiso.run.folder import RunFolder, evaluation_line, in_order, round_line
 from hiso.run.identity import check_identity
 from hiso.run.observer import Observer, Silent
 from hiso.run.summary import compose
@@ -139,10 +139,7 @@ class _Run:
             if [row.round for row in rows] == list(range(kept.position)):
                 self.rows, self.evaluations = rows, evaluations
                 self.federation.restore(kept.position, kept.weights, kept.state)
-        lines = [(row.round, 1, self._line(row)) for row in self.rows]
-        lines += [(e.position, 0, evaluation_line(e)) for e in self.evaluations]
-        ordered = sorted(lines, key=lambda line: line[:2])
-        self.folder.write_metrics([line for *_, line in ordered])
+        self.folder.write_metrics(in_order(map(self._line, self.rows), self.evaluations))
 
     def finish(self) -> None:
         """Runs the rounds that are left, with evaluations before, in between and after."""

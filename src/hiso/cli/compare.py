@@ -119,7 +119,7 @@ class _Watch:
             console=console,
             disable=quiet or not console.is_terminal,
         )
-        self._console, self._lines = console, not quiet and not console.is_terminal
+        self._lines = not quiet and not console.is_terminal
         self._stage: TaskID | None = None
         self._bars: dict[str, TaskID] = {}
 

@@ -12,7 +12,7 @@ import numpy as np
 from hiso.compare.figures import Run
 from hiso.compare.measure import Curve
 from hiso.compare.tables import heading
-from hiso.report.parts import DASHES, PALETTE
+from hiso.report.parts import line_style
 from hiso.run.readable import size
 
 _AXES = {"rounds": "positions", "bytes, up and down": "bytes", "forward passes": "passes"}
@@ -30,9 +30,8 @@ def draw_curves(runs: Sequence[Run], metric: str, out: Path) -> None:
     from matplotlib.figure import Figure
 
     places: dict[tuple[str, str], dict[str, list[Curve]]] = defaultdict(lambda: defaultdict(list))
-    order = list(
-        dict.fromkeys(run.trial.method for run in runs)
-    )  # a method looks alike in all rows
+    # A method looks alike in all rows, also where another came to nothing.
+    order = list(dict.fromkeys(run.trial.method for run in runs))
     for run in runs:
         if run.curve is not None:
             places[run.key[:2]][run.trial.method].append(run.curve)
@@ -41,9 +40,8 @@ def draw_curves(runs: Sequence[Run], metric: str, out: Path) -> None:
     for axes, (place, methods) in zip(rows, places.items(), strict=True):
         for axis, (name, attribute) in zip(axes, _AXES.items(), strict=True):
             for method, curves in methods.items():
-                index = order.index(method)
-                color = PALETTE[index % len(PALETTE)]
-                dash = _DASHED[DASHES[index % len(DASHES)]]
+                style = line_style(order.index(method))
+                color, dash = style["color"], _DASHED[style["dash"]]
                 start = 0 if attribute == "positions" else 1
                 x = np.mean([getattr(curve, attribute)[start:] for curve in curves], axis=0)
                 y = np.array([curve.accuracy[start:] for curve in curves])

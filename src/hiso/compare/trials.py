@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import Any
 
 from hiso.compare.spec import Change, Comparison, Entry, MethodEntry, checked
+from hiso.compare.tables import heading, values
 from hiso.federation.schema import canonical_json
 
 
@@ -37,25 +38,28 @@ class Trial:
     changes: tuple[Change, ...] = ()
 
     @cached_property
+    def _checked(self) -> dict[str, Any]:
+        return checked(self.settings)
+
+    @property
     def rounds(self) -> int:
         """Rounds in all."""
-        return checked(self.settings)["rounds"]
+        return self._checked["rounds"]
 
     @cached_property
     def folder(self) -> str:
         """A readable name, with a hash of all settings: equal runs share it."""
         changes = [change.model_dump() for change in self.changes]
-        text = canonical_json({"settings": checked(self.settings), "changes": changes}, "trial")
-        values = "-".join(f"{key}={value:g}" for key, value in self.chosen.items())
-        words = f"{self.task} {self.model} {self.method} {values} {self.seed}"
+        text = canonical_json({"settings": self._checked, "changes": changes}, "trial")
+        chosen = "-".join(f"{key}={value:g}" for key, value in self.chosen.items())
+        words = f"{self.task} {self.model} {self.method} {chosen} {self.seed}"
         slug = re.sub(r"[^a-zA-Z0-9=.]+", "-", words).strip("-").lower()
         return f"{slug}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
     @property
     def label(self) -> str:
         """For people."""
-        values = ", ".join(f"{key} {value:g}" for key, value in self.chosen.items())
-        return " · ".join(x for x in (self.task, self.model, self.method, values) if x)
+        return heading(self.task, (self.model, self.method, values(self.chosen)))
 
 
 def tuning_trials(comparison: Comparison) -> Iterator[Trial]:
@@ -65,8 +69,8 @@ def tuning_trials(comparison: Comparison) -> Iterator[Trial]:
         grid = comparison.grid_of(method)
         if method.tuned_as is not None or not _has_choice(grid):
             continue
-        for values in itertools.product(*grid.values()):
-            chosen = dict(zip(grid, values, strict=True))
+        for combination in itertools.product(*grid.values()):
+            chosen = dict(zip(grid, combination, strict=True))
             for seed in tuning.seeds:
                 trial = _trial(comparison, task, model, method, chosen, seed)
                 if tuning.rounds is not None:
@@ -87,7 +91,7 @@ def final_trials(
             grid = comparison.grid_of(method)
             if _has_choice(grid):
                 continue  # nothing of the grid has worked
-            chosen = {key: values[0] for key, values in grid.items()}
+            chosen = {key: choices[0] for key, choices in grid.items()}
         for seed in comparison.seeds:
             yield _trial(comparison, task, model, method, chosen, seed)
 
@@ -97,7 +101,7 @@ def _cells(comparison: Comparison) -> Iterator[tuple[Entry, Entry, MethodEntry]]
 
 
 def _has_choice(grid: Mapping[str, tuple[float, ...]]) -> bool:
-    return any(len(values) > 1 for values in grid.values())
+    return any(len(choices) > 1 for choices in grid.values())
 
 
 def _trial(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
@@ -21,6 +20,7 @@ from hiso.report.log_figures import scalars_section, state_section
 from hiso.report.parts import Figure, Section, Table, line_style
 from hiso.report.standin import state_history
 from hiso.report.tables import costs_section, results_section, settings_section
+from hiso.run.folder import write_text
 from hiso.run.observer import Observer, Silent
 from hiso.run.readable import figure
 
@@ -58,9 +58,7 @@ def write_report(
     sections = list(_sections(groups, extra, observer or Silent()))
     text = _render(title, groups, sections)
     try:
-        partial = out.with_name(out.name + ".partial")
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, out)
+        write_text(out, text)
     except OSError as error:
         raise SettingsError(f"cannot write the report to {out}: {error}") from error
     counts = {group.label: len(group.runs) for group in groups}

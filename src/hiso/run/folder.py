@@ -8,7 +8,7 @@ import logging
 import os
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -133,8 +133,15 @@ def round_lines(ledger: Ledger, start: int = 0) -> list[dict[str, Any]]:
 
 def metrics_lines(ledger: Ledger) -> list[dict[str, Any]]:
     """All lines of metrics.jsonl, in order."""
-    lines = [(line["round"], 1, line) for line in round_lines(ledger)]
-    lines += [(e.position, 0, evaluation_line(e)) for e in ledger.evaluations()]
+    return in_order(round_lines(ledger), ledger.evaluations())
+
+
+def in_order(
+    rounds: Iterable[dict[str, Any]], evaluations: Iterable[Evaluation]
+) -> list[dict[str, Any]]:
+    """Lines of rounds and of evaluations; those at position r come before round r."""
+    lines = [(line["round"], 1, line) for line in rounds]
+    lines += [(e.position, 0, evaluation_line(e)) for e in evaluations]
     return [line for _, _, line in sorted(lines, key=lambda line: line[:2])]
 
 
@@ -166,5 +173,5 @@ def evaluation_line(evaluation: Evaluation) -> dict[str, Any]:
 def write_text(path: Path, text: str) -> None:
     """Writes a file, whole or not at all."""
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
+    partial.write_text(text, encoding="utf-8")
     os.replace(partial, path)

@@ -25,7 +25,7 @@ from hiso.theory.curvature import (
     matrix,
     softmax_factors,
 )
-from hiso.theory.factors import Factors, outlook
+from hiso.theory.factors import Factors, outlook, shape_of
 from hiso.theory.federation import Federation, state_at
 from hiso.theory.fit import rank_correlation
 from hiso.theory.lanczos import top_eigenvalues
@@ -33,6 +33,7 @@ from hiso.theory.presets import CurvaturePreset, Standing
 
 _OTHER_SEED = 10_000
 _BATCHES = 1_000
+_SHAPES = ("gauss_newton", "gauss_newton_sqrt", "second_moment_sqrt")
 
 
 def run_digits(
@@ -123,9 +124,7 @@ def _look(
     plain = outlook(factors, np.ones_like(h), directions=preset.directions, batch=batch)
     candidates = {
         "h": h,
-        "gauss_newton": floored(diagonal, 0.1),
-        "gauss_newton_sqrt": np.sqrt(floored(diagonal, 0.1)),
-        "second_moment_sqrt": np.sqrt(floored(moment, 0.1)),
+        **{name: shape_of(name, factors, share=0.1, batch=batch) for name in _SHAPES},
     }
     looks = {
         name: outlook(factors, value, directions=preset.directions, batch=batch)
@@ -175,11 +174,6 @@ def _look(
         },
         "layers": _layers(model, h, sees),
     }
-
-
-def floored(diagonal: Any, share: float) -> Any:
-    """A diagonal, nowhere below `share` of its mean."""
-    return np.maximum(diagonal, share * diagonal.mean())
 
 
 def factors_of(model: FlatModel, at: Tensor) -> Factors:

@@ -14,7 +14,6 @@ import numpy as np
 from hiso.bench.timing import one_thread
 from hiso.core.method import Method
 from hiso.core.methods import HiSo, ZoSgd
-from hiso.federation.settings import RoundSettings
 from hiso.run.observer import Observer
 from hiso.theory.cells import Cell, Cells
 from hiso.theory.expected import Expected
@@ -73,13 +72,10 @@ class Entry:
     def race(self, multiple: float, seed: int, limit: int) -> Cell:
         """Runs it."""
         p = self.preset
-        rules = RoundSettings(
-            clients=p.clients, sample=p.sample, steps=1, directions=p.directions, mu=p.mu
-        )
         outcome = race(
             Separable(self.spectrum, self.problem.curve),
             self.method(self.lr(multiple)),
-            rules,
+            p.rules,
             Shifts(p.clients, p.client, p.batch, seed),
             target=p.target,
             limit=limit,

@@ -128,3 +128,20 @@ def outlook(factors: Factors, h: NDArray[np.float64], *, directions: int, batch:
         common = float(pairs.mean()) / ((n - 1) * (n - 2))
     bend = common + (single - common) / batch
     return Outlook(gain, variance / batch, float(over @ factors.diagonal), bend, directions)
+
+
+def shape_of(candidate: str, factors: Factors, *, share: float, batch: int) -> NDArray[np.float64]:
+    """A measured diagonal as H, [d], with mean 1: a shape, and no step size.
+
+    Args:
+        candidate: gauss_newton, gauss_newton_sqrt, or second_moment_sqrt.
+        factors: Gradients and Gauss–Newton factors at the weights.
+        share: Least value, over the diagonal's mean.
+        batch: Examples of a round over all clients, for E ĝ².
+    """
+    moments = candidate == "second_moment_sqrt"
+    diagonal = factors.second_moment(batch) if moments else factors.diagonal
+    h = np.maximum(diagonal, share * diagonal.mean())
+    if candidate != "gauss_newton":
+        h = np.sqrt(h)
+    return h / h.mean()

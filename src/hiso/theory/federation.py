@@ -75,14 +75,18 @@ class Federation:
         with opened as ledger:
             yield ledger
 
+    def simulation(self, ledger: Ledger) -> Simulation:
+        """The federation where the log ends."""
+        replica = self.replica(ledger.root)
+        replica.replay(ledger.records())
+        server = Server(ledger, self.rules, curvature=self.method.curvature)
+        losses = images.Losses(replica.module, self.inputs, self.labels)
+        return Simulation(server, replica, self.shards(), losses)
+
     def run(self, path: Path, rounds: int, observer: Observer, title: str) -> None:
         """Runs the rounds that the log lacks."""
         with self.ledger(path) as ledger:
-            replica = self.replica(ledger.root)
-            replica.replay(ledger.records())
-            server = Server(ledger, self.rules, curvature=False)
-            losses = images.Losses(replica.module, self.inputs, self.labels)
-            simulation = Simulation(server, replica, self.shards(), losses)
+            simulation = self.simulation(ledger)
             with observer.phase(title, rounds) as advance:
                 advance(ledger.position)
                 while ledger.position < rounds:
@@ -101,6 +105,12 @@ class Federation:
 def unpadded(layout: Layout, buffer: Tensor) -> Tensor:
     """The weights [d] in a replica's flat buffer, without the padding between parameters."""
     return torch.cat([buffer[e.offset : e.offset + e.numel] for e in layout])
+
+
+def set_unpadded(layout: Layout, buffer: Tensor, values: Tensor) -> None:
+    """Writes the weights [d] into a replica's flat buffer: `unpadded` gives them back."""
+    for entry, part in zip(layout, values.split([e.numel for e in layout]), strict=True):
+        buffer[entry.offset : entry.offset + entry.numel] = part
 
 
 def state_at(

@@ -19,16 +19,14 @@ from hiso.bench.timing import one_thread
 from hiso.core.method import Method
 from hiso.core.methods import HiSo, ZoSgd
 from hiso.core.replica import Replica
-from hiso.engines.simulation import Simulation
 from hiso.errors import Diverged
-from hiso.federation.server import Server
 from hiso.run.observer import Observer
 from hiso.theory import images
 from hiso.theory.cells import Cell, Cells
 from hiso.theory.curvature import FlatModel
-from hiso.theory.digits import factors_of, floored
-from hiso.theory.factors import Factors
-from hiso.theory.federation import Federation, unpadded
+from hiso.theory.digits import factors_of
+from hiso.theory.factors import shape_of
+from hiso.theory.federation import Federation, set_unpadded, unpadded
 from hiso.theory.presets import Candidate, OraclePreset
 
 _TUNING_SEED = 1_000
@@ -113,11 +111,12 @@ def _run(preset: OraclePreset, data: _Data, candidate: Candidate, lr: float, see
             break
     missing = preset.rounds // preset.look_every + 1 - len(accuracies)
     worst = _BLOWN_UP * losses[0]
+    blown_up = missing > 0 or not losses[-1] <= worst
     return {
         "accuracies": accuracies + missing * accuracies[-1:],
         "accuracy": accuracies[-1],
-        "loss": worst if missing else min(losses[-1], worst),
-        "blown_up": missing > 0 or not losses[-1] <= worst,
+        "loss": worst if blown_up else losses[-1],
+        "blown_up": blown_up,
     }
 
 
@@ -137,21 +136,21 @@ def _positions(
         tempfile.TemporaryDirectory() as folder,
         federation.ledger(Path(folder) / "ledger.sqlite") as ledger,
     ):
-        replica = federation.replica(ledger.root)
-        server = Server(ledger, federation.rules, curvature=federation.method.curvature)
-        losses = images.Losses(replica.module, federation.inputs, federation.labels)
-        simulation = Simulation(server, replica, federation.shards(), losses)
-        for done in range(preset.rounds + 1):
-            if done % preset.look_every == 0:
-                simulation.catch_up()
-                yield replica
+        simulation = federation.simulation(ledger)
+        replica = simulation.replica
+        yield replica
+        for done in range(preset.rounds):
             if done % preset.measure_every == 0 and candidate not in ("one", "hiso"):
                 simulation.catch_up()
-                _give(replica, _measure(preset, federation, replica, candidate))
+                h = torch.from_numpy(_measure(preset, federation, replica, candidate)).float()
+                set_unpadded(replica.layout, replica.state["h"], h)
             try:
                 simulation.round()
             except Diverged:
                 return
+            if (done + 1) % preset.look_every == 0:
+                simulation.catch_up()
+                yield replica
 
 
 def _measure(
@@ -162,33 +161,6 @@ def _measure(
     at = unpadded(replica.layout, replica.weights).double()
     model = FlatModel(federation.module(), inputs, labels)
     return shape_of(candidate, factors_of(model, at), share=preset.share, batch=batch)
-
-
-def shape_of(
-    candidate: Candidate, factors: Factors, *, share: float, batch: int
-) -> NDArray[np.float64]:
-    """A measured diagonal as H, [d], with mean 1: a shape, and no step size.
-
-    Args:
-        candidate: Which diagonal.
-        factors: Gradients and Gauss–Newton factors at the weights.
-        share: Least value, over the diagonal's mean.
-        batch: Examples of a round over all clients, for E ĝ².
-    """
-    moments = candidate == "second_moment_sqrt"
-    h = floored(factors.second_moment(batch) if moments else factors.diagonal, share)
-    if candidate != "gauss_newton":
-        h = np.sqrt(h)
-    return h / h.mean()
-
-
-def _give(replica: Replica, h: NDArray[np.float64]) -> None:
-    """Makes h the replica's."""
-    values, start = torch.from_numpy(h).float(), 0
-    for entry in replica.layout:
-        there = slice(entry.offset, entry.offset + entry.numel)
-        replica.state["h"][there] = values[start : start + entry.numel]
-        start += entry.numel
 
 
 @torch.inference_mode()

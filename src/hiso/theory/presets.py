@@ -56,25 +56,42 @@ class ProblemPreset(_Strict):
         return self
 
 
-class DimensionPreset(_Strict):
+class _Federated(_Strict):
+    """A federation of one local step a round. `nu`, `floor`: those of `hiso`."""
+
+    clients: Positive = 6
+    sample: Positive = 2
+    directions: Positive = 5
+    mu: Size = 1e-3
+    nu: Smoothing = 0.05
+    floor: Level = 0.25
+
+    @property
+    def rules(self) -> RoundSettings:
+        """Its rounds."""
+        return RoundSettings(
+            clients=self.clients,
+            sample=self.sample,
+            steps=1,
+            directions=self.directions,
+            mu=self.mu,
+        )
+
+
+class DimensionPreset(_Federated):
     """Rounds to a fraction `target` of the initial loss against the number of weights.
 
     `grid`: learning rates tried for every method and dimension, in multiples of
-    `Spectrum.step_unit`. `client`, `batch`: see `Shifts`. `nu`, `floor`: those of `hiso`;
+    `Spectrum.step_unit`. `client`, `batch`: see `Shifts`.
     `oracle_floor`: least value of an oracle's h over the largest.
     """
 
     experiment: Literal["dimension"]
     target: Share = 0.1
     grid: Annotated[list[Size], Field(min_length=1)]
-    clients: Positive = 6
-    sample: Positive = 2
-    directions: Positive = 5
     mu: Size = 1e-4
     client: Level = 0.1
     batch: Level = 0.1
-    nu: Smoothing = 0.05
-    floor: Level = 0.25
     oracle_floor: Share = 0.01
     problems: Annotated[list[ProblemPreset], Field(min_length=1)]
 
@@ -87,30 +104,7 @@ class Standing(_Strict):
     rounds: Positive
 
 
-class _OnDigits(_Strict):
-    """A federation on scikit-learn's digits. `nu`, `floor`: those of `hiso`."""
-
-    clients: Positive = 6
-    sample: Positive = 2
-    directions: Positive = 5
-    batch_size: Positive = 32
-    mu: Size = 1e-3
-    nu: Smoothing = 0.05
-    floor: Level = 0.25
-
-    @property
-    def rules(self) -> RoundSettings:
-        """Rounds of one local step."""
-        return RoundSettings(
-            clients=self.clients,
-            sample=self.sample,
-            steps=1,
-            directions=self.directions,
-            mu=self.mu,
-        )
-
-
-class CurvaturePreset(_OnDigits):
+class CurvaturePreset(_Federated):
     """A small network on scikit-learn's digits, small enough for its exact Hessian.
 
     `positions` of a run of HiSo are looked at; from the weights of the last one `standing` runs
@@ -119,6 +113,7 @@ class CurvaturePreset(_OnDigits):
 
     experiment: Literal["curvature"]
     seed: int = 0
+    batch_size: Positive = 32
     lr: Size
     positions: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
     examples: Positive = 1024
@@ -149,7 +144,7 @@ class LanguagePreset(_Strict):
     powers: Annotated[list[float], Field(min_length=1)] = [1.0, 0.5, 0.25, -0.25]
 
 
-class OraclePreset(_OnDigits):
+class OraclePreset(_Federated):
     """Whole runs on scikit-learn's digits with a true diagonal as H, measured every so often.
 
     `candidates`: H = 1 (`one`: DeComFL); HiSo's; and of `examples` training images the
@@ -167,6 +162,7 @@ class OraclePreset(_OnDigits):
     measure_every: Positive = 50
     examples: Positive = 256
     share: Share = 0.1
+    batch_size: Positive = 32
 
 
 Preset = DimensionPreset | CurvaturePreset | LanguagePreset | OraclePreset
