@@ -72,6 +72,8 @@ def test_an_unknown_task_names_those_that_come_close():
         ({"template": "{text} It was "}, "ends in white space"),
         ({"labels": (" good",)}, "at least two"),
         ({"labels": (" good", " good")}, "all different"),
+        ({"shared": ("passage",)}, "must be among its columns"),
+        ({"phrases": True}, "exactly one"),
     ],
 )
 def test_a_task_that_cannot_work_is_refused(change, message):

