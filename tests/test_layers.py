@@ -98,11 +98,6 @@ def test_third_parties_are_declared():
     assert used <= declared
 
 
-@pytest.mark.parametrize("path", FILES, ids=module_of)
-def test_files_are_short(path):
-    assert len(path.read_text().splitlines()) <= 320
-
-
 @pytest.mark.parametrize(
     "work",
     [

@@ -38,9 +38,26 @@ class RunConflict(HisoError):
 
 
 class Diverged(HisoError):
-    """The loss is not finite or has exploded. The ledger keeps the last good round."""
+    """The loss is not finite or has exploded. The ledger keeps the last good round.
+
+    Attributes:
+        position: Where to go back to: the last position with a normal loss; None if it is not
+            known, or if no weight has moved yet.
+        lr: A learning rate to go on with, half of the one that is set.
+    """
 
     exit_code = 4
+
+    def __init__(
+        self, problem: str, *, position: int | None = None, lr: float | None = None
+    ) -> None:
+        self.position, self.lr = position, lr
+        if position is not None and lr is not None:
+            problem += (
+                f" The last round with a normal loss is {position}: go back to position {position} "
+                f"and go on with a smaller step, lr = {lr:.3g}."
+            )
+        super().__init__(problem)
 
 
 class NonFiniteLoss(Diverged):

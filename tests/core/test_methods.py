@@ -14,7 +14,7 @@ from hiso.core.methods import METHODS, HiSo, HiZoo, Momentum, ZoSgd
 from hiso.core.noise.reference import direction
 from hiso.core.ops import absolute, maximum, select, sign, sqrt, var
 from hiso.core.replica import Replica
-from hiso.errors import SettingsError
+from hiso.errors import ProtocolError, SettingsError
 
 from .conftest import make_record, make_replica
 
@@ -272,9 +272,36 @@ def test_elementwise_operations_agree_with_their_graphs():
 
     replicas = [make_replica(Everything(), backend) for backend in ("numba", "reference")]
     for replica in replicas:
-        replica.weights[:4] = torch.tensor([-0.0, float("nan"), float("inf"), 1e-42])
+        weights = replica.weights.clone()
+        weights[:4] = torch.tensor([-0.0, float("nan"), float("inf"), 1e-42])
+        replica.restore({"weights": weights, **replica.state}, 0, b"", replica.hyper)
         replica.replay(history(replica.method, 3, 2))
     assert replicas[0].digest() == replicas[1].digest()
+
+
+@pytest.mark.parametrize(
+    ("method", "bad", "good"),
+    [
+        (HiSo, {"nu": 5.0}, {"nu": 1.0}),
+        (HiSo, {"nu": 1.0 + 1e-6}, {"nu": 1.0 + 1e-9}),  # 1 as a float32
+        (HiSo, {"eps": 0.0, "floor": 0.0}, {"eps": 0.0, "floor": 0.1}),
+        (HiSo, {"eps": 1e-50, "floor": 0.0}, {"floor": 0.0}),
+        (HiZoo, {"nu": 2.0}, {"nu": 1.0}),
+        (HiZoo, {"nu": 1.0, "floor": 0.0}, {"floor": 0.0}),
+        (Momentum, {"beta": 1.0}, {"beta": 0.999}),
+        (Momentum, {"beta": 0.99999999}, {"beta": 0.0}),
+    ],
+)
+def test_hyper_parameters_that_blow_up_by_themselves_are_refused(method, bad, good):
+    method(**good)
+    with pytest.raises(SettingsError):
+        method(**bad)
+    replica = make_replica(method(**good))
+    record = make_record(np.random.default_rng(0), replica.method, 0, changes=bad)
+    before = replica.digest()
+    with pytest.raises(ProtocolError):
+        replica.replay([record])
+    assert (replica.position, replica.digest()) == (0, before)
 
 
 @pytest.mark.parametrize("bad", [{"lr": -1.0}, {"nu": float("nan")}, {"feed": "some"}])

@@ -191,16 +191,19 @@ def test_a_snapshot_goes_on_like_the_original():
 
 def test_digest_sees_every_weight_and_every_bit():
     replica = make_replica(HiSo())
-    seen = {replica.digest()}
-    for buffer in (replica.weights, replica.state["h"]):
+    buffers = {"weights": replica.weights.clone(), "h": replica.state["h"].clone()}
+
+    def digest() -> int:
+        replica.restore(buffers, 0, b"", replica.hyper)
+        return replica.digest()
+
+    seen = {digest()}
+    for buffer in buffers.values():
         for at in (0, 2256, 2048 * 2 + 5):
             buffer.view(torch.int32)[at] ^= 1
-            replica._digest = None
-            seen.add(replica.digest())
-    a, b = replica.weights[3].clone(), replica.weights[4].clone()
-    replica.weights[3], replica.weights[4] = b, a
-    replica._digest = None
-    seen.add(replica.digest())
+            seen.add(digest())
+    buffers["weights"][[3, 4]] = buffers["weights"][[4, 3]]
+    seen.add(digest())
     assert len(seen) == 8
 
 
@@ -264,7 +267,7 @@ def test_a_point_on_a_walk_is_a_point_at_its_weights(dtype):
     replica, other = (learned_replica(method, dtype=dtype) for _ in range(2))
     walk = replica.walk()
     walk.step(round=3, step=0, stream=0, coefficients=np.ones(2, np.float32))
-    other.weights.copy_(walk.weights)
+    other.restore({"weights": walk.weights, **other.state}, other.position, b"", other.hyper)
     for point in (None, Point(1, 0, 2, 1), Point(1, 4, 2, -1)):
         replica.write(point, round=3, mu=0.1, walk=walk)
         other.write(point, round=3, mu=0.1)

@@ -6,15 +6,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from hiso.core.keys import raw_bits
-from hiso.core.method import Method
+from hiso.core.method import Method, Values
 from hiso.core.methods import HiSo, HiZoo, Momentum, ZoSgd
+from hiso.core.ops import Value
 from hiso.core.replica import Replica
 from hiso.engines.simulation import Simulation
 from hiso.errors import NonFiniteLoss, ProtocolError
@@ -42,6 +43,18 @@ class Net(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.tanh(x @ self.hidden.T) @ self.out
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shrunk(Method):
+    """Directions are divided by a hyper-parameter, which a plan may change."""
+
+    name: ClassVar[str] = "shrunk"
+    round_state: ClassVar[dict[str, float]] = {"h": 1.0}
+    shrink: float = 1.0
+
+    def denom(self, state: Values, hyper: Values) -> Value:
+        return hyper["shrink"] * state["h"]
 
 
 @dataclass(frozen=True)
@@ -316,3 +329,32 @@ def test_times_are_kept(tmp_path):
     simulation.round()
     (row,) = simulation.server.ledger.rounds()
     assert 0 < row.seconds["forward"] <= row.seconds["round"]
+
+
+@pytest.mark.parametrize("per_client", [False, True])
+def test_clients_measure_with_the_changes_of_the_plan(tmp_path, per_client):
+    """In the first local step too, where clients share what is written."""
+    method = Shrunk(lr=0.02)
+    rules = replace(RULES, per_client=per_client, steps=2, hyper={"shrink": 4.0})
+    simulation = simulate(tmp_path / "ours", method, rules)
+    with simulation.server.ledger as ledger:
+        for _ in range(3):
+            simulation.round()
+        simulation.catch_up()
+        assert ledger.records()[0].changes == {"shrink": 4.0}
+        log, _, digest = plain_federation(tmp_path / "plain", method, rules, 3)
+        assert log_of(ledger) == log
+        assert simulation.replica.digest() == digest
+
+
+def test_after_a_loss_that_is_not_finite_the_round_is_asked_anew(tmp_path):
+    """The same simulation goes on, with the settings that it is given then."""
+    simulation = simulate(tmp_path / "run", ZoSgd(lr=0.02), RULES)
+    good, simulation._losses = simulation._losses, lambda batches: [math.nan] * len(batches)
+    with pytest.raises(NonFiniteLoss):
+        simulation.round()
+    simulation._losses = good
+    simulation.server.settings = replace(RULES, mu=1e-3, directions=4)
+    closed = simulation.round()
+    assert isinstance(closed, Closed)
+    assert closed.record.terms == 4

@@ -108,6 +108,7 @@ def one_round(
     server: Server, clients: Sequence[Client], silent: Iterable[int] = ()
 ) -> Closed | Aborted:
     for plan in server.ask():
+        server.sent(plan.client)
         if plan.client not in silent:
             verdict = server.tell(answer(clients[plan.client], plan))
             assert verdict.accepted, verdict.reason

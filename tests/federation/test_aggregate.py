@@ -11,7 +11,7 @@ from hiso.federation.protocol import Reply, paper_bytes
 
 
 def reply(client: int, g: np.ndarray, kappa: np.ndarray | None = None, examples: int = 1) -> Reply:
-    return Reply("run", 3, 0, client, b"", 0, g, kappa, 1.0, examples)
+    return Reply("run", 3, client, b"", 0, g, kappa, 1.0, examples)
 
 
 @st.composite

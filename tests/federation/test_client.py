@@ -9,6 +9,7 @@ from hiso.errors import NonFiniteLoss, ProtocolError, SettingsError
 from hiso.federation.client import Client
 from hiso.federation.server import Server
 from hiso.federation.settings import RoundSettings
+from hiso.federation.wire import hash_question
 
 from .standin import Curved, Plain, StandIn, answer, clients_of, new_ledger, one_round
 
@@ -35,7 +36,8 @@ def test_a_fresh_client_catches_up_and_answers(server):
     client, plan = fresh(server, 1), server.rejoin(1, 0)
     reply = answer(client, plan)
     assert (client.replica.position, client.replica.chain) == (4, plan.chain)
-    assert (reply.round, reply.client, reply.chain, reply.examples) == (4, 1, plan.chain, 20)
+    assert (reply.round, reply.client, reply.examples) == (4, 1, 20)
+    assert reply.asked == hash_question(plan)
     assert reply.digest == client.replica.digest()
     assert reply.scalars.shape == (1, 2)
     assert reply.scalars.any()
@@ -61,8 +63,8 @@ def test_a_repeated_plan_gets_the_same_reply_without_a_loss(server):
     assert client.finish() is reply
 
 
-@pytest.mark.parametrize("change", [{"attempt": 1}, {"mu": 2e-3}, {"changes": {"lr": 1.0}}])
-def test_another_attempt_or_question_is_measured_anew(server, change):
+@pytest.mark.parametrize("change", [{"mu": 2e-3}, {"scheme": "central"}, {"changes": {"lr": 1.0}}])
+def test_another_question_is_measured_anew(server, change):
     server.ask()
     client, plan = fresh(server), server.rejoin(0, 0)
     reply = answer(client, plan)
@@ -97,7 +99,7 @@ def test_plans_that_do_not_fit_are_refused_and_leave_the_replica_alone(server):
     client = fresh(server)
     before = client.replica.digest()
     bad = {
-        "belongs to run other": replace(plan, run="other"),
+        "belongs to run ffff": replace(plan, run="f" * 64),
         "addressed to client 1": replace(plan, client=1),
         r"stands at position 0, but the plan's records begin at 2: .*resend from 0": replace(
             plan, records=plan.records[2:]
@@ -108,8 +110,8 @@ def test_plans_that_do_not_fit_are_refused_and_leave_the_replica_alone(server):
         with pytest.raises(ProtocolError, match=f"client 0 cannot probe round 4: .*{message}"):
             client.begin(wrong)
         assert (client.replica.position, client.replica.digest()) == (0, before)
-    with pytest.raises(ProtocolError, match=r"run other.*; it is addressed to client 1"):
-        client.begin(replace(plan, run="other", client=1))
+    with pytest.raises(ProtocolError, match=r"run ffff.*; it is addressed to client 1"):
+        client.begin(replace(plan, run="f" * 64, client=1))
     answer(client, plan)
     with pytest.raises(ProtocolError, match=r"past that round, at position 4.*rolled back"):
         client.begin(replace(plan, round=2, records=plan.records[:2]))

@@ -36,7 +36,7 @@ def record_of(round: int) -> Record:
 
 def reply_of(ledger: Ledger, round: int, client: int = 0) -> Reply:
     g = np.full((1, 1), round + 0.5, np.float32)
-    return Reply(ledger.run, round, 0, client, ledger.chain_at(round), 2**64 - 1, g, g + 1, 0.5, 3)
+    return Reply(ledger.run, round, client, bytes(32), 2**64 - 1, g, g + 1, 0.5, 3)
 
 
 def commit(ledger: Ledger, round: int) -> None:

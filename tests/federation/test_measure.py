@@ -29,7 +29,7 @@ def measured(method, *, steps: int, changes: dict[str, float] | None = None, sch
     """A replica, its finished probe of 3 directions, and weights and batch of every loss."""
     replica, seen = new_replica(method), []
     stream = 4
-    plan = Plan("run", 0, 0, 3, (), b"", steps, 3, 1e-2, scheme, stream, changes or {})
+    plan = Plan("run", 0, 3, (), b"", steps, 3, 1e-2, scheme, stream, changes or {})
     probe = Probe(
         client=3, round=0, steps=steps, directions=3, mu=1e-2, scheme=scheme,
         stream=stream, curvature=method.curvature,

@@ -13,8 +13,11 @@ from hiso.core.record import Record
 from hiso.errors import SettingsError
 from hiso.federation.ledger import Ledger
 from hiso.federation.normalise import FLOOR, mean_curvature
+from hiso.federation.server import Server
 from hiso.federation.settings import RoundSettings
 from hiso.run.launch import evaluate_run
+
+from .standin import clients_of, new_ledger, one_round
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 NU = 0.1
@@ -38,10 +41,19 @@ def test_it_is_hisos_diagonal_with_every_weight_given_the_mean(size):
         replica.replay([record(r, along_z)])
         parts = [replica.state["h"][e.offset : e.offset + e.numel] for e in replica.layout]
         mean = float(torch.cat(parts).double().mean())
-        replica.state["h"].fill_(mean)
+        level = {"weights": replica.weights, "h": torch.full_like(replica.state["h"], mean)}
+        replica.restore(level, replica.position, replica.chain, replica.hyper)
         h = mean_curvature([record(r, along_z * np.sqrt(h))], NU, h)
         assert h > FLOOR
         assert h == pytest.approx(mean, rel=0.01)
+
+
+def test_only_the_first_local_step_counts():
+    one = record(0, np.array([2.0, 1.0]))
+    step, direction = np.array([0, 0, 1, 1], np.uint16), np.array([0, 1, 0, 1], np.uint16)
+    c = np.array([2.0, 1.0, 50.0, 60.0], np.float32)
+    two = Record(0, step, np.zeros(4, np.uint32), direction, c)
+    assert mean_curvature([two], NU) == mean_curvature([one], NU)
 
 
 def test_it_has_a_floor():
@@ -74,6 +86,21 @@ def test_a_run_logs_the_rate_in_force_and_goes_on_after_a_stop(tmp_path, base):
     plain = simulate(out=tmp_path / "plain", **base | {"normalise": 0.0})
     assert plain["digest"] != whole["digest"]
     assert whole["bytes_down"] > plain["bytes_down"]
+
+
+@pytest.mark.parametrize("lr", [30.0, 0.5])
+def test_advice_after_divergence_halves_the_lr_that_is_set(tmp_path, lr):
+    """Not the one in force, which is divided by the mean curvature."""
+    rules = RoundSettings(
+        clients=2, sample=2, steps=1, directions=3, mu=1e-3, normalise=0.9, hyper={"lr": lr}
+    )
+    with new_ledger(tmp_path / "ledger.db") as ledger:
+        server = Server(ledger, rules, curvature=False)
+        clients = clients_of(ledger, 2)
+        for _ in range(2):
+            one_round(server, clients)
+        assert server.hyper["lr"] != pytest.approx(lr, rel=1e-3)
+        assert server.diverged("it did").lr == lr / 2
 
 
 def test_what_makes_no_sense_is_refused(tmp_path, base):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import math
+import struct
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -12,7 +14,15 @@ from hypothesis import strategies as st
 from hiso.core.record import Record
 from hiso.errors import ProtocolError
 from hiso.federation.protocol import Plan, Reply
-from hiso.federation.wire import plan_from_bytes, plan_to_bytes, reply_from_bytes, reply_to_bytes
+from hiso.federation.wire import (
+    hash_question,
+    plan_from_bytes,
+    plan_to_bytes,
+    reply_from_bytes,
+    reply_to_bytes,
+)
+
+FLOAT32 = float(np.finfo(np.float32).max)
 
 hashes = st.binary(min_size=32, max_size=32)
 clients = st.integers(0, 2**32 - 2)
@@ -36,7 +46,6 @@ def plans(draw: st.DrawFn) -> Plan:
     return Plan(
         run=draw(hashes).hex(),
         round=number,
-        attempt=draw(st.integers(0, 2**32 - 1)),
         client=client,
         records=tuple(records),
         chain=draw(hashes),
@@ -45,7 +54,7 @@ def plans(draw: st.DrawFn) -> Plan:
         mu=draw(st.floats(1e-30, 1e30)),
         scheme=draw(st.sampled_from(["forward", "central"])),
         stream=draw(st.sampled_from([0, client + 1])),
-        changes=draw(st.dictionaries(names, st.floats(allow_nan=False))),
+        changes=draw(st.dictionaries(names, st.floats(-FLOAT32, FLOAT32))),
     )
 
 
@@ -61,9 +70,8 @@ def replies(draw: st.DrawFn) -> Reply:
     return Reply(
         run=draw(hashes).hex(),
         round=draw(st.integers(0, 2**32 - 1)),
-        attempt=draw(st.integers(0, 2**32 - 1)),
         client=draw(clients),
-        chain=draw(hashes),
+        asked=draw(hashes),
         digest=draw(st.integers(0, 2**64 - 1)),
         scalars=numbers(),
         curvature=numbers() if draw(st.booleans()) else None,
@@ -107,6 +115,39 @@ def test_a_damaged_plan_is_refused_or_canonical(plan, data):
     assert plan_to_bytes(damaged) == raw
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e39])
+@given(plans())
+def test_a_change_that_is_no_finite_float32_is_refused(value, plan):
+    with pytest.raises(ProtocolError):
+        replace(plan, changes={"lr": value})
+    raw = plan_to_bytes(replace(plan, records=(), changes={"lr": 0.5}))
+    at = raw.rindex(struct.pack("<d", 0.5))
+    with pytest.raises(ProtocolError):
+        plan_from_bytes(raw[:at] + struct.pack("<d", value) + raw[at + 8 :])
+
+
+@given(plans())
+def test_a_question_is_all_of_a_plan_but_its_records(plan):
+    asked = hash_question(plan)
+    assert len(asked) == 32
+    assert hash_question(replace(plan, records=())) == asked
+    others = {
+        "run": "ab" * 32,
+        "round": plan.round - 1,
+        "chain": b"other" + bytes(27),
+        "steps": plan.steps % 2**16 + 1,
+        "directions": plan.directions % 2**16 + 1,
+        "mu": plan.mu * 1.5,
+        "scheme": "central" if plan.scheme == "forward" else "forward",
+        "stream": 0 if plan.stream else plan.client + 1,
+        "changes": {**plan.changes, "beta": 0.25},
+    }
+    assert {"client", "records", *others} == {field.name for field in fields(Plan)}
+    for name, value in others.items():
+        other = replace(plan, records=(), **{name: value})
+        assert hash_question(other) != asked, name
+
+
 @given(replies(), st.data())
 def test_a_reply_of_another_size_is_refused(reply, data):
     raw = reply_to_bytes(reply)
@@ -124,6 +165,6 @@ def test_noise_is_refused(noise):
 
 
 def test_another_format_says_what_to_do():
-    raw = bytearray(b"HRPL" + b"\x02\0" + bytes(200))
+    raw = bytearray(b"HRPL" + b"\x01\0" + bytes(200))
     with pytest.raises(ProtocolError, match="install the same version of hiso everywhere"):
         reply_from_bytes(bytes(raw))

@@ -31,7 +31,7 @@ import psutil
 
 from hiso.federation.ledger import Ledger
 from hiso.federation.protocol import Reply
-from hiso.federation.wire import plan_from_bytes, reply_to_bytes
+from hiso.federation.wire import hash_question, plan_from_bytes, reply_to_bytes
 from hiso.flower.dial import socket_path
 from hiso.flower.envelope import Envelope, receive, send
 from hiso.run.identity import settings_identity
@@ -63,7 +63,7 @@ def answers(folder: Path, nodes: int) -> None:
                     continue
                 scalars = np.zeros((plan.steps, plan.directions), np.float32)
                 scalars[0, 0] = 1
-                about = (plan.run, plan.round, plan.attempt, client, plan.chain, 0)
+                about = (plan.run, plan.round, client, hash_question(plan), 0)
                 data = reply_to_bytes(Reply(*about, scalars, None, 0.5, 1))
                 send(connection, Envelope("reply", {}, data))
 

@@ -58,26 +58,26 @@ def descend(
     Raises:
         NonFiniteLoss: A loss is NaN or infinite.
     """
-    replica.write()
     parameters = [p for p in replica.module.parameters() if p.requires_grad]
     losses: list[float] = []
-    for step in range(steps):
-        batch = shard.batch(round, step)
-        with clock:
-            loss = objective.loss(batch)
-            losses.append(float(loss.detach()))
-            if not math.isfinite(losses[-1]):
-                raise NonFiniteLoss(
-                    f"the loss is {losses[-1]} for client {client} in round {round}, local step "
-                    f"{step}"
-                )
-            gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-        with torch.no_grad():
-            for parameter, gradient in zip(parameters, gradients, strict=True):
-                if gradient is not None:
-                    parameter.sub_(gradient, alpha=lr)
-    known = dict(replica.module.named_parameters())
-    moved = pack({entry.name: known[entry.name] for entry in replica.layout})
+    with replica.lend():
+        for step in range(steps):
+            batch = shard.batch(round, step)
+            with clock:
+                loss = objective.loss(batch)
+                losses.append(float(loss.detach()))
+                if not math.isfinite(losses[-1]):
+                    raise NonFiniteLoss(
+                        f"the loss is {losses[-1]} for client {client} in round {round}, local "
+                        f"step {step}"
+                    )
+                gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+            with torch.no_grad():
+                for parameter, gradient in zip(parameters, gradients, strict=True):
+                    if gradient is not None:
+                        parameter.sub_(gradient, alpha=lr)
+        known = dict(replica.module.named_parameters())
+        moved = pack({entry.name: known[entry.name] for entry in replica.layout})
     return Update(client, moved, weight, losses[0])
 
 
@@ -112,7 +112,7 @@ def search(
         with clock:
             return objective(batches)
 
-    plan = Plan("", round, 0, client, (), b"", steps, directions, mu, scheme, client + 1)
+    plan = Plan("", round, client, (), b"", steps, directions, mu, scheme, client + 1)
     probe = plan.probe(curvature=False)
     measure(replica, plan, probe, lambda step: shard.batch(round, step), losses)
     walk = replica.walk()

@@ -18,7 +18,7 @@ from hiso.core.probe import passes
 from hiso.core.record import chain_root
 from hiso.core.replica import Replica
 from hiso.errors import Diverged, LoadError, NonFiniteLoss, RunConflict
-from hiso.federation.guard import excess
+from hiso.federation.guard import GUARD_ROUNDS, excess
 from hiso.federation.ledger import RoundRow
 from hiso.federation.protocol import SCALAR_BYTES
 from hiso.federation.runfile import Evaluation
@@ -195,8 +195,9 @@ class _Run:
             row = self.federation.round()
         except NonFiniteLoss as error:
             raise NonFiniteLoss(f"{error} {_REMEDY}") from error
-        losses = [row.loss for row in self.rows if row.loss is not None]
-        problem = excess(row.loss or 0.0, losses, self.settings.divergence_factor)
+        losses = [row.loss for row in [*self.rows, row] if row.loss is not None]
+        first, last = losses[:-1][:GUARD_ROUNDS], losses[-GUARD_ROUNDS:]
+        problem = excess(first, last, self.settings.divergence_factor)
         if problem is not None:
             raise Diverged(f"round {row.round}: {problem}. {_REMEDY}")
         return row

@@ -25,7 +25,7 @@ from hiso.cli.options import (
 from hiso.cli.report import report
 from hiso.cli.serve import serve
 from hiso.cli.theory import theory
-from hiso.errors import HisoError
+from hiso.errors import Diverged, HisoError
 
 Folder = Annotated[Path, typer.Argument(help="The run's folder.", show_default=False)]
 
@@ -175,6 +175,10 @@ def main() -> None:
         Console(stderr=True).print(
             f"[bold red]error:[/] {display.escape(str(error))}", soft_wrap=True
         )
+        if isinstance(error, Diverged) and error.position is not None:
+            print(
+                f"as flags: --rollback {error.position} --change lr={error.lr:.3g}", file=sys.stderr
+            )
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -14,7 +14,7 @@ and a probe measures the loss at w + (mu·u)/d. All numbers are float32.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from numbers import Real
 from typing import ClassVar, Literal
@@ -69,8 +69,15 @@ class Method:
         ]
         if self.feed not in ("first", "last", "all"):
             problems.append(f"feed = {self.feed!r} must be first, last or all")
-        if problems:
+        if problems := problems or list(self.problems()):
             raise SettingsError(f"{self.name}: " + "; ".join(problems))
+
+    def problems(self) -> Iterator[str]:
+        """What is wrong with hyper-parameters that are finite numbers >= 0, a sentence each.
+
+        Compare them as float32 has them: 0.99999999 is 1 there.
+        """
+        return iter(())
 
     @property
     def hyper(self) -> dict[str, float]:

@@ -16,14 +16,14 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hiso.core.method import Method
-from hiso.errors import ProtocolError
+from hiso.errors import ProtocolError, SettingsError
 
 FORMAT = 1
 _MAGIC = b"HISO"
@@ -169,13 +169,16 @@ def chain_root(identity: bytes) -> bytes:
     return hashlib.sha256(b"hiso-run\0" + identity).digest()
 
 
-def check_sequence(records: Sequence[Record], position: int, method: Method) -> None:
-    """Makes sure that `method` can fold `records` from `position` on.
+def check_sequence(
+    records: Sequence[Record], position: int, method: Method, hyper: Mapping[str, float]
+) -> None:
+    """Makes sure that `method`, with `hyper` in force, can fold `records` from `position` on.
 
     Raises:
         ProtocolError: A record is not the next one, has terms for another kind of method, or
-            changes a hyper-parameter that the method does not have.
+            changes a hyper-parameter that the method does not have or to a value that it refuses.
     """
+    now = dict(hyper)
     for number, record in enumerate(records, position):
         unknown = set(record.changes) - set(method.hyper)
         if record.round != number:
@@ -192,3 +195,11 @@ def check_sequence(records: Sequence[Record], position: int, method: Method) -> 
                     else f"it has {'no ' if method.curvature else ''}curvature scalars"
                 )
             )
+        if record.changes:
+            now |= record.changes
+            try:
+                replace(method, **now)
+            except SettingsError as error:
+                raise ProtocolError(
+                    f"the record of round {number} cannot be folded: {error}"
+                ) from error

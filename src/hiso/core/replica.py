@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, get_args
 from weakref import ReferenceType, ref
@@ -19,6 +20,7 @@ from hiso.core.noise import TILE, Noise
 from hiso.core.probe import Point
 from hiso.core.record import Record, check_sequence
 from hiso.core.walk import Walk
+from hiso.core.watch import Watch
 from hiso.errors import ProtocolError, SettingsError
 
 Memory = Literal["full", "lean"]
@@ -33,6 +35,10 @@ class Replica:
     into a second buffer of the compute dtype, which `write` fills with w or w + mu·z in one
     pass: w itself is never touched by a probe. Frozen parameters and buffers stay as they are.
     The module is put into eval mode.
+
+    From then on only records may change weights and module. `write`, `walk`, `replay` and `digest`
+    refuse with a `ProtocolError` if somebody else did: cast or moved the module, replaced, loaded
+    or trained a parameter, wrote to `weights` or `state`, or called `train()`.
 
     Memory per trainable weight: 4 bytes (w), 4 per state of the method, 2 or 4 (compute copy).
     With `memory="lean"` there is no compute copy: a module's parameters are made when it runs,
@@ -105,6 +111,7 @@ class Replica:
         self._hooks = attach(module, self._entries, dtype, self._parameter) if self._lean else []
         if not self._lean:
             self._show(self._compute)
+        self._watch = Watch(module, [self.weights, *self.state.values()])
         self.write()
 
     def _take(self, entry: Entry, tied: list[nn.Parameter]) -> None:
@@ -170,7 +177,7 @@ class Replica:
             walk: Take w from these local steps in place of the replica.
             changes: Hyper-parameters that differ from those in force (for the denominator).
         """
-        self._check_whole()
+        self.check()
         self._written = _Written(
             point, round, mu, self._hyper_with(changes), None if walk is None else ref(walk)
         )
@@ -180,6 +187,20 @@ class Replica:
             self._compute.copy_(self.weights if walk is None else walk.weights)
         else:
             self._perturb(self._compute, range(self.layout.tiles))
+
+    @contextmanager
+    def lend(self) -> Generator[None]:
+        """Lets the caller train the module's parameters, which start at w; w itself stays.
+
+        What was trained is forgotten by the next `write`. Not with `memory="lean"`, where there
+        are no parameters to train.
+        """
+        self.write()
+        try:
+            yield
+        finally:
+            self._written = None
+            self._watch.note()
 
     def rows(self, parameter: nn.Parameter, index: Tensor) -> Tensor:
         """Rows `index` of a parameter as last written, but in float32 from the master weights.
@@ -245,16 +266,23 @@ class Replica:
             raise ValueError(f"{self.method.name} has no hyper-parameter {', '.join(unknown)}")
         return {**self.hyper, **(changes or {})}
 
-    def _check_whole(self) -> None:
+    def check(self) -> None:
+        """Makes sure that the replica is whole, and that records alone have changed it.
+
+        Raises:
+            ProtocolError: It was released, a fold was interrupted, or somebody else has changed
+                the weights or the module.
+        """
         if self._torn:
-            raise RuntimeError(
+            raise ProtocolError(
                 "the replica was released, or an interrupted fold left it between two positions: "
                 "restore a snapshot, or make a new replica and replay"
             )
+        self._watch.check()
 
     def walk(self, changes: Mapping[str, float] | None = None) -> Walk:
         """Starts local steps from here, with `changes` to the hyper-parameters in force."""
-        self._check_whole()
+        self.check()
         return Walk(self, self._hyper_with(changes))
 
     def fold(self, weights: Tensor, state: Mapping[str, Tensor], steps: Steps) -> int:
@@ -268,14 +296,15 @@ class Replica:
         interrupted leaves the replica unusable, which every later call says.
 
         Raises:
-            ProtocolError: A record is not the next one, has terms for another kind of method, or
-                changes a hyper-parameter that the method does not have. Nothing was changed.
+            ProtocolError: `check_sequence` refuses the records, or somebody else has changed the
+                weights or the module. Nothing was folded.
         """
-        check_sequence(records, self.position, self.method)
-        self._check_whole()
+        check_sequence(records, self.position, self.method, self.hyper)
+        self.check()
         steps, hyper = pack(self.method, records, self.hyper)
         self._torn, self._digest, self._written = True, None, None
         self._digest = self.fold(self.weights, self.state, steps)
+        self._watch.note_buffers()
         self._torn = False
         self.hyper = hyper
         self.position += len(records)
@@ -284,10 +313,11 @@ class Replica:
 
     def digest(self) -> int:
         """64-bit fingerprint of the bits of w and the state; equal on every backend."""
-        self._check_whole()
+        self.check()
         if self._digest is None:
             nothing, _ = pack(self.method, [], self.hyper)
             self._digest = self.fold(self.weights, self.state, nothing)
+            self._watch.note_buffers()
         return self._digest
 
     def restore(
@@ -306,6 +336,7 @@ class Replica:
             buffer.copy_(buffers[name])
         self.position, self.chain, self.hyper = position, chain, dict(hyper)
         self._torn, self._digest, self._written = False, None, None
+        self._watch.note()
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from hiso.core.probe import Point, Probe
 from hiso.core.replica import Replica
-from hiso.errors import ProtocolError
+from hiso.errors import NonFiniteLoss, ProtocolError
 from hiso.federation.client import Client
 from hiso.federation.measure import Losses, measure
 from hiso.federation.protocol import Plan
@@ -70,7 +70,7 @@ class Simulation:
     def round(self) -> Closed | Aborted:
         """Runs one round: first the replica folds what it lacks, then the clients measure.
 
-        An exception leaves the log as it was, and the replica at its end.
+        An exception leaves the log as it was, the replica at its end, and no round open.
 
         Raises:
             Diverged: A loss is not finite, or the round's loss has exploded.
@@ -84,15 +84,20 @@ class Simulation:
             forward += time.perf_counter() - began
             return values
 
-        jobs = [self._begin(plan) for plan in self.server.ask()]
-        self._first_step(jobs, losses)
-        for job in jobs:
-            measure(self.replica, job.plan, job.probe, job.batch, losses)
-        for job in jobs:  # only now: a loss that is not finite leaves no client half answered
-            verdict = self.server.tell(job.client.finish())
-            if not verdict.accepted:
-                raise ProtocolError(f"client {job.client.index} was refused: {verdict.reason}")
-        return self.server.close({"round": time.perf_counter() - started, "forward": forward})
+        try:
+            jobs = [self._begin(plan) for plan in self.server.ask()]
+            self._first_step(jobs, losses)
+            for job in jobs:
+                measure(self.replica, job.plan, job.probe, job.batch, losses)
+            for job in jobs:  # only now: a loss that is not finite leaves no client half answered
+                verdict = self.server.tell(job.client.finish())
+                if not verdict.accepted:
+                    raise ProtocolError(f"client {job.client.index} was refused: {verdict.reason}")
+            return self.server.close({"round": time.perf_counter() - started, "forward": forward})
+        except NonFiniteLoss as error:
+            raise self.server.diverged(str(error), NonFiniteLoss) from error
+        finally:
+            self.server.drop()
 
     def _begin(self, plan: Plan) -> _Job:
         shard = self._shards[plan.client]

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from hiso.core.method import Method
 from hiso.core.probe import Probe
-from hiso.core.record import Record
+from hiso.core.record import Record, check_sequence
 from hiso.errors import ProtocolError, SettingsError
 from hiso.federation.protocol import Plan, Reply
+from hiso.federation.wire import hash_question
 
 
 class Replica(Protocol):
@@ -29,6 +29,11 @@ class Replica(Protocol):
     @property
     def method(self) -> Method:
         """The method that folds."""
+        ...
+
+    @property
+    def hyper(self) -> Mapping[str, float]:
+        """Hyper-parameters in force at that position."""
         ...
 
     def digest(self) -> int:
@@ -66,7 +71,7 @@ class Client:
         if examples < 1:
             raise SettingsError(f"client {index} has {examples} examples: give it at least one")
         self.index, self.examples, self.replica, self.run = index, examples, replica, run
-        self._plan: Plan | None = None
+        self._asked = b""
         self._probe: Probe | None = None
         self._digest = 0
         self._reply: Reply | None = None
@@ -80,11 +85,13 @@ class Client:
             ProtocolError: The plan is for another run or client, or does not fit the replica's
                 log. The replica is as it was.
         """
-        if self._reply is not None and self._probe is not None and self._plan == _question(plan):
+        asked = hash_question(plan)
+        if self._reply is not None and self._probe is not None and self._reply.asked == asked:
             return self._probe
-        self._catch_up(plan)
+        if missing := self.missing(plan):
+            self.replica.replay(missing)
         self._digest = int(self.replica.digest())
-        self._plan, self._reply = _question(plan), None
+        self._asked, self._reply = asked, None
         self._probe = plan.probe(curvature=self.replica.method.curvature)
         return self._probe
 
@@ -94,16 +101,15 @@ class Client:
         Raises:
             RuntimeError: No probe has been begun, or it still asks for losses.
         """
-        plan, probe = self._plan, self._probe
-        if plan is None or probe is None or probe.ask() is not None:
+        probe = self._probe
+        if probe is None or probe.ask() is not None:
             raise RuntimeError(f"client {self.index} has no finished probe to reply with")
         if self._reply is None:
             self._reply = Reply(
                 run=self.run,
-                round=plan.round,
-                attempt=plan.attempt,
+                round=probe.round,
                 client=self.index,
-                chain=plan.chain,
+                asked=self._asked,
                 digest=self._digest,
                 scalars=probe.scalars.copy(),
                 curvature=None if probe.curvature is None else probe.curvature.copy(),
@@ -112,7 +118,13 @@ class Client:
             )
         return self._reply
 
-    def _catch_up(self, plan: Plan) -> None:
+    def missing(self, plan: Plan) -> list[Record]:
+        """The records of a plan that the replica lacks; they lead to the plan's round.
+
+        Raises:
+            ProtocolError: The plan is for another run or client, does not fit the replica's log,
+                or has records that the method cannot fold.
+        """
         at = self.replica.position
         missing = [record for record in plan.records if record.round >= at]
         problems: list[str] = []
@@ -144,10 +156,5 @@ class Client:
             raise ProtocolError(
                 f"client {self.index} cannot probe round {plan.round}: " + "; ".join(problems)
             )
-        if missing:
-            self.replica.replay(missing)
-
-
-def _question(plan: Plan) -> Plan:
-    """All of a plan that its answer depends on: records differ with what a client has folded."""
-    return replace(plan, records=())
+        check_sequence(missing, at, self.replica.method, self.replica.hyper)
+        return missing

@@ -125,10 +125,11 @@ class Ledger(RunFile):
         """
         spent = canonical_json(dict(seconds), "seconds")
         with self._write() as db:
+            attempt = self.attempt(record.round)
             self._append(db, record, digest, loss, bytes_up, bytes_down, spent)
             for r in replies:
                 kappa = None if r.curvature is None else r.curvature.astype("<f4").tobytes()
-                row = (record.round, r.client, r.attempt, set_aside.get(r.client))
+                row = (record.round, r.client, attempt, set_aside.get(r.client))
                 row += (f"{r.digest:016x}", r.loss, r.examples, *r.scalars.shape)
                 insert(db, "replies", (*row, r.scalars.astype("<f4").tobytes(), kappa))
                 _stand(db, r.client, record.round)
@@ -231,10 +232,12 @@ class Ledger(RunFile):
         tables = ("replies", "abandoned_replies")
         return sum(self._one(f"SELECT count(*) FROM {table}") for table in tables)
 
-    def losses(self, stop: int | None = None) -> list[float]:
-        """Mean loss of every round before `stop`, by default of all."""
-        query = "SELECT loss FROM records WHERE round < ? AND loss NOT NULL ORDER BY round"
-        rows = self._db.execute(query, (self.position if stop is None else stop,))
+    def losses(self, start: int = 0, stop: int | None = None) -> list[float]:
+        """Mean loss of rounds `start` to `stop` (exclusive; by default the end), where known."""
+        query = """
+            SELECT loss FROM records
+            WHERE round >= ? AND round < ? AND loss NOT NULL ORDER BY round"""
+        rows = self._db.execute(query, (start, self.position if stop is None else stop))
         return [loss for (loss,) in rows]
 
     def traffic(self) -> tuple[int, int]:
@@ -246,6 +249,8 @@ class Ledger(RunFile):
 
     def rollback(self, position: int) -> None:
         """Goes back to `position`. Later rounds, aborts and evaluations are kept as abandoned.
+
+        Settings stay as they are: what was changed later holds from `position` on.
 
         Raises:
             ProtocolError: The log is not that long.
@@ -261,7 +266,8 @@ class Ledger(RunFile):
                     f"INSERT INTO abandoned_{table} SELECT ?, * {where}", (generation, position)
                 )
                 db.execute(f"DELETE {where}", (position,))
-            db.execute("UPDATE clients SET position = min(position, ?)", (position,))
+            for table in ("clients", "changes"):
+                db.execute(f"UPDATE {table} SET position = min(position, ?)", (position,))
 
     def check_rollback(self, position: int) -> None:
         """Makes sure that there is such a position.

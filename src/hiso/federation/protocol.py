@@ -51,7 +51,6 @@ class Plan:
     Attributes:
         run: The run's id, the hex digest of its chain root.
         round: The round r to probe; the replica must stand at position r, after records 0..r-1.
-        attempt: Counts the tries of a round that was aborted; a reply quotes it.
         client: Index i of the client.
         records: The records that the client lacks, in order, the last being r - 1.
         chain: Chain hash of the log before round r.
@@ -69,7 +68,6 @@ class Plan:
 
     run: str
     round: int
-    attempt: int
     client: int
     records: tuple[Record, ...]
     chain: bytes
@@ -97,6 +95,9 @@ class Plan:
         if rounds != list(range(self.round - len(rounds), self.round)):
             yield f"its records must follow each other up to round {self.round - 1}, not {rounds}"
         yield from probe_problems(self.steps, self.directions, self.mu, self.scheme)
+        for name, value in self.changes.items():
+            if not (0 < len(name.encode()) < 256 and abs(value) <= _LARGEST):
+                yield f"change {name!r} = {value} is not a named finite float32"
 
     @property
     def scalars(self) -> int:
@@ -122,9 +123,9 @@ class Reply:
     """What one client measured. Scalars on the wire: g, and κ where the method has it.
 
     Attributes:
-        run: As in the plan, like `round`, `attempt` and `client`.
-        chain: Chain hash of the log that the client's replica has folded.
-        digest: The replica's digest at that position, before the round, unsigned 64 bits.
+        run: As in the plan, like `round` and `client`.
+        asked: The plan's `hash_question`, 32 bytes: μ, scheme, chain and all else that was asked.
+        digest: The replica's digest before the round, unsigned 64 bits.
         scalars: g, float32 [τ, P].
         curvature: κ, float32 [τ, P], or None.
         loss: Mean loss of the client's first batch of the round, for people and for the guard.
@@ -133,9 +134,8 @@ class Reply:
 
     run: str
     round: int
-    attempt: int
     client: int
-    chain: bytes
+    asked: bytes
     digest: int
     scalars: NDArray[np.float32]
     curvature: NDArray[np.float32] | None

@@ -7,6 +7,7 @@ any instant, make a new one on the same ledger, and the log that comes out is th
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -16,7 +17,7 @@ from hiso.core.keys import choose
 from hiso.core.record import MAX_ROUND, Record
 from hiso.errors import Diverged, ProtocolError, SettingsError
 from hiso.federation.aggregate import aggregate, client_weights
-from hiso.federation.guard import GUARD_ROUNDS, excess, normal_loss
+from hiso.federation.guard import GUARD_ROUNDS, STUCK_ROUNDS, excess, last_good, stuck
 from hiso.federation.ledger import Ledger
 from hiso.federation.normalise import mean_curvature
 from hiso.federation.protocol import SCALAR_BYTES, Plan, Reply
@@ -44,7 +45,7 @@ class Closed:
         digest: The replica's digest before the record, as the quorum has it.
         set_aside: For each client whose replica differs, since when and what to do.
         bytes_up: 4 bytes for each scalar (g, κ) of the valid replies.
-        bytes_down: 4 bytes for each scalar (coefficients, κ, changes) of the plans.
+        bytes_down: 4 bytes for each scalar (coefficients, κ, changes) of the plans that were sent.
     """
 
     record: Record
@@ -110,8 +111,9 @@ class Server:
         self._mean = mean_curvature(ledger.records(), settings.normalise)
         self._plans: dict[int, Plan] = {}  # of the open round; none is open if empty
         self._opened = settings
+        self._attempt = 0
         self._replies: dict[int, Reply] = {}
-        self._scalars_down = 0
+        self._scalars_down = Counter[int]()
 
     @property
     def hyper(self) -> dict[str, float]:
@@ -126,9 +128,11 @@ class Server:
 
         Raises:
             SettingsError: The settings name a hyper-parameter that the method does not have.
+            Diverged: In the last rounds nothing has changed the loss, though it is no good one.
         """
         if not self._plans:
             s, round = self.settings, self.ledger.position
+            self._check_that_it_moves()
             attempt, changes = self.ledger.attempt(round), self._changes()
             sampled = choose(self._seed, "sample", round, attempt, size=s.clients, count=s.sample)
             stands = {client: self.ledger.client_position(client) for client in sampled}
@@ -144,15 +148,14 @@ class Server:
                 )
                 for client in sampled
             }
-            self._opened = s
-            self._replies = {}
-            self._scalars_down = sum(plan.scalars for plan in self._plans.values())
+            self._opened, self._attempt = s, attempt
+            self._replies, self._scalars_down = {}, Counter()
         return list(self._plans.values())
 
     def rejoin(self, client: int, position: int) -> Plan:
         """The open round's plan again, for a client whose replica stands at another position.
 
-        Both plans count as traffic, since both were sent. A position of 0 is the base model.
+        A position of 0 is the base model.
 
         Raises:
             ProtocolError: The client was not asked, or the log is not that long.
@@ -164,9 +167,19 @@ class Server:
                 f"{sorted(self._plans)} are asked, for round {self.ledger.position}"
             )
         plan = replace(plan, records=tuple(self.ledger.records(position)))
-        self._scalars_down += plan.scalars
         self._plans[client] = plan
         return plan
+
+    def sent(self, client: int) -> None:
+        """Notes that a client's plan, as it is now, was sent: `bytes_down` counts each sending.
+
+        A loop that loses no messages need not call it: a plan that was answered counts once.
+        """
+        self._scalars_down[client] += self._plans[client].scalars
+
+    def drop(self) -> None:
+        """Forgets the open round, if one is: the next `ask` opens it anew, as settings then are."""
+        self._plans = {}
 
     def rest(self, client: int, position: int) -> Plan:
         """A plan that brings a replica from `position` to the end of the log; no round is opened.
@@ -184,7 +197,6 @@ class Server:
         return Plan(
             run=self.ledger.run,
             round=end,
-            attempt=self.ledger.attempt(end),
             client=0,
             records=(),
             chain=self.ledger.chain_at(end),
@@ -226,27 +238,29 @@ class Server:
             `min_replies` replies are left.
 
         Raises:
-            Diverged: The mean loss is out of all proportion. Nothing was recorded.
+            Diverged: The mean loss is out of all proportion. Nothing was recorded, and the round
+                is open no more.
             RuntimeError: No round is open.
         """
         if not self._plans:
             raise RuntimeError("no round is open: call ask() first")
-        first = next(iter(self._plans.values()))
+        plans, self._plans = self._plans, {}
+        first = next(iter(plans.values()))
         replies = [self._replies[client] for client in sorted(self._replies)]
         up = SCALAR_BYTES * sum(reply.count for reply in replies)
-        down = SCALAR_BYTES * self._scalars_down
-        agreed = agree(replies, self._plans, self._opened.min_replies, self.ledger.last_agreed)
+        answered = {client: plans[client].scalars for client in self._replies}
+        down = SCALAR_BYTES * sum((answered | self._scalars_down).values())
+        agreed = agree(replies, plans, self._opened.min_replies, self.ledger.last_agreed)
         good = agreed.good
         if agreed.shortage is not None:
             clients = [reply.client for reply in replies]
             self.ledger.abort(
-                first.round, first.attempt, agreed.shortage, clients, up=up, down=down
+                first.round, self._attempt, agreed.shortage, clients, up=up, down=down
             )
-            self._plans = {}
-            return Aborted(first.round, first.attempt, agreed.shortage, up, down)
+            return Aborted(first.round, self._attempt, agreed.shortage, up, down)
         weights = client_weights(good, self._opened.weighting)
         loss = float(np.average([reply.loss for reply in good], weights=weights))
-        self._guard(first, loss)
+        self._guard(first.round, loss)
         record = aggregate(
             first.round,
             good,
@@ -267,7 +281,6 @@ class Server:
         )
         self._hyper |= record.changes
         self._mean = mean_curvature([record], self.settings.normalise, self._mean)
-        self._plans = {}
         clients = [reply.client for reply in good]
         return Closed(record, clients, loss, agreed.digest, agreed.set_aside, up, down)
 
@@ -284,16 +297,27 @@ class Server:
             )
         return {name: value for name, value in wanted.items() if value != self._hyper[name]}
 
-    def _guard(self, plan: Plan, loss: float) -> None:
-        first = self.ledger.losses(GUARD_ROUNDS)
-        problem = excess(loss, first, self._opened.divergence_factor)
-        if problem is None:
-            return
-        normal = normal_loss(first)
-        last = max(r for r, past in enumerate(self.ledger.losses()) if past <= normal)
-        lr = (self._hyper | plan.changes)["lr"]
-        raise Diverged(
-            f"round {plan.round}: {problem}. Nothing of the round was recorded. The last round "
-            f"with a normal loss is {last}: go on from there with smaller steps, --rollback {last} "
-            f"--change lr={lr / 2:.3g}"
-        )
+    def _guard(self, round: int, loss: float) -> None:
+        first = self.ledger.losses(stop=GUARD_ROUNDS)
+        last = [*self.ledger.losses(start=round - GUARD_ROUNDS + 1), loss]
+        if problem := excess(first, last, self._opened.divergence_factor):
+            raise self.diverged(f"round {round}: {problem}. Nothing of the round was recorded.")
+
+    def _check_that_it_moves(self) -> None:
+        end = self.ledger.position
+        first, last = self.ledger.losses(stop=GUARD_ROUNDS), self.ledger.losses(start=end - 1)
+        records = self.ledger.records(end - STUCK_ROUNDS)
+        if last and (problem := stuck(first, records, last[0])):
+            raise self.diverged(f"{problem}.")
+
+    def diverged(self, problem: str, kind: type[Diverged] = Diverged) -> Diverged:
+        """The error that names `problem`, the last good position, and half of the lr that is set.
+
+        With `normalise`, the lr that is set is the one before it is divided.
+        """
+        records, losses = self.ledger.records(), [row.loss for row in self.ledger.rounds()]
+        if not any(record.coefficient.any() for record in records):
+            advice = "No weight has moved yet: start another run with another mu, or in float32."
+            return kind(f"{problem} {advice}")
+        lr = self.settings.hyper.get("lr", self._hyper["lr"]) / 2
+        return kind(problem, position=last_good(records, losses), lr=lr)

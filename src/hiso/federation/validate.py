@@ -9,6 +9,7 @@ from typing import Any, TypeGuard
 import numpy as np
 
 from hiso.federation.protocol import Plan, Reply
+from hiso.federation.wire import hash_question
 
 LARGEST_LOSS = float(np.finfo(np.float32).max)
 MAX_DIGEST = 2**64 - 1
@@ -41,17 +42,18 @@ def reply_problems(
     same_round = is_whole(reply.round, plan.round, plan.round)
     if not same_round:
         yield f"round {_short(reply.round)} is not the open one, {plan.round}"
-    elif not is_whole(reply.attempt, plan.attempt, plan.attempt):
-        yield f"attempt {_short(reply.attempt)} at the round is not the open one, {plan.attempt}"
     if not is_whole(reply.client, 0, max(plans)) or reply.client not in plans:
         yield f"client {_short(reply.client)} was not asked, but {sorted(plans)} were"
     elif reply.client in answered:
         yield f"client {reply.client} has answered already"
-    if same_round and not (isinstance(reply.chain, bytes) and reply.chain == plan.chain):
-        yield (
-            f"chain hash {_hex(reply.chain)} is not the log's at round {plan.round}, "
-            f"{_hex(plan.chain)}: the client has folded other records"
-        )
+    elif same_round:
+        asked = hash_question(plans[reply.client])
+        if not (isinstance(reply.asked, bytes) and reply.asked == asked):
+            yield (
+                f"asked {_hex(reply.asked)} is not the question that is open, {_hex(asked)}: the "
+                "reply answers a plan with another mu, scheme, number of directions, hyper-"
+                "parameter, or log"
+            )
     if not is_whole(reply.digest, 0, MAX_DIGEST):
         yield f"digest {_short(reply.digest)} is not an unsigned 64-bit integer"
     shape = (plan.steps, plan.directions)
@@ -83,5 +85,5 @@ def _short(value: object) -> str:
         return f"of type {type(value).__name__}"
 
 
-def _hex(chain: Any) -> str:
-    return chain[:8].hex() if isinstance(chain, bytes) else _short(chain)
+def _hex(value: Any) -> str:
+    return value[:8].hex() if isinstance(value, bytes) else _short(value)

@@ -1,15 +1,15 @@
 """Plan and reply as bytes: what a transport carries, whatever it is.
 
-Little-endian, in this order (`FORMAT` 1). A reader takes canonical bytes only: what it accepts, it
+Little-endian, in this order (`FORMAT` 2). A reader takes canonical bytes only: what it accepts, it
 would write again bit for bit.
 
     plan    "HPLN" · format u16 · flags u16 (1: central differences, 2: directions of its own)
-            run 32 bytes · chain 32 bytes · round u32 · attempt u32 · client u32
+            run 32 bytes · chain 32 bytes · round u32 · client u32
             steps u32 · directions u32 · mu f64 · changes u16 · records u32
             each change, by ascending name:  length u8 · name (UTF-8) · value f64
             each record:  length u32 · its canonical bytes
     reply   "HRPL" · format u16 · flags u16 (1: curvature)
-            run 32 bytes · chain 32 bytes · round u32 · attempt u32 · client u32
+            run 32 bytes · asked 32 bytes · round u32 · client u32
             digest u64 · loss f64 · examples u64 · steps u32 · directions u32
             scalars f32[steps, directions] · curvature f32[steps, directions], if flagged
 
@@ -18,7 +18,9 @@ Whether a reply makes sense (finite, of the right round, asked for) is the serve
 
 from __future__ import annotations
 
+import hashlib
 import struct
+from dataclasses import replace
 
 import numpy as np
 
@@ -26,9 +28,9 @@ from hiso.core.record import Record
 from hiso.errors import ProtocolError
 from hiso.federation.protocol import Plan, Reply
 
-FORMAT = 1
+FORMAT = 2
 _PLAN, _REPLY = b"HPLN", b"HRPL"
-_HEAD = struct.Struct("<4sHH32s32sIII")
+_HEAD = struct.Struct("<4sHH32s32sII")
 _PLAN_BODY = struct.Struct("<IIdHI")
 _REPLY_BODY = struct.Struct("<QdQII")
 _CENTRAL, _OWN = 1, 2
@@ -44,7 +46,7 @@ def plan_to_bytes(plan: Plan) -> bytes:
     flags = _CENTRAL * (plan.scheme == "central") | _OWN * (plan.stream > 0)
     try:
         parts = [
-            _head(_PLAN, flags, plan),
+            _head(_PLAN, flags, plan, plan.chain),
             _PLAN_BODY.pack(
                 plan.steps, plan.directions, plan.mu, len(plan.changes), len(plan.records)
             ),
@@ -70,7 +72,7 @@ def plan_from_bytes(data: bytes) -> Plan:
             the plan is out of range.
     """
     try:
-        flags, run, chain, number, attempt, client = _read_head(_PLAN, data)
+        flags, run, chain, number, client = _read_head(_PLAN, data)
         steps, directions, mu, changed, recorded = _PLAN_BODY.unpack_from(data, _HEAD.size)
         at = _HEAD.size + _PLAN_BODY.size
         changes: dict[str, float] = {}
@@ -87,7 +89,6 @@ def plan_from_bytes(data: bytes) -> Plan:
         plan = Plan(
             run=run,
             round=number,
-            attempt=attempt,
             client=client,
             records=tuple(records),
             chain=chain,
@@ -105,6 +106,15 @@ def plan_from_bytes(data: bytes) -> Plan:
     return plan
 
 
+def hash_question(plan: Plan) -> bytes:
+    """SHA-256 of the plan's canonical bytes without records: all that its answer depends on.
+
+    Records are left out because they differ with what the client has folded already; the chain
+    hash stands for the whole log. Equal questions have equal answers, whoever asks and when.
+    """
+    return hashlib.sha256(plan_to_bytes(replace(plan, records=()))).digest()
+
+
 def reply_to_bytes(reply: Reply) -> bytes:
     """Canonical bytes of a reply.
 
@@ -118,7 +128,7 @@ def reply_to_bytes(reply: Reply) -> bytes:
             raise ValueError("scalars and curvature have different shapes")
         return b"".join(
             [
-                _head(_REPLY, _CURVATURE * (reply.curvature is not None), reply),
+                _head(_REPLY, _CURVATURE * (reply.curvature is not None), reply, reply.asked),
                 _REPLY_BODY.pack(reply.digest, reply.loss, reply.examples, steps, directions),
                 *(array.astype("<f4").tobytes() for array in arrays),
             ]
@@ -134,7 +144,7 @@ def reply_from_bytes(data: bytes) -> Reply:
         ProtocolError: The bytes are cut short, too long, or of another format.
     """
     try:
-        flags, run, chain, number, attempt, client = _read_head(_REPLY, data)
+        flags, run, asked, number, client = _read_head(_REPLY, data)
         digest, loss, examples, steps, directions = _REPLY_BODY.unpack_from(data, _HEAD.size)
         at, arrays = _HEAD.size + _REPLY_BODY.size, 2 if flags & _CURVATURE else 1
         if flags & ~_CURVATURE or len(data) != at + 4 * arrays * steps * directions:
@@ -146,9 +156,8 @@ def reply_from_bytes(data: bytes) -> Reply:
     return Reply(
         run=run,
         round=number,
-        attempt=attempt,
         client=client,
-        chain=chain,
+        asked=asked,
         digest=digest,
         scalars=values[0],
         curvature=values[1] if arrays == 2 else None,
@@ -157,16 +166,15 @@ def reply_from_bytes(data: bytes) -> Reply:
     )
 
 
-def _head(magic: bytes, flags: int, message: Plan | Reply) -> bytes:
-    run, chain = bytes.fromhex(message.run), message.chain
-    if len(run) != 32 or len(chain) != 32:
-        raise ValueError("run and chain must be 32 bytes")
-    numbers = message.round, message.attempt, message.client
-    return _HEAD.pack(magic, FORMAT, flags, run, chain, *numbers)
+def _head(magic: bytes, flags: int, message: Plan | Reply, content: bytes) -> bytes:
+    run = bytes.fromhex(message.run)
+    if len(run) != 32 or len(content) != 32:
+        raise ValueError("run, and chain or asked, must be 32 bytes")
+    return _HEAD.pack(magic, FORMAT, flags, run, content, message.round, message.client)
 
 
-def _read_head(magic: bytes, data: bytes) -> tuple[int, str, bytes, int, int, int]:
-    found, version, flags, run, chain, number, attempt, client = _HEAD.unpack_from(data)
+def _read_head(magic: bytes, data: bytes) -> tuple[int, str, bytes, int, int]:
+    found, version, flags, run, content, number, client = _HEAD.unpack_from(data)
     if found != magic:
         raise ValueError(f"it begins with {found!r}, not {magic!r}")
     if version != FORMAT:
@@ -174,4 +182,4 @@ def _read_head(magic: bytes, data: bytes) -> tuple[int, str, bytes, int, int, in
             f"it has wire format {version}, this hiso speaks {FORMAT}: "
             "install the same version of hiso everywhere"
         )
-    return flags, run.hex(), chain, number, attempt, client
+    return flags, run.hex(), content, number, client

@@ -205,8 +205,11 @@ class Conductor:
         left = self._pace.round_seconds - (time.monotonic() - began)
         group = str(self._ledger.position)
         for node, size in self._post.send(requests, max(left, 5.0), group).items():
-            for asked in self._asked.values():
-                asked.down += size if asked.node == node else 0
+            for client, asked in self._asked.items():
+                if asked.node == node:
+                    asked.down += size
+                    if kind == "round":
+                        self._server.sent(client)
 
     def _stands(self, site: Site) -> int:
         """Where a replica stands on this log; 0 if it has folded another one."""

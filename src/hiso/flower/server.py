@@ -21,8 +21,7 @@ from hiso.flower.sites import Sites
 from hiso.run.folder import RunFolder, round_lines
 from hiso.run.identity import settings_identity
 from hiso.run.observer import Silent
-from hiso.run.opening import open_ledger, prepare, resolve_settings
-from hiso.run.resume import check_that_it_moves
+from hiso.run.opening import look, open_ledger, prepare, resolve_settings
 from hiso.run.settings import Settings
 from hiso.run.summary import summarise
 
@@ -101,12 +100,13 @@ def serve(
         ProtocolError: A round has come to nothing too often.
     """
     folder = RunFolder(out)
+    seen = look(folder)
     settings = resolve_settings(folder, given, changes, rollback, None)
     check(settings, pace)
     method = settings.make_method()
     post = Post(grid)
     sites = Sites(post, settings.clients)
-    if folder.has_run():
+    if seen is not None:
         with Ledger.open(folder.ledger) as ledger:
             identity, sites.run = ledger.identity, ledger.run
     else:
@@ -114,7 +114,7 @@ def serve(
         expected = settings_identity(settings, method)
         identity = agree_on_identity(post, sites, expected, pace.start_with)
     own = settings.with_hyper(method)
-    with open_ledger(folder, identity, own, patience=_PREDECESSOR) as ledger:
+    with open_ledger(folder, identity, own, seen=seen, patience=_PREDECESSOR) as ledger:
         prepare(ledger, own, rollback, Silent())
         folder.rewrite_metrics(ledger)
         server = Server(ledger, settings.make_rounds(method), curvature=method.curvature)
@@ -140,7 +140,6 @@ def _rounds(conductor: Conductor, folder: RunFolder, ledger: Ledger, settings: S
     log.info("run %s, going on at round %d", ledger.run, ledger.position)
     aborted = 0
     while ledger.position < settings.rounds:
-        check_that_it_moves(ledger)
         closed = conductor.round()
         if isinstance(closed, Aborted):
             log.warning("round %d came to nothing: %s", closed.round, closed.reason)

@@ -11,17 +11,19 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from hiso.core.probe import Probe
+from hiso.core.record import chain_root
 from hiso.core.replica import Replica
 from hiso.errors import HisoError, ProtocolError
 from hiso.federation.client import Client
 from hiso.federation.ledger import Ledger
 from hiso.federation.measure import measure
 from hiso.federation.protocol import Plan
+from hiso.federation.schema import canonical_json
 from hiso.federation.wire import plan_from_bytes, reply_to_bytes
 from hiso.flower.envelope import BEHIND, UNKNOWN_RUN, Envelope
 from hiso.run.folder import RunFolder
@@ -183,6 +185,9 @@ class Worker:
                     return Envelope.of_error(UNKNOWN_RUN, f"send the identity of {plan.run}")
                 self._create(folder, plan.run, identity)
             self._open(folder)
+        elif not self._in_step():
+            log.warning("replica and log have come apart: standing again where the log ends")
+            self._stand(self._log)
         self._rewind(plan)
         if (start := plan.round - len(plan.records)) > self.position:
             reason = f"it stands at position {self.position}, the records begin at {start}"
@@ -192,24 +197,38 @@ class Worker:
 
     def _create(self, folder: RunFolder, run: str, identity: dict[str, Any]) -> None:
         check_identity(identity, self._identity)
-        settings = self._settings.with_hyper(self._method)
-        folder.path.mkdir()
-        partial = folder.path / "ledger.partial"
-        with Ledger.create(partial, identity, settings.model_dump()) as ledger:
-            found = ledger.run
+        found = chain_root(canonical_json(identity, "identity").encode()).hex()
         if found != run:
             raise ProtocolError(f"the identity that was sent is that of run {found}, not of {run}")
-        os.replace(partial, folder.ledger)
+        folder.path.mkdir(exist_ok=True)
+        settings = self._settings.with_hyper(self._method)
+        Ledger.create(folder.ledger, identity, settings.model_dump()).close()
 
     def _open(self, folder: RunFolder) -> None:
         if self._ledger is not None:
             self._ledger.close()
             self._ledger = None
-        ledger = Ledger.open(folder.ledger)
-        check_identity(ledger.identity, self._identity)
-        ledger.verify()
-        self._stand(ledger)
+        with ExitStack() as stack:
+            ledger = Ledger.open(folder.ledger)
+            stack.callback(ledger.close)
+            check_identity(ledger.identity, self._identity)
+            ledger.verify()
+            self._stand(ledger)
+            stack.pop_all()
         self._ledger = ledger
+
+    def _in_step(self) -> bool:
+        """Whether the replica is whole and stands at the end of the log.
+
+        A fold that was interrupted, by lack of memory for one, leaves it otherwise.
+        """
+        replica, end = self._standing, self._log.position
+        try:
+            replica.check()
+        except ProtocolError as error:
+            log.error("%s", error)
+            return False
+        return (replica.position, replica.chain) == (end, self._log.chain_at(end))
 
     def _stand(self, ledger: Ledger) -> None:
         """Rebuilds the replica at the end of the log, and checks it against a digest of before."""
@@ -254,10 +273,9 @@ class Worker:
             self._stand(ledger)
 
     def _begin(self, client: Client, plan: Plan) -> Probe:
-        before, digest = self.position, self._standing.digest()
-        probe = client.begin(plan)
-        self._log.follow([r for r in plan.records if r.round >= before], digest)
-        return probe
+        if missing := client.missing(plan):  # into the log first: a replica is rebuilt from it
+            self._log.follow(missing, self._standing.digest())
+        return client.begin(plan)
 
     @property
     def _log(self) -> Ledger:

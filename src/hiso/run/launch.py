@@ -14,16 +14,16 @@ from hiso.core.method import Method
 from hiso.core.methods import register
 from hiso.core.replica import Replica
 from hiso.engines.simulation import Simulation
-from hiso.errors import Diverged, NonFiniteLoss, ProtocolError, SettingsError
+from hiso.errors import Diverged, ProtocolError, SettingsError
 from hiso.federation.ledger import Ledger
 from hiso.federation.runfile import Evaluation
 from hiso.federation.server import Aborted, Server
 from hiso.run.folder import RunFolder, evaluation_line, round_lines
 from hiso.run.identity import check_identity
 from hiso.run.observer import Observer, Silent
-from hiso.run.opening import open_ledger, prepare, resolve_settings
+from hiso.run.opening import look, open_ledger, prepare, resolve_settings
 from hiso.run.precision import settle
-from hiso.run.resume import check_method, check_that_it_moves, remedy
+from hiso.run.resume import check_method
 from hiso.run.settings import Settings, parse_settings
 from hiso.run.snapshots import replay, restore_snapshot, save_snapshot
 from hiso.run.summary import summarise
@@ -59,13 +59,14 @@ def launch(
     observer = observer or Silent()
     folder, changes = RunFolder(out), changes or {}
     chosen = None if method is None else _changed(method, changes)
+    seen = look(folder)
     settings = resolve_settings(folder, given, changes, rollback, method)
     chosen = chosen or settings.make_method()
     workload = load_workload(settings, chosen, observer)
     # All that may fail comes before the first write to the folder.
-    if not folder.has_run() or {"mu", "scheme"} & changes.keys():
+    if seen is None or {"mu", "scheme"} & changes.keys():
         settings = settle(settings, chosen, workload, observer)
-    if folder.has_run():
+    if seen is not None:
         with Ledger.open(folder.ledger) as ledger:
             check_identity(ledger.identity, workload.identity)
             check_method(ledger, rollback, chosen, changes)
@@ -73,8 +74,9 @@ def launch(
     else:
         start = chosen.hyper
     replica = make_replica(settings, chosen, start, workload, observer)
-    with open_ledger(folder, workload.identity, settings.with_hyper(chosen)) as ledger:
-        prepare(ledger, settings.with_hyper(chosen), rollback, observer)
+    own = settings.with_hyper(chosen)
+    with open_ledger(folder, workload.identity, own, seen=seen) as ledger:
+        prepare(ledger, own, rollback, observer)
         run = _Run(folder, ledger, settings, chosen, workload, replica, observer)
         run.catch_up()
         run.finish()
@@ -120,6 +122,7 @@ def evaluate_run(
     folder = RunFolder(path)
     with Ledger.open(folder.ledger) as ledger:
         at = ledger.position if position is None else position
+        ledger.verify()
         ledger.chain_at(at)
         settings = parse_settings({**ledger.settings, "device": "auto"})
         chosen = method or settings.make_method()
@@ -177,11 +180,7 @@ class _Run:
             self.observer.round(row)
         for position in range(self.ledger.position, self.settings.rounds):
             self._evaluate_dev(position)
-            check_that_it_moves(self.ledger)
-            try:
-                closed = self.simulation.round()
-            except NonFiniteLoss as error:
-                raise NonFiniteLoss(f"{error} {remedy(self.ledger)}") from error
+            closed = self.simulation.round()
             if isinstance(closed, Aborted):
                 raise ProtocolError(f"round {closed.round} was aborted: {closed.reason}")
             (row,) = self.ledger.rounds(position)
@@ -213,7 +212,7 @@ class _Run:
                 self.workload, self.replica, self.objective, split, count, self.observer
             )
         except Diverged as error:
-            raise Diverged(f"{error} {remedy(self.ledger)}") from error
+            raise self.simulation.server.diverged(str(error)) from error
 
     def _evaluate_dev(self, position: int) -> None:
         every = self.settings.eval_every

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,6 +10,7 @@ from hiso.core.method import Method
 from hiso.errors import RunConflict
 from hiso.federation.ledger import Ledger
 from hiso.run.folder import RunFolder
+from hiso.run.identity import check_identity
 from hiso.run.observer import Observer
 from hiso.run.resume import merge_settings
 from hiso.run.settings import Settings, parse_settings
@@ -42,23 +43,54 @@ def resolve_settings(
         return merge_settings(folder.path, ledger.settings, given, changes)
 
 
+Seen = tuple[str, dict[str, Any]]
+"""A run's id and its settings, to notice whether another process puts others in their place."""
+
+
+def look(folder: RunFolder) -> Seen | None:
+    """What a folder holds now; None if it holds no run."""
+    if not folder.has_run():
+        return None
+    with Ledger.open(folder.ledger) as ledger:
+        return ledger.run, ledger.settings
+
+
 @contextmanager
 def open_ledger(
-    folder: RunFolder, identity: Mapping[str, Any], settings: Settings, *, patience: float = 0.0
-) -> Iterator[Ledger]:
+    folder: RunFolder,
+    identity: Mapping[str, Any],
+    settings: Settings,
+    *,
+    seen: Seen | None,
+    patience: float = 0.0,
+) -> Generator[Ledger]:
     """The run's ledger, for this process alone to write to.
 
+    Args:
+        folder: The run's folder; made if it is missing.
+        identity: That of a new run, or of what was loaded to go on with one.
+        settings: Those of a new run.
+        seen: What the folder held when settings were resolved and identities compared.
+        patience: Seconds to wait for another process to end.
+
     Raises:
-        RunConflict: Another process is at work on it, and still is after `patience` seconds.
+        RunConflict: Another process is at work on it, and still is after `patience` seconds; or
+            one has begun or altered a run since `seen`.
     """
     folder.path.mkdir(parents=True, exist_ok=True)
-    with (
-        folder.lock(patience),
-        Ledger.open(folder.ledger)
-        if folder.has_run()
-        else Ledger.create(folder.ledger, identity, settings.model_dump()) as ledger,
-    ):
-        yield ledger
+    with folder.lock(patience):
+        if look(folder) != seen:
+            raise RunConflict(
+                f"another process has begun or altered the run in {folder.path} meanwhile: start "
+                "the same command again to go on with what is there now"
+            )
+        with (
+            Ledger.create(folder.ledger, identity, settings.model_dump())
+            if seen is None
+            else Ledger.open(folder.ledger) as ledger
+        ):
+            check_identity(ledger.identity, identity)
+            yield ledger
 
 
 def prepare(ledger: Ledger, settings: Settings, rollback: int | None, observer: Observer) -> None:

@@ -9,11 +9,9 @@ from typing import Any
 import numpy as np
 
 from hiso.core.method import Method
-from hiso.errors import Diverged, RunConflict, SettingsError
+from hiso.errors import RunConflict, SettingsError
 from hiso.federation.ledger import Ledger
 from hiso.run.settings import CHANGEABLE, Settings, near, parse_settings, parse_values
-
-_STUCK = 5
 
 
 def merge_settings(
@@ -90,36 +88,3 @@ def check_method(
             + "\n".join(different)
             + "\nPass new values as changes, or start another run in another folder."
         )
-
-
-def check_that_it_moves(ledger: Ledger) -> None:
-    """Weights that have blown up may give a loss that is finite, even small, but constant.
-
-    Raises:
-        Diverged: The last rounds' scalars are all zero.
-    """
-    start = ledger.position - _STUCK
-    if start < 0 or any(r.coefficient.any() for r in ledger.records(start)):
-        return
-    if (loss := ledger.losses()[-1]) > 0:
-        raise Diverged(
-            f"in the last {_STUCK} rounds no direction has changed the loss, {loss:.6g}: the "
-            f"weights have blown up, or mu is too small for the dtype. {remedy(ledger)}"
-        )
-
-
-def remedy(ledger: Ledger) -> str:
-    """How to go on after a loss that is not finite, as flags: from a normal loss, with half lr."""
-    losses, records = ledger.losses(), ledger.records()
-    if not any(record.coefficient.any() for record in records):
-        return "No weight has moved yet: start another run with another mu, or in float32."
-    good = max(
-        record.round
-        for record, loss in zip(records, losses, strict=True)
-        if record.round == 0 or (loss <= 2 * abs(losses[0]) and record.coefficient.any())
-    )
-    lr = ledger.hyper_at()["lr"] / 2
-    return (
-        f"The last round with a normal loss is {good}: go on from there with smaller steps, "
-        f"--rollback {good} --change lr={lr:.3g}"
-    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
@@ -27,7 +26,6 @@ def save_snapshot(folder: Path, replica: Replica) -> Path:
         "position": str(replica.position),
         "chain": replica.chain.hex(),
         "digest": f"{replica.digest():016x}",
-        "hyper": json.dumps(replica.hyper),
     }
     partial = folder / "snapshot.partial"
     save_file({"weights": replica.weights, **replica.state}, partial, metadata=facts)
@@ -55,7 +53,11 @@ def restore_snapshot(folder: Path, replica: Replica, ledger: Ledger, last: int) 
 
 
 def replay(replica: Replica, ledger: Ledger, target: int, observer: Observer) -> None:
-    """Folds the records from where the replica stands up to position `target`."""
+    """Folds the records from where the replica stands up to position `target`.
+
+    Raises:
+        ProtocolError: The records do not lead to the chain hash that the ledger has there.
+    """
     missing = target - replica.position
     if not missing:
         return
@@ -65,6 +67,12 @@ def replay(replica: Replica, ledger: Ledger, target: int, observer: Observer) ->
             records = ledger.records(at, min(at + _REPLAY_CHUNK, target))
             replica.replay(records)
             advance(len(records))
+    if replica.chain != ledger.chain_at(target):
+        raise ProtocolError(
+            f"{ledger.path} is damaged, or the replica is of another run: the records before "
+            f"position {target} do not give the chain hash that was stored with them. Restore the "
+            "file from a copy"
+        )
 
 
 def _restore(path: Path, replica: Replica, ledger: Ledger, last: int) -> bool:
@@ -75,7 +83,7 @@ def _restore(path: Path, replica: Replica, ledger: Ledger, last: int) -> bool:
         if position > last or ledger.chain_at(position) != chain:
             return False
         buffers: dict[str, torch.Tensor] = {n: file.get_tensor(n) for n in file.keys()}  # noqa: SIM118
-    replica.restore(buffers, position, chain, json.loads(facts["hyper"]))
+    replica.restore(buffers, position, chain, ledger.hyper_at(position))
     if f"{replica.digest():016x}" != facts["digest"]:
         raise _damaged(path)
     return True

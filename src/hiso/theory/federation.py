@@ -107,10 +107,13 @@ def unpadded(layout: Layout, buffer: Tensor) -> Tensor:
     return torch.cat([buffer[e.offset : e.offset + e.numel] for e in layout])
 
 
-def set_unpadded(layout: Layout, buffer: Tensor, values: Tensor) -> None:
-    """Writes the weights [d] into a replica's flat buffer: `unpadded` gives them back."""
-    for entry, part in zip(layout, values.split([e.numel for e in layout]), strict=True):
-        buffer[entry.offset : entry.offset + entry.numel] = part
+def set_state(replica: Replica, name: str, values: Tensor) -> None:
+    """Gives a replica a state [d] that no record led to: `unpadded` gives it back."""
+    buffers = {"weights": replica.weights, **replica.state, name: replica.state[name].clone()}
+    parts = values.split([entry.numel for entry in replica.layout])
+    for entry, part in zip(replica.layout, parts, strict=True):
+        buffers[name][entry.offset : entry.offset + entry.numel] = part
+    replica.restore(buffers, replica.position, replica.chain, replica.hyper)
 
 
 def state_at(

@@ -26,7 +26,7 @@ from hiso.theory.cells import Cell, Cells
 from hiso.theory.curvature import FlatModel
 from hiso.theory.digits import factors_of
 from hiso.theory.factors import shape_of
-from hiso.theory.federation import Federation, set_unpadded, unpadded
+from hiso.theory.federation import Federation, set_state, unpadded
 from hiso.theory.presets import Candidate, OraclePreset
 
 _TUNING_SEED = 1_000
@@ -143,7 +143,7 @@ def _positions(
             if done % preset.measure_every == 0 and candidate not in ("one", "hiso"):
                 simulation.catch_up()
                 h = torch.from_numpy(_measure(preset, federation, replica, candidate)).float()
-                set_unpadded(replica.layout, replica.state["h"], h)
+                set_state(replica, "h", h)
             try:
                 simulation.round()
             except Diverged:

@@ -17,6 +17,7 @@ from hiso.errors import Diverged
 from hiso.federation.ledger import Ledger
 from hiso.federation.server import Server
 from hiso.federation.settings import RoundSettings
+from hiso.theory.federation import set_state
 from hiso.theory.problems import Separable, Shard, Shifts
 from hiso.theory.spectra import Groups
 
@@ -76,8 +77,7 @@ def race(
             replica = Replica(problem, method, seed=seed, chain=ledger.root)
             weights = replica.weights[: problem.spectrum.d]
             if h is not None:
-                oracle = torch.from_numpy(problem.spectrum.spread(h))
-                replica.state["h"][: problem.spectrum.d] = oracle
+                set_state(replica, "h", torch.from_numpy(problem.spectrum.spread(h)).float())
             server = Server(ledger, rules, curvature=method.curvature)
             shards = [Shard(i, shifts, problem.spectrum) for i in range(rules.clients)]
             simulation = Simulation(server, replica, shards, problem.losses)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
+
+import numpy as np
 
 from hiso.core.method import Method, Values
 from hiso.core.ops import Value, maximum, sqrt
@@ -34,6 +36,13 @@ class HiSo(Method):
     nu: float = 0.05
     eps: float = 1e-8
     floor: float = 0.25
+
+    def problems(self) -> Iterator[str]:
+        """With nu > 1 the old h counts negatively; with neither eps nor floor it falls to 0."""
+        if not np.float32(self.nu) <= 1:
+            yield f"nu = {self.nu} must lie in [0, 1]"
+        if not (np.float32(self.eps) or np.float32(self.floor)):
+            yield "eps and floor cannot both be 0: h would reach 0, and √h divides"
 
     def denom(self, state: Values, hyper: Values) -> Value:
         """√h."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
+
+import numpy as np
 
 from hiso.core.method import Method, Values
 from hiso.core.ops import Value, absolute, maximum, sqrt
@@ -28,6 +30,13 @@ class HiZoo(Method):
 
     nu: float = 1e-4
     floor: float = 0.25
+
+    def problems(self) -> Iterator[str]:
+        """With nu > 1 the old h counts negatively; with nu = 1 it may fall to 0."""
+        if not np.float32(self.nu) <= 1:
+            yield f"nu = {self.nu} must lie in [0, 1]"
+        elif np.float32(self.nu) == 1 and not np.float32(self.floor):
+            yield "nu = 1 needs a floor above 0: h would reach 0, and √h divides"
 
     def denom(self, state: Values, hyper: Values) -> Value:
         """√h."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
+
+import numpy as np
 
 from hiso.core.method import Method, Values
 from hiso.core.ops import Value
@@ -22,6 +24,11 @@ class Momentum(Method):
     step_state: ClassVar[Mapping[str, float]] = {"m": 0.0}
 
     beta: float = 0.9
+
+    def problems(self) -> Iterator[str]:
+        """With beta >= 1 the sum m grows without bound."""
+        if not np.float32(self.beta) < 1:
+            yield f"beta = {self.beta} must be below 1"
 
     def step(self, w: Value, state: Values, dx: Value, hyper: Values) -> tuple[Value, Values]:
         """One heavy-ball step."""

@@ -1,0 +1,80 @@
+"""What a replica notices when others have changed its module or its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from torch import Tensor, nn
+
+from hiso.errors import ProtocolError
+
+_SHOWN = 3
+
+
+class Watch:
+    """Compares a module and the replica's buffers with how the replica left them.
+
+    Sees a parameter that was replaced, moved, cast, or written in place; a buffer that was written
+    in place; and a module in training mode. Does not see what is written through `.data`, NumPy
+    or a raw pointer: torch does not count such writes.
+    """
+
+    def __init__(self, module: nn.Module, buffers: Iterable[Tensor]) -> None:
+        self._module, self._buffers = module, list(buffers)
+        self.note()
+
+    def note(self) -> None:
+        """Takes everything as it stands now for the replica's own work."""
+        self._left = {name: (p, _state(p)) for name, p in _parameters(self._module)}
+        self.note_buffers()
+
+    def note_buffers(self) -> None:
+        """The same for the buffers alone."""
+        self._written = [_writes(buffer) for buffer in self._buffers]
+
+    def check(self) -> None:
+        """Makes sure that nobody else has changed anything.
+
+        Raises:
+            ProtocolError: Somebody has; says what, and what to do.
+        """
+        found = list(self._problems())
+        if found:
+            more = f", and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+            raise ProtocolError(
+                f"the model or the weights were changed behind the replica: "
+                f"{'; '.join(found[:_SHOWN])}{more}. Only records may change them. To use the "
+                "trained weights elsewhere, call release() first; to go on with this run, make a "
+                "new Replica on a fresh copy of the model and replay the log"
+            )
+
+    def _problems(self) -> Iterator[str]:
+        if any(part.training for part in self._module.modules()):
+            raise ProtocolError(
+                "the model is in training mode, where dropout makes losses random: call eval() on "
+                "it and go on"
+            )
+        if [_writes(buffer) for buffer in self._buffers] != self._written:
+            yield "the replica's weights or state were written"
+        now = dict(_parameters(self._module))
+        for name, (parameter, left) in self._left.items():
+            if now.get(name) is not parameter:
+                yield f"{name} was replaced"
+            elif (found := _state(parameter))[:-1] != left[:-1]:
+                yield f"{name} was moved or cast"
+            elif found != left:
+                yield f"{name} was written"
+        yield from (f"{name} was added" for name in now.keys() - self._left.keys())
+
+
+def _parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    return module.named_parameters(remove_duplicate=False)
+
+
+def _state(parameter: nn.Parameter) -> tuple[object, ...]:
+    return parameter.data_ptr(), parameter.dtype, tuple(parameter.shape), _writes(parameter)
+
+
+def _writes(tensor: Tensor) -> int:
+    """How often torch has counted a write in place; tensors of inference mode count none."""
+    return 0 if tensor.is_inference() else tensor._version
