@@ -11,6 +11,7 @@ from hiso.core.calibrate import judge, scalars
 from hiso.core.methods import HiSo, ZoSgd
 from hiso.core.probe import Point
 from hiso.core.replica import Replica
+from hiso.errors import ProtocolError
 
 from .conftest import TinyNet, make_record
 
@@ -64,7 +65,7 @@ def test_a_released_module_has_its_weights_and_may_serve_again(memory):
     assert net.head is net.embed
     assert net.embed.dtype == torch.float32
     assert torch.equal(net(ids), twin.module(ids))
-    with pytest.raises(RuntimeError, match="released"):
+    with pytest.raises(ProtocolError, match="released"):
         replica.write()
     again = Replica(net, HiSo(lr=0.1), seed=4, memory=memory)
     assert torch.equal(again.weights, twin.weights)

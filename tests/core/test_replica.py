@@ -297,7 +297,7 @@ def test_an_interrupted_fold_is_never_taken_for_a_whole_one(monkeypatch):
         replica.replay([make_record(RNG, replica.method, 0)])
     monkeypatch.setattr(replica._kernels, "fold", whole)
     for use in (replica.digest, replica.write, replica.walk, lambda: replica.replay([])):
-        with pytest.raises(RuntimeError, match="interrupted"):
+        with pytest.raises(ProtocolError, match="interrupted"):
             use()
     fresh = make_replica(HiSo())
     buffers = {"weights": fresh.weights, "h": fresh.state["h"]}
