@@ -11,12 +11,25 @@ A message says what was wrong, where, and what to do. Exit codes:
 | 4 | `Diverged`: the loss is not finite or has exploded; nothing of that round was recorded |
 | 5 | `LoadError`: a model, task or data set cannot be loaded as asked |
 | 6 | `ProtocolError`: a record, plan, ledger or replica does not belong where it was used |
+| 7 | `StorageError`: the disk is full, or a file cannot be read or written |
 | 130 | interrupted; the ledger holds every finished round, start again to go on |
 """
 
 from __future__ import annotations
 
+import errno
 from typing import ClassVar
+
+# What the system says of a disk that is full, damaged, or not to be written to.
+DISK_ERRORS = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EIO,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+}
 
 
 class HisoError(Exception):
@@ -74,3 +87,18 @@ class ProtocolError(HisoError):
     """A record, plan, ledger or replica does not fit the run it is used in."""
 
     exit_code = 6
+
+
+class StorageError(HisoError):
+    """The disk is full, or a file cannot be read or written. The ledger keeps what it has."""
+
+    exit_code = 7
+
+    @classmethod
+    def of(cls, path: object, cause: Exception) -> StorageError:
+        """That of a file, from what the system or a library said."""
+        said = cause.strerror if isinstance(cause, OSError) and cause.strerror else cause
+        return cls(
+            f"{path}: {said}. Free space on its disk, or make it a place that can be read and "
+            "written; then start the same command again: every finished round is kept"
+        )

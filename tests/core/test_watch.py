@@ -130,6 +130,22 @@ def test_a_replicas_own_work_is_not_taken_for_that_of_others(backend, memory, dt
     assert other.digest() == replica.digest()
 
 
+@pytest.mark.parametrize("memory", ["full", "lean"])
+def test_nor_are_passes_in_inference_mode(memory):
+    """With lean memory a module's parameters are made in them, and count no writes then."""
+    replica = make_replica(ZoSgd(), memory=memory)
+    with torch.no_grad():
+        replica.release()
+        for parameter in replica.module.parameters():
+            parameter.add_(1.0)
+    replica = Replica(replica.module, ZoSgd(), seed=0, memory=memory)
+    for _ in range(2):
+        replica.write()
+        with torch.inference_mode():
+            replica.module(torch.arange(12))
+    replica.digest()
+
+
 def test_a_module_that_is_lent_may_be_trained_and_is_w_again():
     replica = make_replica(ZoSgd())
     expected = copy.deepcopy(replica.module.body.detach())

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from hiso.core.record import Record, chain_root
-from hiso.errors import ProtocolError, RunConflict, SettingsError
+from hiso.errors import ProtocolError, RunConflict, SettingsError, StorageError
 from hiso.federation.ledger import Ledger
 from hiso.federation.protocol import Reply
 from hiso.federation.runfile import Change, Evaluation
@@ -212,9 +212,10 @@ def test_open_says_what_is_wrong_with_a_file(tmp_path):
         Ledger.open(tmp_path / "none.db")
     assert not (tmp_path / "none.db").exists()
     (tmp_path / "text.db").write_text("no database at all\n" * 100)
-    with pytest.raises(ProtocolError, match="cannot be used as a ledger"):
-        Ledger.open(tmp_path / "text.db")
-    with pytest.raises(ProtocolError, match="cannot be used as a ledger"):
+    for opened in (Ledger.open, Ledger.read):
+        with pytest.raises(ProtocolError, match="cannot be used as a ledger"):
+            opened(tmp_path / "text.db")
+    with pytest.raises(StorageError, match=r"folder.db: unable to open"):
         new_ledger(tmp_path / "no" / "folder.db")
     with closing(sqlite3.connect(tmp_path / "other.db")) as db, db:
         db.execute("CREATE TABLE things (x)")

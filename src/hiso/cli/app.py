@@ -6,7 +6,7 @@ import json
 import sys
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -25,7 +25,7 @@ from hiso.cli.options import (
 from hiso.cli.report import report
 from hiso.cli.serve import serve
 from hiso.cli.theory import theory
-from hiso.errors import Diverged, HisoError
+from hiso.errors import DISK_ERRORS, Diverged, HisoError, StorageError
 
 Folder = Annotated[Path, typer.Argument(help="The run's folder.", show_default=False)]
 
@@ -167,18 +167,22 @@ def _show(result: dict[str, Any], as_json: bool, render: display.Render) -> None
         render(Console(), result)
 
 
+def _end_with(error: HisoError) -> NoReturn:
+    Console(stderr=True).print(f"[bold red]error:[/] {display.escape(str(error))}", soft_wrap=True)
+    if isinstance(error, Diverged) and error.position is not None:
+        print(f"as flags: --rollback {error.position} --change lr={error.lr:.3g}", file=sys.stderr)
+    sys.exit(error.exit_code)
+
+
 def main() -> None:
     """Entry point: runs a command, turns hiso's errors into a message and an exit code."""
     try:
         app()
     except HisoError as error:
-        Console(stderr=True).print(
-            f"[bold red]error:[/] {display.escape(str(error))}", soft_wrap=True
-        )
-        if isinstance(error, Diverged) and error.position is not None:
-            print(
-                f"as flags: --rollback {error.position} --change lr={error.lr:.3g}", file=sys.stderr
-            )
-        sys.exit(error.exit_code)
+        _end_with(error)
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        _end_with(StorageError.of(error.filename or "a file", error))
     except KeyboardInterrupt:
         sys.exit(130)

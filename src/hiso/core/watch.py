@@ -25,7 +25,7 @@ class Watch:
 
     def note(self) -> None:
         """Takes everything as it stands now for the replica's own work."""
-        self._left = {name: (p, _state(p)) for name, p in _parameters(self._module)}
+        self._left = {name: (p, _place(p), _writes(p)) for name, p in _parameters(self._module)}
         self.note_buffers()
 
     def note_buffers(self) -> None:
@@ -57,12 +57,12 @@ class Watch:
         if [_writes(buffer) for buffer in self._buffers] != self._written:
             yield "the replica's weights or state were written"
         now = dict(_parameters(self._module))
-        for name, (parameter, left) in self._left.items():
+        for name, (parameter, place, writes) in self._left.items():
             if now.get(name) is not parameter:
                 yield f"{name} was replaced"
-            elif (found := _state(parameter))[:-1] != left[:-1]:
+            elif _place(parameter) != place:
                 yield f"{name} was moved or cast"
-            elif found != left:
+            elif None not in (writes, _writes(parameter)) and _writes(parameter) != writes:
                 yield f"{name} was written"
         yield from (f"{name} was added" for name in now.keys() - self._left.keys())
 
@@ -71,10 +71,10 @@ def _parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     return module.named_parameters(remove_duplicate=False)
 
 
-def _state(parameter: nn.Parameter) -> tuple[object, ...]:
-    return parameter.data_ptr(), parameter.dtype, tuple(parameter.shape), _writes(parameter)
+def _place(parameter: nn.Parameter) -> tuple[object, ...]:
+    return parameter.data_ptr(), parameter.dtype, tuple(parameter.shape)
 
 
-def _writes(tensor: Tensor) -> int:
-    """How often torch has counted a write in place; tensors of inference mode count none."""
-    return 0 if tensor.is_inference() else tensor._version
+def _writes(tensor: Tensor) -> int | None:
+    """How often torch has counted a write in place; None for a tensor made in inference mode."""
+    return None if tensor.is_inference() else tensor._version

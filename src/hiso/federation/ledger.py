@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from sqlite3 import Connection
+from typing import Any
 
 from hiso.core.record import Record
 from hiso.errors import ProtocolError
 from hiso.federation.protocol import SCALAR_BYTES, Reply
-from hiso.federation.runfile import RunFile, insert
-from hiso.federation.schema import ROLLED_BACK, canonical_json
+from hiso.federation.runfile import RunFile
+from hiso.federation.schema import (
+    ROLLED_BACK,
+    Database,
+    blob,
+    canonical_json,
+    columns,
+    damaged,
+    hexadecimal,
+    integer,
+    numbers,
+    optional,
+    real,
+    text,
+)
 
 
 @dataclass(frozen=True)
@@ -59,39 +71,49 @@ class Ledger(RunFile):
         """
         if round == 0:
             return self.root
-        chain = self._one("SELECT chain FROM records WHERE round = ?", round - 1)
+        chain = self._db.first(blob, "SELECT chain FROM records WHERE round = ?", round - 1)
         if chain is None:
             raise ProtocolError(f"the log has positions 0..{self.position}, not {round}")
         return chain
 
     def digest_at(self, round: int) -> int | None:
         """The quorum's digest of the replica before `round`; None while no quorum told it."""
-        digest = self._one("SELECT digest FROM records WHERE round = ?", round)
-        return None if digest is None else int(digest, 16)
+        query = "SELECT digest FROM records WHERE round = ?"
+        return self._db.first(optional(hexadecimal), query, round)
 
     def last_digest(self) -> tuple[int, int] | None:
         """The last position whose digest is known, and that digest."""
         query = "SELECT max(round), digest FROM records WHERE digest NOT NULL"
-        position, digest = self._db.execute(query).fetchone()
-        return None if position is None else (position, int(digest, 16))
+        position, known = self._db.one(columns(optional(integer), optional(hexadecimal)), query)
+        return None if position is None else (position, known)
 
     def records(self, start: int = 0, stop: int | None = None) -> list[Record]:
         """Records `start` to `stop` (exclusive; by default the end of the log), in order.
 
         Raises:
-            ProtocolError: The bytes of a record are malformed.
+            ProtocolError: A record is malformed or missing.
         """
-        query = "SELECT bytes FROM records WHERE round >= ? AND round < ? ORDER BY round"
-        rows = self._db.execute(query, (start, self.position if stop is None else stop))
-        return [Record.from_bytes(data) for (data,) in rows]
+        query = "SELECT round, bytes FROM records WHERE round >= ? AND round < ? ORDER BY round"
+        stop = self.position if stop is None else min(stop, self.position)
+        rows = self._db.rows(columns(integer, Record.from_bytes), query, start, stop)
+        if [number for number, _ in rows] != list(range(max(start, 0), stop)):
+            raise damaged(self.path, f"of the rounds {start} to {stop - 1}, some are not there")
+        return [record for _, record in rows]
 
     def hyper_at(self, position: int | None = None) -> dict[str, float]:
         """Hyper-parameters in force before the record at `position`, by default the next one.
 
         Raises:
-            KeyError: The identity names no method with its hyper-parameters.
+            ProtocolError: The identity names no method with its hyper-parameters.
         """
-        hyper: dict[str, float] = dict(self.identity["method"]["hyper"])
+        try:
+            stored = self.identity["method"]["hyper"].items()
+            hyper = {name: float(value) for name, value in stored}
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ProtocolError(
+                f'the identity in {self.path} names no "method": {{"hyper": …}} of numbers '
+                f"({error!r}): it was not made for a federated run, or is damaged"
+            ) from error
         for record in self.records(0, position):
             hyper |= record.changes
         return hyper
@@ -131,7 +153,7 @@ class Ledger(RunFile):
                 kappa = None if r.curvature is None else r.curvature.astype("<f4").tobytes()
                 row = (record.round, r.client, attempt, set_aside.get(r.client))
                 row += (f"{r.digest:016x}", r.loss, r.examples, *r.scalars.shape)
-                insert(db, "replies", (*row, r.scalars.astype("<f4").tobytes(), kappa))
+                db.insert("replies", (*row, r.scalars.astype("<f4").tobytes(), kappa))
                 _stand(db, r.client, record.round)
 
     def follow(self, records: Sequence[Record], digest: int) -> None:
@@ -151,7 +173,7 @@ class Ledger(RunFile):
 
     def _append(
         self,
-        db: Connection,
+        db: Database,
         record: Record,
         digest: int | None,
         loss: float | None,
@@ -167,18 +189,18 @@ class Ledger(RunFile):
         chain = record.chain(self.chain_at(record.round))
         known = None if digest is None else f"{digest:016x}"
         row = (record.round, record.to_bytes(), chain, known, loss, bytes_up, bytes_down)
-        insert(db, "records", (*row, seconds, time.time()))
+        db.insert("records", (*row, seconds, time.time()))
 
     def note_messages(self, round: int, sizes: Mapping[int, tuple[int, int]]) -> None:
         """Notes for each client the bytes (up, down) of whole messages that a round took."""
         with self._write() as db:
             for client, (up, down) in sizes.items():
-                insert(db, "messages", (round, client, up, down))
+                db.insert("messages", (round, client, up, down))
 
     def message_bytes(self) -> tuple[int, int]:
         """Bytes (up, down) of whole messages."""
         query = "SELECT coalesce(sum(bytes_up), 0), coalesce(sum(bytes_down), 0) FROM messages"
-        return self._db.execute(query).fetchone()
+        return self._db.one(_BYTES, query)
 
     def abort(
         self, round: int, attempt: int, reason: str, replied: Sequence[int], *, up: int, down: int
@@ -194,58 +216,63 @@ class Ledger(RunFile):
             down: Bytes of scalars that went down.
         """
         with self._write() as db:
-            insert(db, "aborts", (round, attempt, reason, up, down, time.time()))
+            db.insert("aborts", (round, attempt, reason, up, down, time.time()))
             for client in replied:
                 _stand(db, client, round)
 
     def attempt(self, round: int) -> int:
         """Number of attempts at `round` that were aborted, which numbers the next one."""
-        return self._one("SELECT coalesce(max(attempt) + 1, 0) FROM aborts WHERE round = ?", round)
+        query = "SELECT coalesce(max(attempt) + 1, 0) FROM aborts WHERE round = ?"
+        return self._db.one(integer, query, round)
 
     def client_position(self, client: int) -> int:
         """Position at which a client's replica stood when it last sent a valid reply, or 0."""
-        return self._one("SELECT position FROM clients WHERE client = ?", client) or 0
+        query = "SELECT position FROM clients WHERE client = ?"
+        return self._db.first(integer, query, client) or 0
 
     def last_agreed(self, client: int) -> int | None:
         """The last position at which a client's digest was the quorum's, or None."""
         query = "SELECT max(round) FROM replies WHERE client = ? AND set_aside IS NULL"
-        return self._one(query, client)
+        return self._db.one(optional(integer), query, client)
 
     def rounds(self, start: int = 0) -> list[RoundRow]:
         """Every committed round from `start` on, for people."""
         query = """
-            SELECT r.round, r.loss, r.bytes_up, r.bytes_down, r.seconds, p.client, p.set_aside
+            SELECT r.round, p.client, p.set_aside, r.seconds, r.loss, r.bytes_up, r.bytes_down
             FROM records r LEFT JOIN replies p USING (round)
             WHERE r.round >= ? ORDER BY r.round, p.client"""
         rows: dict[int, RoundRow] = {}
-        for number, loss, up, down, seconds, client, reason in self._db.execute(query, (start,)):
+
+        def add(number: int, client: Any, reason: Any, seconds: Any, *figures: Any) -> None:
             if number not in rows:
-                rows[number] = RoundRow(number, loss, up, down, json.loads(seconds), [], {})
+                loss, up, down = _FIGURES(*figures)
+                rows[number] = RoundRow(number, loss, up, down, numbers(seconds), [], {})
             if reason is not None:
-                rows[number].set_aside[client] = reason
+                rows[number].set_aside[integer(client)] = text(reason)
             elif client is not None:
-                rows[number].clients.append(client)
+                rows[number].clients.append(integer(client))
+
+        self._db.rows(add, query, start)
         return list(rows.values())
 
     def answered(self) -> int:
         """Number of valid replies that committed rounds had, abandoned ones too."""
         tables = ("replies", "abandoned_replies")
-        return sum(self._one(f"SELECT count(*) FROM {table}") for table in tables)
+        return sum(self._db.one(integer, f"SELECT count(*) FROM {table}") for table in tables)
 
     def losses(self, start: int = 0, stop: int | None = None) -> list[float]:
         """Mean loss of rounds `start` to `stop` (exclusive; by default the end), where known."""
         query = """
             SELECT loss FROM records
             WHERE round >= ? AND round < ? AND loss NOT NULL ORDER BY round"""
-        rows = self._db.execute(query, (start, self.position if stop is None else stop))
-        return [loss for (loss,) in rows]
+        return self._db.rows(real, query, start, self.position if stop is None else stop)
 
     def traffic(self) -> tuple[int, int]:
         """Bytes of scalars (up, down) that the run has cost, aborts and abandoned rounds too."""
         tables = ("records", "aborts", "abandoned_records", "abandoned_aborts")
         parts = " UNION ALL ".join(f"SELECT bytes_up, bytes_down FROM {t}" for t in tables)
         query = f"SELECT coalesce(sum(bytes_up), 0), coalesce(sum(bytes_down), 0) FROM ({parts})"
-        return self._db.execute(query).fetchone()
+        return self._db.one(_BYTES, query)
 
     def rollback(self, position: int) -> None:
         """Goes back to `position`. Later rounds, aborts and evaluations are kept as abandoned.
@@ -259,7 +286,8 @@ class Ledger(RunFile):
             self.check_rollback(position)
             tables = [f"SELECT generation FROM abandoned_{table}" for table in ROLLED_BACK]
             union = " UNION ALL ".join(tables)
-            generation = self._one(f"SELECT coalesce(max(generation), 0) + 1 FROM ({union})")
+            query = f"SELECT coalesce(max(generation), 0) + 1 FROM ({union})"
+            generation = db.one(integer, query)
             for table, column in ROLLED_BACK.items():
                 where = f"FROM {table} WHERE {column} {'>' if column == 'position' else '>='} ?"
                 db.execute(
@@ -287,17 +315,17 @@ class Ledger(RunFile):
             ProtocolError: Names the first bad round.
         """
         chain = self.root
-        rows = self._db.execute("SELECT round, bytes, chain FROM records ORDER BY round")
-        for expected, (number, data, stored) in enumerate(rows):
+        query = "SELECT round, bytes, chain FROM records ORDER BY round"
+        for expected, (number, data, stored) in enumerate(self._db.rows(_as_it_is, query)):
             problem = None
             try:
-                record = Record.from_bytes(data)
+                record = Record.from_bytes(blob(data))
                 chain = record.chain(chain)
                 if (number, record.round) != (expected, expected):
                     problem = f"the record in its place is that of round {record.round}"
                 elif chain != stored:
                     problem = "its bytes do not give the chain hash that was stored with it"
-            except ProtocolError as error:
+            except (ProtocolError, TypeError) as error:
                 problem = str(error)
             if problem:
                 raise ProtocolError(
@@ -306,5 +334,13 @@ class Ledger(RunFile):
                 )
 
 
-def _stand(db: Connection, client: int, position: int) -> None:
+_BYTES = columns(integer, integer)
+_FIGURES = columns(optional(real), integer, integer)
+
+
+def _as_it_is(*row: Any) -> tuple[Any, ...]:
+    return row
+
+
+def _stand(db: Database, client: int, position: int) -> None:
     db.execute("INSERT OR REPLACE INTO clients VALUES (?, ?)", (client, position))

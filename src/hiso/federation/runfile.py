@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from sqlite3 import Connection
 from types import TracebackType
 from typing import Any, Self
 
@@ -16,7 +15,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hiso.core.record import chain_root
-from hiso.federation.schema import canonical_json, create_file, open_file
+from hiso.federation.schema import (
+    Database,
+    blob,
+    canonical_json,
+    columns,
+    create_file,
+    integer,
+    mapping,
+    numbers,
+    open_file,
+    optional,
+    parsed,
+    read_file,
+    real,
+    text,
+)
 
 
 @dataclass(frozen=True)
@@ -64,14 +78,22 @@ class RunFile:
         path: The file.
         identity: What makes the run this run; never changes.
         root: Chain hash of the empty log, `chain_root` of the identity's canonical JSON, 32 bytes.
+
+    Raises:
+        ProtocolError: What is read is not what hiso wrote: the file is damaged.
+        StorageError: The disk is full, or the file cannot be read or written; what was committed
+            before is kept. `close` may raise it too.
+        RunConflict: Another process has kept the file locked for a minute.
     """
 
-    def __init__(self, path: Path, db: Connection) -> None:
-        """Use `create` or `open`."""
-        (identity,) = db.execute("SELECT identity FROM run").fetchone()
-        self.path, self._db = path, db
-        self.identity: dict[str, Any] = json.loads(identity)
-        self.root = chain_root(identity.encode())
+    def __init__(self, db: Database) -> None:
+        """Use `create`, `open` or `read`."""
+        self.path, self._db = db.path, db
+        with ExitStack() as stack:
+            stack.enter_context(db)
+            self.identity = db.one(mapping, "SELECT identity FROM run")
+            self.root = chain_root(db.one(text, "SELECT identity FROM run").encode())
+            stack.pop_all()
 
     @classmethod
     def create(
@@ -84,19 +106,30 @@ class RunFile:
             SettingsError: Something is not JSON, or not finite.
         """
         texts = canonical_json(identity, "identity"), canonical_json(settings, "settings")
-        return cls(Path(path), create_file(Path(path), *texts))
+        return cls(create_file(Path(path), *texts))
 
     @classmethod
     def open(cls, path: Path | str) -> Self:
-        """Opens the ledger of a run to go on, or to read while another process goes on.
+        """Opens the ledger of a run to go on, or to follow while another process goes on.
 
         Raises:
             ProtocolError: There is no such file, or it is not a ledger of this format.
         """
-        return cls(Path(path), open_file(Path(path)))
+        return cls(open_file(Path(path)))
+
+    @classmethod
+    def read(cls, path: Path | str) -> Self:
+        """The ledger as it stands, read into memory: it never changes, and cannot be written to.
+
+        It keeps no writer waiting and makes no files, so the medium may be read-only.
+
+        Raises:
+            ProtocolError: There is no such file, or it is not a ledger of this format.
+        """
+        return cls(read_file(Path(path)))
 
     def close(self) -> None:
-        """Closes the file; the ledger cannot be used any more."""
+        """Closes the file, which alone is the run then; the ledger cannot be used any more."""
         self._db.close()
 
     def __enter__(self) -> Self:
@@ -108,7 +141,7 @@ class RunFile:
         error: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
-        self.close()
+        self._db.__exit__(kind, error, tb)
 
     @property
     def run(self) -> str:
@@ -118,30 +151,29 @@ class RunFile:
     @property
     def settings(self) -> dict[str, Any]:
         """The settings in force."""
-        return json.loads(self._one("SELECT settings FROM run"))
+        return self._db.one(mapping, "SELECT settings FROM run")
 
     @property
     def position(self) -> int:
         """Number of records, which is the next round."""
-        return self._one("SELECT coalesce(max(round) + 1, 0) FROM records")
+        return self._db.one(integer, "SELECT coalesce(max(round) + 1, 0) FROM records")
 
     def refuse(self, client: int | None, round: int | None, reason: str) -> None:
         """Notes a reply that was refused; client and round as it claimed, where it made sense."""
         with self._write() as db:
-            insert(db, "refusals", (client, round, reason, time.time()))
+            db.insert("refusals", (client, round, reason, time.time()))
 
     def refusals(self) -> list[tuple[int | None, int | None, str]]:
         """(client, round, reason) of every refused reply, oldest first."""
-        return list(self._db.execute("SELECT client, round, reason FROM refusals ORDER BY rowid"))
+        kinds = columns(optional(integer), optional(integer), text)
+        return self._db.rows(kinds, "SELECT client, round, reason FROM refusals ORDER BY rowid")
 
     def replies(self) -> Iterator[ReplyRow]:
         """Every valid reply to a committed round, by round, then client."""
         query = """
             SELECT round, client, loss, scalars, steps, directions, set_aside
             FROM replies ORDER BY round, client"""
-        for number, client, loss, data, steps, directions, reason in self._db.execute(query):
-            scalars = np.frombuffer(data, "<f4").astype(np.float32).reshape(steps, directions)
-            yield ReplyRow(number, client, loss, scalars, reason)
+        return iter(self._db.rows(_reply_row, query))
 
     def record_evaluation(self, position: int, split: str, metrics: Mapping[str, float]) -> None:
         """Keeps the metrics of the replica at `position`; a second time replaces the first."""
@@ -152,7 +184,8 @@ class RunFile:
     def evaluations(self) -> list[Evaluation]:
         """Every evaluation, by position, then split."""
         query = "SELECT position, split, metrics FROM evaluations ORDER BY position, split"
-        return [Evaluation(p, split, json.loads(m)) for p, split, m in self._db.execute(query)]
+        rows = self._db.rows(columns(integer, text, numbers), query)
+        return [Evaluation(*row) for row in rows]
 
     def change(self, settings: Mapping[str, Any]) -> list[Change]:
         """Merges changed settings into those in force, and logs each that differs."""
@@ -162,7 +195,7 @@ class RunFile:
                 texts = tuple(canonical_json(value, key) for value in (now.get(key), new))
                 if texts[0] != texts[1]:
                     changes.append(Change(position, key, now.get(key), json.loads(texts[1])))
-                    insert(db, "changes", (position, key, *texts, time.time()))
+                    db.insert("changes", (position, key, *texts, time.time()))
             merged = canonical_json({**now, **settings}, "settings")
             db.execute("UPDATE run SET settings = ?", (merged,))
         return changes
@@ -170,20 +203,18 @@ class RunFile:
     def changes(self) -> list[Change]:
         """Every change of a setting, oldest first."""
         query = "SELECT position, key, old, new FROM changes ORDER BY rowid"
-        rows = self._db.execute(query)
-        return [Change(p, key, json.loads(old), json.loads(new)) for p, key, old, new in rows]
-
-    def _one(self, query: str, *values: Any) -> Any:
-        row = self._db.execute(query, values).fetchone()
-        return None if row is None else row[0]
+        rows = self._db.rows(columns(integer, text, parsed, parsed), query)
+        return [Change(*row) for row in rows]
 
     @contextmanager
-    def _write(self) -> Iterator[Connection]:
-        with self._db as db:
-            db.execute("BEGIN IMMEDIATE")
-            yield db
+    def _write(self) -> Iterator[Database]:
+        with self._db.transaction():
+            yield self._db
 
 
-def insert(db: Connection, table: str, row: tuple[Any, ...]) -> None:
-    """Appends a row to a table."""
-    db.execute(f"INSERT INTO {table} VALUES ({', '.join('?' * len(row))})", row)
+def _reply_row(
+    round: Any, client: Any, loss: Any, scalars: Any, steps: Any, directions: Any, reason: Any
+) -> ReplyRow:
+    flat = np.frombuffer(blob(scalars), "<f4").astype(np.float32)
+    table = flat.reshape(integer(steps), integer(directions))
+    return ReplyRow(integer(round), integer(client), real(loss), table, optional(text)(reason))

@@ -3,17 +3,24 @@
 The file is SQLite in WAL mode with synchronous=FULL: a commit is on the disk when it returns, and
 readers are never blocked by the one writer. `PRAGMA application_id` says that it is a ledger,
 `PRAGMA user_version` of which format. Digests are 16 hex digits, scalars little-endian float32.
+
+While a writer has the file open, its last commits may be in the file `…-wal` beside it, and
+`…-shm` is what SQLite locks with. When the writer closes, the file alone is the run.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 import sqlite3
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from types import TracebackType
+from typing import Any, Self, TypeVar
 
-from hiso.errors import ProtocolError, RunConflict, SettingsError
+from hiso.errors import HisoError, ProtocolError, RunConflict, SettingsError, StorageError
 
 FORMAT = 1
 _APPLICATION = int.from_bytes(b"HISO", "big")
@@ -104,65 +111,328 @@ def canonical_json(value: Any, what: str) -> str:
         raise SettingsError(f"{what} must be JSON with finite numbers: {error}") from error
 
 
-def _connect(path: Path, mode: str) -> sqlite3.Connection:
-    uri = f"{path.absolute().as_uri()}?mode={mode}"
-    with ExitStack() as stack:
+_T = TypeVar("_T")
+_STORAGE = {
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_PERM,
+}
+_BUSY = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
+
+
+def integer(value: Any) -> int:
+    """A column that holds a whole number."""
+    return _of(int, value)
+
+
+def real(value: Any) -> float:
+    """A column that holds a number."""
+    return _of(float, value)
+
+
+def blob(value: Any) -> bytes:
+    """A column that holds bytes."""
+    return _of(bytes, value)
+
+
+def text(value: Any) -> str:
+    """A column that holds text; where its bytes are no UTF-8, it cannot be encoded again."""
+    _of(str, value).encode()
+    return value
+
+
+def hexadecimal(value: Any) -> int:
+    """A column that holds a digest."""
+    return int(text(value), 16)
+
+
+def parsed(value: Any) -> Any:
+    """A column that holds JSON."""
+    return json.loads(text(value))
+
+
+def mapping(value: Any) -> dict[str, Any]:
+    """A column that holds a JSON object."""
+    return _of(dict, parsed(value))
+
+
+def numbers(value: Any) -> dict[str, float]:
+    """A column that holds a JSON object of numbers."""
+    return {name: _of((int, float), number) for name, number in mapping(value).items()}
+
+
+def optional(kind: Callable[[Any], _T]) -> Callable[[Any], _T | None]:
+    """A column that may be NULL."""
+    return lambda value: None if value is None else kind(value)
+
+
+def columns(*kinds: Callable[[Any], Any]) -> Callable[..., tuple[Any, ...]]:
+    """A row of such columns."""
+    return lambda *row: tuple(kind(value) for kind, value in zip(kinds, row, strict=True))
+
+
+def _of(kind: type[_T] | tuple[type[_T], ...], value: Any) -> _T:
+    if not isinstance(value, kind):
+        raise TypeError(f"{value!r:.40} is not what this column holds")
+    return value
+
+
+class Database:
+    """A connection to a ledger, and the only way to its rows: what fails is an error of ours.
+
+    Raises:
+        ProtocolError: The file is damaged: SQLite cannot follow its pages, or a row holds
+            something else than what hiso writes.
+        StorageError: The disk is full, or the file cannot be read or written.
+        RunConflict: Another process has kept the file locked for a minute.
+    """
+
+    def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
+        self.path, self._connection, self._open = path, connection, True
+        # Bytes that are no UTF-8 come as text that `text` refuses, not as an error of the query.
+        connection.text_factory = lambda data: data.decode("utf-8", "surrogateescape")
+
+    def rows(self, make: Callable[..., _T], query: str, *values: Any) -> list[_T]:
+        """What `make` makes of the columns of each row: it raises if they are not as written."""
+        with translated(self.path):
+            rows = self._connection.execute(query, values)
+            try:
+                return [make(*row) for row in rows]
+            except (ValueError, TypeError, KeyError, ProtocolError) as error:
+                raise damaged(self.path, error) from error
+
+    def first(self, make: Callable[..., _T], query: str, *values: Any) -> _T | None:
+        """The first row, or None if there is none."""
+        return next(iter(self.rows(make, query, *values)), None)
+
+    def one(self, make: Callable[..., _T], query: str, *values: Any) -> _T:
+        """The only row."""
+        rows = self.rows(make, query, *values)
+        if len(rows) != 1:
+            raise damaged(self.path, f"{len(rows)} rows where there must be one")
+        return rows[0]
+
+    def execute(self, statement: str, values: Sequence[Any] = ()) -> None:
+        """Runs a statement."""
+        with translated(self.path):
+            self._connection.execute(statement, values)
+
+    def insert(self, table: str, row: Sequence[Any]) -> None:
+        """Appends a row to a table."""
+        self.execute(f"INSERT INTO {table} VALUES ({', '.join('?' * len(row))})", row)
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All of what the block writes, or nothing if it fails; on the disk at its end."""
+        with translated(self.path), self._connection:
+            self.execute("BEGIN IMMEDIATE")
+            yield
+
+    def close(self) -> None:
+        """Moves all that is in `…-wal` into the file itself, and closes it.
+
+        Where somebody reads at this very moment, that is left to whoever closes next.
+        """
+        if not self._open:
+            return
+        self._open = False
+        with closing(self._connection), suppress(RunConflict), translated(self.path):
+            self._connection.execute("PRAGMA busy_timeout=1000")
+            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
         try:
-            connection = sqlite3.connect(uri, uri=True, timeout=60, isolation_level=None)
-            stack.callback(connection.close)
-            connection.execute("PRAGMA synchronous=FULL")
-            connection.execute("PRAGMA schema_version").fetchone()
-        except sqlite3.DatabaseError as error:
-            raise ProtocolError(f"{path} cannot be used as a ledger: {error}") from error
-        stack.pop_all()
-    return connection
+            self.close()
+        except HisoError:
+            if error is None:  # else that one tells what came first
+                raise
 
 
-def create_file(path: Path, identity: str, settings: str) -> sqlite3.Connection:
+@contextmanager
+def translated(path: Path) -> Iterator[None]:
+    """Turns what SQLite and the system raise into errors of ours."""
+    try:
+        yield
+    except (sqlite3.ProgrammingError, sqlite3.NotSupportedError):
+        raise  # a defect of hiso
+    except sqlite3.DatabaseError as error:
+        raise _ours(path, error) from error
+    except UnicodeDecodeError as error:  # SQLite's message quotes damaged bytes
+        raise damaged(path, error) from error
+    except OSError as error:
+        raise StorageError.of(path, error) from error
+
+
+def _ours(path: Path, error: sqlite3.DatabaseError) -> HisoError:
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
+    if code & 0xFF in _BUSY:
+        return RunConflict(
+            f"another process has kept {path} locked for a minute: wait for it or stop it"
+        )
+    if code & 0xFF in _STORAGE and code != sqlite3.SQLITE_IOERR_SHORT_READ:
+        return StorageError.of(path, error)
+    return damaged(path, error)
+
+
+def damaged(path: Path, problem: object) -> ProtocolError:
+    """The error for a file that does not hold what hiso wrote."""
+    return ProtocolError(
+        f"{path} cannot be used as a ledger: {problem}. It is damaged, or is none: restore it from "
+        "a copy; without one, --rollback to a position before the damage may help"
+    )
+
+
+def create_file(path: Path, identity: str, settings: str) -> Database:
     """Makes a ledger file, in one transaction: a kill leaves a whole ledger or none.
 
     Raises:
         RunConflict: There is a file already that is not empty.
+        StorageError: The disk is full, or there is no such folder.
     """
-    connection = _connect(path, "rwc")
-    with ExitStack() as stack:
-        stack.callback(connection.close)
-        connection.execute("PRAGMA journal_mode=WAL")
-        with connection:
-            connection.execute("BEGIN IMMEDIATE")
-            if connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+    with _connected(path, "rwc") as db:
+        db.execute("PRAGMA journal_mode=WAL")
+        with db.transaction():
+            if _tables(db):
                 raise RunConflict(
                     f"{path} exists already: go on with its run, or choose another folder"
                 )
             for statement in _TABLES.split(";\n"):
-                connection.execute(statement)
-            connection.execute("INSERT INTO run VALUES (?, ?)", (identity, settings))
-            connection.execute(f"PRAGMA application_id={_APPLICATION}")
-            connection.execute(f"PRAGMA user_version={FORMAT}")
-        stack.pop_all()
-    return connection
+                db.execute(statement)
+            db.execute("INSERT INTO run VALUES (?, ?)", (identity, settings))
+            db.execute(f"PRAGMA application_id={_APPLICATION}")
+            db.execute(f"PRAGMA user_version={FORMAT}")
+    return db
 
 
-def open_file(path: Path) -> sqlite3.Connection:
+def open_file(path: Path) -> Database:
     """Opens a ledger file to read and write.
 
     Raises:
-        ProtocolError: There is no file, it is not a ledger, or it has another format.
+        ProtocolError: There is no file, it is not a ledger, is damaged, or has another format.
+        StorageError: The file cannot be read.
     """
+    _check_that_it_is_there(path)
+    with _connected(path, "rw") as db:
+        _check_format(db)
+    return db
+
+
+def read_file(path: Path) -> Database:
+    """A copy in memory of a ledger file as it stands, to be read only.
+
+    It keeps nobody waiting and makes no files beside it, so the medium may be read-only.
+
+    Raises:
+        ProtocolError: There is no file, it is not a ledger, is damaged, or has another format.
+        StorageError: The file cannot be read.
+    """
+    _check_that_it_is_there(path)
+    with _copied(path) as db:
+        _check_format(db)
+    return db
+
+
+def has_tables(path: Path) -> bool:
+    """Whether a file holds more than nothing; an empty database, as a kill may leave it, does not.
+
+    A file that is damaged or cannot be read does: opening it tells what it is.
+    """
+    try:
+        with _copied(path) as db, db:
+            return _tables(db) > 0
+    except HisoError:
+        return True
+
+
+def _tables(db: Database) -> int:
+    return db.one(integer, "SELECT count(*) FROM sqlite_master")
+
+
+def _check_that_it_is_there(path: Path) -> None:
     if not path.is_file():
         raise ProtocolError(f"there is no ledger at {path}: start a run there first")
-    connection = _connect(path, "rw")
-    (application,) = connection.execute("PRAGMA application_id").fetchone()
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
-    problem = None
+
+
+def _check_format(db: Database) -> None:
+    application = db.one(integer, "PRAGMA application_id")
+    version = db.one(integer, "PRAGMA user_version")
     if application != _APPLICATION:
-        problem = f"{path} is not a ledger: it is another kind of SQLite file, or empty"
-    elif version != FORMAT:
-        problem = (
-            f"{path} has ledger format {version}, this hiso reads format {FORMAT}: "
+        raise ProtocolError(
+            f"{db.path} is not a ledger: it is another kind of SQLite file, or empty"
+        )
+    if version != FORMAT:
+        raise ProtocolError(
+            f"{db.path} has ledger format {version}, this hiso reads format {FORMAT}: "
             "use the version of hiso that made the run, or a newer one"
         )
-    if problem:
-        connection.close()
-        raise ProtocolError(problem)
-    return connection
+
+
+@contextmanager
+def _connected(path: Path, mode: str) -> Iterator[Database]:
+    """A connection to read and write, closed if the block fails."""
+    with translated(path), ExitStack() as stack:
+        db = stack.enter_context(Database(path, _connect(path, f"mode={mode}")))
+        db.execute("PRAGMA synchronous=FULL")
+        yield db
+        stack.pop_all()
+
+
+@contextmanager
+def _copied(path: Path) -> Iterator[Database]:
+    """A copy in memory, closed if the block fails."""
+    with translated(path), ExitStack() as stack:
+        memory = sqlite3.connect(":memory:", isolation_level=None)
+        db = stack.enter_context(Database(path, memory))
+        _copy(path.resolve(), memory)
+        db.execute("PRAGMA query_only=1")
+        yield db
+        stack.pop_all()
+
+
+def _copy(path: Path, memory: sqlite3.Connection) -> None:
+    """Copies all that was committed.
+
+    With nothing in `…-wal`, the file alone is read, and again if a writer came in between: any
+    other way to read, SQLite would make a `…-wal` and a `…-shm` and leave them there.
+    """
+    wal, shm = Path(f"{path}-wal"), Path(f"{path}-shm")
+    while not _size(wal):
+        before = path.stat()
+        _backup(path, "mode=ro&immutable=1", memory)
+        now = path.stat()
+        same = (now.st_mtime_ns, now.st_size) == (before.st_mtime_ns, before.st_size)
+        if same and not _size(wal):
+            return
+    if shm.exists():  # somebody writes, or was killed
+        _backup(path, "mode=ro", memory)
+        return
+    with TemporaryDirectory() as folder:  # files that were copied from elsewhere
+        for file in (path, wal):
+            shutil.copyfile(file, Path(folder) / file.name)
+        _backup(Path(folder) / path.name, "mode=rw", memory)
+
+
+def _backup(path: Path, options: str, memory: sqlite3.Connection) -> None:
+    with closing(_connect(path, options)) as connection:
+        connection.backup(memory)
+
+
+def _connect(path: Path, options: str) -> sqlite3.Connection:
+    uri = f"{path.absolute().as_uri()}?{options}"
+    return sqlite3.connect(uri, uri=True, timeout=60, isolation_level=None)
+
+
+def _size(path: Path) -> int:
+    with suppress(FileNotFoundError):
+        return path.stat().st_size
+    return 0

@@ -127,7 +127,7 @@ def _read(path: Path) -> Run:
     folder = RunFolder(path)
     log = settings = traffic = None
     if folder.has_run():
-        with Ledger.open(folder.ledger) as ledger:
+        with Ledger.read(folder.ledger) as ledger:
             ledger.verify()
             lines, settings, traffic = metrics_lines(ledger), ledger.settings, ledger.traffic()
             replies, changes = list(ledger.replies()), ledger.changes()

@@ -6,23 +6,28 @@ import fcntl
 import json
 import logging
 import os
-import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from hiso.core.probe import passes
-from hiso.errors import RunConflict
+from hiso.errors import RunConflict, StorageError
 from hiso.federation.ledger import Ledger, RoundRow
 from hiso.federation.runfile import Evaluation
+from hiso.federation.schema import has_tables
 
 log = logging.getLogger(__name__)
 
 
 class RunFolder:
     """Paths and derived files. Everything but the ledger can be deleted at will.
+
+    A method that writes raises `StorageError` where it cannot; the ledger then has all that was
+    to be written, and the next start writes it.
 
     ledger.sqlite   the run: identity, settings, records, replies, evaluations
     metrics.jsonl   a line per round and per evaluation, in order
@@ -40,13 +45,7 @@ class RunFolder:
 
     def has_run(self) -> bool:
         """Whether a run has begun here; an empty ledger, as a kill may leave it, is none."""
-        if not self.ledger.is_file():
-            return False
-        try:
-            with closing(sqlite3.connect(self.ledger, timeout=60)) as db:
-                return bool(db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0])
-        except sqlite3.DatabaseError:
-            return True  # something is there; opening it tells what
+        return self.ledger.is_file() and has_tables(self.ledger)
 
     def lock(self, patience: float = 0.0) -> AbstractContextManager[None]:
         """Keeps other processes from running here.
@@ -63,16 +62,18 @@ class RunFolder:
 
     def write_metrics(self, lines: Sequence[Mapping[str, Any]]) -> None:
         """Writes metrics.jsonl anew, whole or not at all."""
-        write_text(self.metrics, "".join(json.dumps(line) + "\n" for line in lines))
+        with storing(self.metrics):
+            write_text(self.metrics, "".join(json.dumps(line) + "\n" for line in lines))
 
     def append_metrics(self, line: Mapping[str, Any]) -> None:
         """Adds a line to metrics.jsonl."""
-        with self.metrics.open("a") as file:
+        with storing(self.metrics), self.metrics.open("a") as file:
             file.write(json.dumps(line) + "\n")
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Writes summary.json, whole or not at all."""
-        write_text(self.summary, json.dumps(summary, indent=2) + "\n")
+        with storing(self.summary):
+            write_text(self.summary, json.dumps(summary, indent=2) + "\n")
 
     def keep_summary(self, summary: dict[str, Any]) -> dict[str, Any]:
         """Writes summary.json unless it tells of the same log and settings; gives what is there."""
@@ -173,5 +174,21 @@ def evaluation_line(evaluation: Evaluation) -> dict[str, Any]:
 def write_text(path: Path, text: str) -> None:
     """Writes a file, whole or not at all."""
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    try:
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)  # it has become `path`, or is of no use
+
+
+@contextmanager
+def storing(path: Path) -> Iterator[None]:
+    """Around work that writes `path`, by safetensors for one.
+
+    Raises:
+        StorageError: The disk is full, or there is no writing there.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise StorageError.of(path, error) from error

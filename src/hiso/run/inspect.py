@@ -17,7 +17,7 @@ def inspect_run(path: Path, last: int) -> dict[str, Any]:
         ProtocolError: There is no run, or its log is damaged.
     """
     folder = RunFolder(path)
-    with Ledger.open(folder.ledger) as ledger:
+    with Ledger.read(folder.ledger) as ledger:
         ledger.verify()
         up, down = ledger.traffic()
         records = ledger.records()

@@ -120,7 +120,7 @@ def evaluate_run(
         register(type(method))
     observer = observer or Silent()
     folder = RunFolder(path)
-    with Ledger.open(folder.ledger) as ledger:
+    with Ledger.read(folder.ledger) as ledger:
         at = ledger.position if position is None else position
         ledger.verify()
         ledger.chain_at(at)

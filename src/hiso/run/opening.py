@@ -38,7 +38,7 @@ def resolve_settings(
         return parse_settings(given)
     own = set() if method is None else set(method.hyper) - set(Settings.model_fields)
     changes = {key: value for key, value in changes.items() if key not in own}
-    with Ledger.open(folder.ledger) as ledger:
+    with Ledger.read(folder.ledger) as ledger:
         ledger.check_rollback(rollback or 0)
         return merge_settings(folder.path, ledger.settings, given, changes)
 
