@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sqlite3
 from contextlib import closing, contextmanager
@@ -58,6 +59,27 @@ def test_an_identity_that_was_altered_is_noticed(run):
     for read in (lambda: evaluate_run(run), lambda: inspect_run(run, 1), lambda: simulate(out=run)):
         with pytest.raises((ProtocolError, RunConflict)):
             read()
+
+
+@pytest.mark.parametrize("key", ["lr", "sample", "mu", "eval_every"])
+def test_settings_that_were_altered_are_noticed(run, key):
+    with Ledger.open(run / "ledger.sqlite") as ledger:
+        text = f'"{key}":{json.dumps(ledger.settings[key])}'
+    alter(run, "UPDATE run SET settings = replace(settings, ?, ?)", text, text[:-1] + "5")
+    for read in (lambda: evaluate_run(run), lambda: inspect_run(run, 1), lambda: simulate(out=run)):
+        with pytest.raises(ProtocolError):
+            read()
+
+
+def test_a_ledger_from_before_goes_on_and_is_sealed_when_settings_change(run, base):
+    expected = evaluate_run(run)
+    alter(run, "DROP TABLE seal")
+    assert evaluate_run(run) == expected
+    assert simulate(out=run)["rounds"] == 6
+    simulate(out=run, change={"rounds": 7})
+    alter(run, "UPDATE run SET settings = replace(settings, '\"rounds\":7', '\"rounds\":8')")
+    with pytest.raises(ProtocolError):
+        evaluate_run(run)
 
 
 def test_a_replica_that_starts_elsewhere_is_noticed(run):

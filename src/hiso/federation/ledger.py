@@ -16,6 +16,7 @@ from hiso.federation.schema import (
     Database,
     blob,
     canonical_json,
+    check_seal,
     columns,
     damaged,
     hexadecimal,
@@ -309,10 +310,10 @@ class Ledger(RunFile):
             )
 
     def verify(self) -> None:
-        """Recomputes the chain from the bytes of every record.
+        """Recomputes the chain from the bytes of every record, and the hash of the settings.
 
         Raises:
-            ProtocolError: Names the first bad round.
+            ProtocolError: Names the first bad round, or the settings.
         """
         chain = self.root
         query = "SELECT round, bytes, chain FROM records ORDER BY round"
@@ -332,6 +333,7 @@ class Ledger(RunFile):
                     f"{self.path} is damaged from round {expected} on: {problem}. Restore the "
                     f"file from a copy, or go on before the damage with --rollback {expected}"
                 )
+        check_seal(self._db)
 
 
 _BYTES = columns(integer, integer)

@@ -19,6 +19,7 @@ from hiso.federation.schema import (
     Database,
     blob,
     canonical_json,
+    check_seal,
     columns,
     create_file,
     integer,
@@ -29,6 +30,7 @@ from hiso.federation.schema import (
     parsed,
     read_file,
     real,
+    seal,
     text,
 )
 
@@ -150,7 +152,12 @@ class RunFile:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The settings in force."""
+        """The settings in force.
+
+        Raises:
+            ProtocolError: They are not as they were written.
+        """
+        check_seal(self._db)
         return self._db.one(mapping, "SELECT settings FROM run")
 
     @property
@@ -198,6 +205,7 @@ class RunFile:
                     db.insert("changes", (position, key, *texts, time.time()))
             merged = canonical_json({**now, **settings}, "settings")
             db.execute("UPDATE run SET settings = ?", (merged,))
+            seal(db)
         return changes
 
     def changes(self) -> list[Change]:

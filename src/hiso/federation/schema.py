@@ -10,6 +10,7 @@ While a writer has the file open, its last commits may be in the file `…-wal` 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import sqlite3
@@ -111,6 +112,8 @@ def canonical_json(value: Any, what: str) -> str:
         raise SettingsError(f"{what} must be JSON with finite numbers: {error}") from error
 
 
+# Not among the tables above: ledgers made before it go on without, until settings change.
+_SEAL = "CREATE TABLE IF NOT EXISTS seal (sha256 TEXT NOT NULL)"
 _T = TypeVar("_T")
 _STORAGE = {
     sqlite3.SQLITE_FULL,
@@ -309,9 +312,34 @@ def create_file(path: Path, identity: str, settings: str) -> Database:
             for statement in _TABLES.split(";\n"):
                 db.execute(statement)
             db.execute("INSERT INTO run VALUES (?, ?)", (identity, settings))
+            seal(db)
             db.execute(f"PRAGMA application_id={_APPLICATION}")
             db.execute(f"PRAGMA user_version={FORMAT}")
     return db
+
+
+def seal(db: Database) -> None:
+    """Keeps a hash of identity and settings, which no chain covers, as they are now."""
+    db.execute(_SEAL)
+    db.execute("DELETE FROM seal")
+    db.insert("seal", (_run_hash(db),))
+
+
+def check_seal(db: Database) -> None:
+    """Makes sure that identity and settings are as hiso wrote them.
+
+    Raises:
+        ProtocolError: They are not. A ledger made before there were seals has none until its
+            settings are changed.
+    """
+    query = "SELECT count(*) FROM sqlite_master WHERE name = 'seal'"
+    if db.one(integer, query) and db.one(text, "SELECT sha256 FROM seal") != _run_hash(db):
+        raise damaged(db.path, "identity or settings are not as they were written")
+
+
+def _run_hash(db: Database) -> str:
+    texts = db.one(columns(text, text), "SELECT identity, settings FROM run")
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()
 
 
 def open_file(path: Path) -> Database:
