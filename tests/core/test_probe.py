@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from hiso.core.probe import Point, Probe
+from hiso.core.probe import Point, Probe, passes
 from hiso.errors import NonFiniteLoss
 
 
@@ -113,3 +113,18 @@ def test_a_scalar_beyond_float32_is_a_divergence():
 def test_impossible_probes_are_refused(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
         Probe(**{"client": 0, "round": 0, "steps": 1, "directions": 1, "mu": 1e-3, **bad})
+
+
+def test_passes_are_as_many_as_a_probe_asks_for():
+    for scheme in ("forward", "central"):
+        for curvature in (False, True):
+            for directions in (1, 2, 5):
+                probe = Probe(
+                    client=0, round=0, steps=1, directions=directions, mu=1e-3, scheme=scheme,
+                    curvature=curvature,
+                )  # fmt: skip
+                asked = 0
+                while probe.ask() is not None:
+                    probe.tell(1.0)
+                    asked += 1
+                assert passes(directions, scheme, curvature=curvature) == asked

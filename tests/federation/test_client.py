@@ -146,6 +146,13 @@ def test_plans_are_checked_when_they_are_made(server):
         replace(plan, client=0, stream=2)
 
 
+def test_a_client_with_one_example_answers(server):
+    server.ask()
+    plan = server.rejoin(0, 0)
+    client = Client(0, 1, fresh(server).replica, server.ledger.run)
+    assert answer(client, plan).examples == 1
+
+
 def test_a_client_without_examples_is_refused(server):
     with pytest.raises(SettingsError, match="client 2 has 0 examples"):
         Client(2, 0, fresh(server).replica, server.ledger.run)

@@ -336,3 +336,19 @@ def test_a_copy_taken_in_the_middle_of_a_write_is_whole(ledger, tmp_path):
             other.verify()
             assert other.position == 1
         db.execute("UPDATE records SET bytes = ?", (record_of(0).to_bytes(),))
+
+
+def test_a_clients_copy_of_the_log(tmp_path):
+    """It has the records, the digest before the first of them, and what they weighed."""
+    records = [record_of(r) for r in range(3)]
+    with new_ledger(tmp_path / "copy.db") as copy:
+        copy.follow(records[:1], 5)
+        copy.follow(records[1:], 6)
+        copy.verify()
+        assert [r.to_bytes() for r in copy.records()] == [r.to_bytes() for r in records]
+        assert copy.traffic() == (0, 4 * sum(record.scalars for record in records))
+        assert [copy.digest_at(r) for r in range(3)] == [5, 6, None]
+        assert copy.last_digest() == (1, 6)
+        assert copy.losses() == []
+        with pytest.raises(ProtocolError):
+            copy.follow(records[:1], 5)

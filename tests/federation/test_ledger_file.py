@@ -406,6 +406,28 @@ def test_when_the_writer_closes_the_file_alone_is_the_run(path, tmp_path, error)
             assert copy.position == ROUNDS + 5
 
 
+def interrupt(*row: object) -> None:
+    raise KeyboardInterrupt
+
+
+def five_rounds_and_an_interrupted_query(path: Path) -> None:
+    with Ledger.open(path) as writer:
+        for r in range(ROUNDS, ROUNDS + 5):
+            commit(writer, r)
+        writer._db.rows(interrupt, "SELECT round FROM records")
+
+
+def test_an_interrupt_in_the_middle_of_a_query_does_not_stop_the_writer_from_closing(
+    path, tmp_path
+):
+    with closing(sqlite3.connect(path)) as other:
+        assert other.execute("SELECT count(*) FROM records").fetchone() == (ROUNDS,)
+        with pytest.raises(KeyboardInterrupt):
+            five_rounds_and_an_interrupted_query(path)
+        with alone(path, tmp_path / "copy") as copy:
+            assert copy.position == ROUNDS + 5
+
+
 def test_a_reader_in_the_middle_of_reading_does_not_stop_the_writer_from_closing(path, tmp_path):
     with closing(sqlite3.connect(path, isolation_level=None)) as reader:
         reader.execute("BEGIN")

@@ -104,6 +104,34 @@ def test_a_malformed_reply_changes_nothing(shared, field, value):
     assert good.client not in shared.server._replies
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "accepted"),
+    [
+        ("examples", 1, True),
+        ("examples", 2**53, True),
+        ("examples", 2**53 + 1, False),
+        ("examples", 0, False),
+        ("digest", 2**64 - 1, True),
+        ("digest", 2**64, False),
+        ("loss", float(np.finfo(np.float32).max), True),
+        ("loss", 3.5e38, False),
+        ("scalars", np.ones((2, 2), np.float64), False),
+        ("scalars", np.ones((2, 1), np.float32), False),
+        ("scalars", np.ones((2, 3), np.float32), False),
+        ("scalars", np.ones((1, 9), np.float32), False),
+        ("asked", bytes(32), False),
+    ],
+)
+def test_bounds_of_a_reply(opened, field, value, accepted):
+    assert opened.server.tell(replace(opened.good, **{field: value})).accepted is accepted
+
+
+def test_a_question_is_compared_by_value(opened):
+    good = replace(opened.good, asked=bytes(bytearray(opened.good.asked)))
+    assert good.asked is not opened.good.asked
+    assert opened.server.tell(good).accepted
+
+
 @pytest.mark.parametrize("thing", [None, 3, "reply", {"round": 0}, [1.0]])
 def test_what_is_no_reply_is_refused(opened, thing):
     assert "a reply is expected, not" in opened.server.tell(thing).reason

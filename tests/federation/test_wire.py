@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import struct
 from dataclasses import fields, replace
@@ -22,6 +23,11 @@ from hiso.federation.wire import (
     reply_to_bytes,
 )
 
+GOLDEN = [
+    "e90fc35fdbbacc0a0b3a8a3f9af530338c91e939120d6151bc18c6d2ab17f19e",
+    "1ab208865d006f0db512e888ac56d4664224b252d2d3d197c9916ae4c54b5303",
+    "c651411d4d6a52cd403015f09030bf6d1c8c522e56ac2d65aa6492a7608d354f",
+]
 FLOAT32 = float(np.finfo(np.float32).max)
 
 hashes = st.binary(min_size=32, max_size=32)
@@ -168,3 +174,30 @@ def test_another_format_says_what_to_do():
     raw = bytearray(b"HRPL" + b"\x01\0" + bytes(200))
     with pytest.raises(ProtocolError, match="install the same version of hiso everywhere"):
         reply_from_bytes(bytes(raw))
+
+
+def test_the_bytes_are_pinned():
+    """Another digest is another format: give it a new `FORMAT`, knowingly."""
+    record = Record(
+        6,
+        np.zeros(2, np.uint16),
+        np.zeros(2, np.uint32),
+        np.arange(2, dtype=np.uint16),
+        np.array([0.5, -2.0], np.float32),
+    )
+    plan = Plan(
+        run="ab" * 32, round=7, client=3, records=(record,), chain=bytes(range(32)), steps=2,
+        directions=5, mu=1e-3, scheme="central", stream=4,
+        changes={"lr": 0.25, "eps": 1e-8, "µ": 1.0},
+    )  # fmt: skip
+    g = np.array([[1.0, -2.0]], np.float32)
+    reply = Reply("ab" * 32, 7, 3, hash_question(plan), 2**63 + 1, g, g + 1, 0.5, 9)
+    assert hash_question(plan).hex() == GOLDEN[0]
+    assert hashlib.sha256(plan_to_bytes(plan)).hexdigest() == GOLDEN[1]
+    assert hashlib.sha256(reply_to_bytes(reply)).hexdigest() == GOLDEN[2]
+    assert plan_from_bytes(plan_to_bytes(plan)).changes == plan.changes
+    for flag in (2, 4, 0x8000):
+        raw = bytearray(reply_to_bytes(reply))
+        raw[6:8] = (int.from_bytes(raw[6:8], "little") | flag).to_bytes(2, "little")
+        with pytest.raises(ProtocolError):
+            reply_from_bytes(bytes(raw))
