@@ -199,13 +199,11 @@ class Database:
 
     def rows(self, make: Callable[..., _T], query: str, *values: Any) -> list[_T]:
         """What `make` makes of the columns of each row: it raises if they are not as written."""
-        with translated(self.path):
-            # An open cursor would keep `close` from moving commits into the file.
-            with closing(self._connection.execute(query, values)) as rows:
-                try:
-                    return [make(*row) for row in rows]
-                except (ValueError, TypeError, KeyError, ProtocolError) as error:
-                    raise damaged(self.path, error) from error
+        with translated(self.path), closing(self._connection.execute(query, values)) as rows:
+            try:  # a cursor left open would keep `close` from moving commits into the file
+                return [make(*row) for row in rows]
+            except (ValueError, TypeError, KeyError, ProtocolError) as error:
+                raise damaged(self.path, error) from error
 
     def first(self, make: Callable[..., _T], query: str, *values: Any) -> _T | None:
         """The first row, or None if there is none."""
