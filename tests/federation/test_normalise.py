@@ -103,6 +103,19 @@ def test_advice_after_divergence_halves_the_lr_that_is_set(tmp_path, lr):
         assert server.diverged("it did").lr == lr / 2
 
 
+def test_mu_is_divided_by_the_root_of_the_mean(tmp_path):
+    rules = RoundSettings(
+        clients=2, sample=2, steps=1, directions=3, mu=1e-3, normalise=0.5, hyper={"lr": 0.05}
+    )
+    with new_ledger(tmp_path / "ledger.db") as ledger:
+        server, clients = Server(ledger, rules, curvature=False), clients_of(ledger, 2)
+        for _ in range(4):
+            h = rules.hyper["lr"] / server.ask()[0].changes.get("lr", server.hyper["lr"])
+            assert [plan.mu for plan in server.ask()] == pytest.approx([1e-3 / h**0.5] * 2)
+            one_round(server, clients)
+        assert h != pytest.approx(1.0, rel=1e-3)
+
+
 def test_what_makes_no_sense_is_refused(tmp_path, base):
     with pytest.raises(SettingsError, match="hiso has a curvature for each weight"):
         simulate(out=tmp_path / "run", **base | {"method": "hiso", "normalise": NU})

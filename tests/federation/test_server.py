@@ -18,6 +18,7 @@ from hiso.federation.ledger import Ledger
 from hiso.federation.protocol import Plan, Reply
 from hiso.federation.server import Aborted, Closed, Server
 from hiso.federation.settings import RoundSettings
+from hiso.federation.wire import hash_question
 
 from .standin import Curved, Plain, answer, clients_of, new_ledger, one_round
 
@@ -325,3 +326,31 @@ def test_every_client_is_sampled_in_the_end(tmp_path, seed, sample):
             seen |= {plan.client for plan in plans}
             one_round(server, clients)
         assert len(seen) >= min(5, sample + 1)
+
+
+@pytest.mark.parametrize(("loss", "stops"), [(2.0, True), (1e-7, False)])
+def test_rounds_that_nothing_moves_end_a_run_unless_it_has_learned_all(tmp_path, loss, stops):
+    ledger = new_ledger(tmp_path / "ledger.db")
+    server = Server(ledger, RULES, curvature=False)
+
+    def round(value: float, scalar: float) -> None:
+        for plan in server.ask():
+            shape = (plan.steps, plan.directions)
+            g = np.full(shape, scalar, np.float32)
+            asked = hash_question(plan)
+            server.tell(
+                Reply(plan.run, plan.round, plan.client, asked, plan.round, g, None, value, 9)
+            )
+        server.close()
+
+    for _ in range(10):
+        round(2.0, 0.1)
+    for _ in range(5):
+        round(loss, 0.0)
+    if stops:
+        with pytest.raises(Diverged) as caught:
+            server.ask()
+        assert (caught.value.position, caught.value.lr) == (9, pytest.approx(0.025))
+    else:
+        round(loss, 0.0)
+        assert ledger.position == 16

@@ -51,7 +51,7 @@ def look(folder: RunFolder) -> Seen | None:
     """What a folder holds now; None if it holds no run."""
     if not folder.has_run():
         return None
-    with Ledger.open(folder.ledger) as ledger:
+    with Ledger.read(folder.ledger) as ledger:
         return ledger.run, ledger.settings
 
 
