@@ -52,6 +52,7 @@ def along(workload: Words, settings: Settings, dtype: str, mu: float, scheme: st
     return probe.scalars[0]
 
 
+@pytest.mark.timeout(1800)  # hundreds of passes of 135 M weights on one thread
 @pytest.mark.usefixtures("one_thread")
 def test_scalars_at_the_chosen_mu_follow_the_derivatives(real):
     asked = {dtype: Settings(dtype=dtype, mu="auto", **REAL) for dtype in ("float32", "bfloat16")}
