@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hiso.core.identity import Identity
     from hiso.core.methods import HiSo, HiZoo, Method, Momentum, ZoSgd
     from hiso.core.replica import Replica
     from hiso.errors import HisoError
@@ -16,6 +17,7 @@ _HOMES = {
     "HiSo": "hiso.core.methods",
     "HiZoo": "hiso.core.methods",
     "HisoError": "hiso.errors",
+    "Identity": "hiso.core.identity",
     "Method": "hiso.core.methods",
     "Momentum": "hiso.core.methods",
     "Replica": "hiso.core.replica",
@@ -28,6 +30,7 @@ __all__ = [
     "HiSo",
     "HiZoo",
     "HisoError",
+    "Identity",
     "Method",
     "Momentum",
     "Replica",

@@ -19,7 +19,7 @@ def make_federation(**given: Any) -> Federation:
     settings = parse_baseline(DIGITS | given)
     plain, method = settings.as_hiso(), ZoSgd(lr=settings.hyper["lr"])
     workload = load_workload(plain, method, Silent())
-    replica = make_replica(plain, method, method.hyper, workload, Silent())
+    replica = make_replica(workload.identity, workload, plain.memory, Silent())
     return Federation(settings, workload, replica)
 
 

@@ -11,6 +11,8 @@ from hiso.core.method import Method
 from hiso.core.record import Record
 from hiso.core.replica import Replica
 
+from ..identities import identity_of
+
 
 class TinyNet(nn.Module):
     """Odd sizes, a tied weight, a frozen parameter and a buffer."""
@@ -60,5 +62,6 @@ def make_record(
 
 
 def make_replica(method: Method, backend: str = "numba", **arguments) -> Replica:
-    arguments = {"seed": 2**63 + 12345, **arguments}
-    return Replica(TinyNet(), method, backend=backend, **arguments)
+    memory = arguments.pop("memory", "full")
+    identity = identity_of(method, **{"seed": 2**63 + 12345, **arguments})
+    return Replica(TinyNet(), identity, backend=backend, memory=memory)

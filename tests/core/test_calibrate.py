@@ -13,6 +13,7 @@ from hiso.core.probe import Point
 from hiso.core.replica import Replica
 from hiso.errors import ProtocolError
 
+from ..identities import identity_of
 from .conftest import TinyNet, make_record
 
 
@@ -23,7 +24,7 @@ def test_scalars_of_a_quadratic():
     generator = torch.Generator().manual_seed(3)
     a, b = torch.randn(2, size, generator=generator, dtype=torch.float64)
     net = nn.Linear(size, 1, bias=False)
-    replica = Replica(net, ZoSgd(), seed=5)
+    replica = Replica(net, identity_of(ZoSgd(), seed=5))
     w = net.weight.detach().clone()[0].double()
 
     def loss() -> float:
@@ -55,9 +56,9 @@ def test_judging_by_hand():
 @torch.no_grad()
 def test_a_released_module_has_its_weights_and_may_serve_again(memory):
     net, ids = TinyNet(), torch.arange(20)
-    replica = Replica(net, HiSo(lr=0.1), seed=4, dtype=torch.bfloat16, memory=memory)
+    replica = Replica(net, identity_of(HiSo(lr=0.1), seed=4, dtype=torch.bfloat16), memory=memory)
     replica.replay([make_record(np.random.default_rng(0), replica.method, 0)])
-    twin = Replica(TinyNet(), HiSo(lr=0.1), seed=4)
+    twin = Replica(TinyNet(), identity_of(HiSo(lr=0.1), seed=4))
     twin.replay([make_record(np.random.default_rng(0), twin.method, 0)])
     twin.write()
 
@@ -67,6 +68,6 @@ def test_a_released_module_has_its_weights_and_may_serve_again(memory):
     assert torch.equal(net(ids), twin.module(ids))
     with pytest.raises(ProtocolError, match="released"):
         replica.write()
-    again = Replica(net, HiSo(lr=0.1), seed=4, memory=memory)
+    again = Replica(net, identity_of(HiSo(lr=0.1), seed=4), memory=memory)
     assert torch.equal(again.weights, twin.weights)
     assert torch.equal(again.module(ids), twin.module(ids))

@@ -14,6 +14,7 @@ from hiso.core.probe import Point
 from hiso.core.replica import Replica
 from hiso.errors import SettingsError
 
+from ..identities import identity_of
 from .conftest import TinyNet, make_record
 
 POINTS = (None, Point(0, 0, 1, 1), Point(1, 3, 0, -1))
@@ -21,7 +22,8 @@ POINTS = (None, Point(0, 0, 1, 1), Point(1, 3, 0, -1))
 
 def replicas(dtype: torch.dtype) -> list[Replica]:
     made = [
-        Replica(TinyNet(), HiSo(lr=0.1), seed=4, dtype=dtype, memory=m) for m in ("full", "lean")
+        Replica(TinyNet(), identity_of(HiSo(lr=0.1), seed=4, dtype=dtype), memory=m)
+        for m in ("full", "lean")
     ]
     for replica in made:
         replica.replay([make_record(np.random.default_rng(0), replica.method, 0)])
@@ -51,7 +53,7 @@ def test_outputs_and_rows_are_those_of_full_memory(dtype):
 @torch.no_grad()
 def test_parameters_exist_only_while_their_module_runs():
     net = nn.Sequential(nn.Linear(30, 40), nn.Tanh(), nn.Linear(40, 50), nn.Linear(50, 5))
-    replica = Replica(net, HiSo(), seed=0, memory="lean")
+    replica = Replica(net, identity_of(HiSo()), memory="lean")
     assert sum(p.numel() for p in net.parameters()) == 0
     alive: list[int] = []
 
@@ -68,7 +70,7 @@ def test_parameters_exist_only_while_their_module_runs():
 
 def test_a_failing_forward_pass_leaves_nothing_behind():
     net = nn.Linear(30, 40)
-    Replica(net, HiSo(), seed=0, memory="lean")
+    Replica(net, identity_of(HiSo()), memory="lean")
     with pytest.raises(RuntimeError):
         net(torch.zeros(2, 31))
     assert net.weight.numel() == 0
@@ -77,11 +79,11 @@ def test_a_failing_forward_pass_leaves_nothing_behind():
 def test_the_model_s_own_weights_are_released():
     net = nn.Linear(300, 400)
     storage = weakref.ref(net.weight.data.untyped_storage())
-    replica = Replica(net, HiSo(), seed=0, memory="lean")
+    replica = Replica(net, identity_of(HiSo()), memory="lean")
     assert storage() is None
     assert replica._compute.numel() == 0
 
 
 def test_other_kinds_of_memory_are_refused():
     with pytest.raises(SettingsError, match="'tiny'"):
-        Replica(nn.Linear(2, 2), HiSo(), seed=0, memory="tiny")
+        Replica(nn.Linear(2, 2), identity_of(HiSo()), memory="tiny")

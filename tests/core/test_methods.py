@@ -16,6 +16,7 @@ from hiso.core.ops import absolute, maximum, select, sign, sqrt, var
 from hiso.core.replica import Replica
 from hiso.errors import ProtocolError, SettingsError
 
+from ..identities import identity_of
 from .conftest import make_record, make_replica
 
 LR = 0.01
@@ -213,7 +214,7 @@ def test_arithmetic_is_pinned_at_any_number_of_threads(method, noise, digest, th
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(threads)
-        replica = Replica(module, method, seed=3, noise=noise)
+        replica = Replica(module, identity_of(method, seed=3, noise=noise))
         replica.replay(records)
         assert replica.digest() == digest
     finally:

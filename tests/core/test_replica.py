@@ -16,6 +16,7 @@ from hiso.core.probe import Point, Probe
 from hiso.core.replica import Replica
 from hiso.errors import NonFiniteLoss, ProtocolError, SettingsError
 
+from ..identities import identity_of
 from .conftest import TinyNet, make_record, make_replica
 
 RNG = np.random.default_rng(3)
@@ -25,14 +26,14 @@ def test_wrapping_keeps_the_function(tiny):
     ids = torch.arange(12)
     tiny.eval()
     expected = tiny(ids)
-    replica = Replica(tiny, ZoSgd(), seed=0)
+    replica = Replica(tiny, identity_of(ZoSgd()))
     assert torch.equal(replica.module(ids), expected)
     assert not tiny.training
     assert replica.numel == 61 * 37 + 37 * 37
 
 
 def test_tied_weights_are_one(tiny):
-    names = [entry.name for entry in Replica(tiny, ZoSgd(), seed=0).layout]
+    names = [entry.name for entry in Replica(tiny, identity_of(ZoSgd())).layout]
     assert names == ["embed", "body"]
     assert tiny.head is tiny.embed
 
@@ -40,7 +41,7 @@ def test_tied_weights_are_one(tiny):
 def test_weights_tied_by_storage_alone_are_one():
     module = nn.ModuleList([nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)])
     module[1].weight.data = module[0].weight.data
-    replica = Replica(module, ZoSgd(), seed=0)
+    replica = Replica(module, identity_of(ZoSgd()))
     assert len(replica.layout.entries) == 1
     replica.write(Point(0, 0, 0, 1), mu=0.1)
     assert torch.equal(module[0].weight, module[1].weight)
@@ -49,7 +50,7 @@ def test_weights_tied_by_storage_alone_are_one():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_a_probe_never_writes_w(tiny, dtype):
     frozen, scale = tiny.frozen.clone(), tiny.scale.clone()
-    replica = Replica(tiny, HiSo(), seed=5, dtype=dtype)
+    replica = Replica(tiny, identity_of(HiSo(), seed=5, dtype=dtype))
     replica.replay([make_record(RNG, replica.method, 0)])
     digest = replica.digest()
     kept = {"w": replica.weights.clone(), "h": replica.state["h"].clone()}
@@ -72,7 +73,7 @@ def test_a_probe_never_writes_w(tiny, dtype):
 def test_a_perturbation_is_mu_u_over_the_denominator(tiny):
     from hiso.core.noise.reference import direction
 
-    replica = Replica(tiny, HiSo(), seed=5)
+    replica = Replica(tiny, identity_of(HiSo(), seed=5))
     replica.replay([make_record(RNG, replica.method, 0)])
     replica.write(Point(2, 1, 3, -1), round=1, mu=0.5)
     u = direction("binomial", 5, round=1, step=2, stream=1, direction=3, tiles=range(3))
@@ -142,7 +143,7 @@ def test_a_non_finite_loss_leaves_the_replica_as_it_was():
 def test_a_directional_derivative_matches_autograd(tiny):
     from hiso.core.noise.reference import direction
 
-    replica = Replica(tiny, ZoSgd(), seed=9)
+    replica = Replica(tiny, identity_of(ZoSgd(), seed=9))
     ids = torch.arange(20)
     loss = nn.functional.cross_entropy(tiny(ids), ids)
     loss.backward()
@@ -215,25 +216,23 @@ def test_memory_is_what_the_docstring_says():
         (HiSo(), torch.bfloat16, 10),
     ):
         module = nn.Linear(2048, 64, bias=False)
-        replica = Replica(module, method, seed=0, dtype=dtype)
+        replica = Replica(module, identity_of(method, dtype=dtype))
         buffers = [replica.weights, *replica.state.values(), module.weight]
         assert sum(b.numel() * b.element_size() for b in buffers) == bytes_per_weight * 2048 * 64
 
 
 def test_what_cannot_be_trained_is_refused(tiny):
     with pytest.raises(SettingsError, match="no trainable parameter"):
-        Replica(nn.Linear(2, 2).requires_grad_(False), ZoSgd(), seed=0)
-    with pytest.raises(SettingsError, match="float64"):
-        Replica(tiny, ZoSgd(), seed=0, dtype=torch.float64)
+        Replica(nn.Linear(2, 2).requires_grad_(False), identity_of(ZoSgd()))
     with pytest.raises(SettingsError, match="is on meta"):
-        Replica(nn.Linear(2, 2, device="meta"), ZoSgd(), seed=0)
+        Replica(nn.Linear(2, 2, device="meta"), identity_of(ZoSgd()))
 
 
 def test_frozen_modules_stay_as_they_are():
     net = TinyNet()
     net.body.requires_grad_(False)
     body = net.body
-    replica = Replica(net, ZoSgd(lr=0.1), seed=0)
+    replica = Replica(net, identity_of(ZoSgd(lr=0.1)))
     replica.replay([make_record(RNG, replica.method, 0)])
     replica.write()
     assert net.body is body
@@ -364,7 +363,7 @@ def overlapping(kind: str) -> nn.Module:
 @pytest.mark.parametrize("kind", ["transposed", "part", "frozen", "buffer"])
 def test_memory_that_would_be_untied_is_refused(kind):
     with pytest.raises(SettingsError, match=r"a and b|b and a"):
-        Replica(overlapping(kind), ZoSgd(), seed=0)
+        Replica(overlapping(kind), identity_of(ZoSgd()))
 
 
 def test_odd_parameters_are_refused_all_at_once():
@@ -372,22 +371,24 @@ def test_odd_parameters_are_refused_all_at_once():
     net.a = nn.Parameter(torch.zeros(3, dtype=torch.complex64))
     net.b = nn.Parameter(torch.zeros(1, 4).expand(3, 4))
     with pytest.raises(SettingsError, match=r"a is torch.complex64.*b is an expanded view"):
-        Replica(net, ZoSgd(), seed=0)
+        Replica(net, identity_of(ZoSgd()))
 
 
 def test_a_module_serves_one_replica(tiny):
-    Replica(tiny, ZoSgd(), seed=0)
+    Replica(tiny, identity_of(ZoSgd()))
     with pytest.raises(SettingsError, match="belongs to another replica"):
-        Replica(tiny, ZoSgd(), seed=0)
-    Replica(copy.deepcopy(tiny), ZoSgd(), seed=0)
+        Replica(tiny, identity_of(ZoSgd()))
+    Replica(copy.deepcopy(tiny), identity_of(ZoSgd()))
 
 
 @pytest.mark.parametrize(
-    "arguments", [{"backend": "tritom"}, {"noise": "gausian"}, {"seed": -1}, {"seed": 2**64}]
+    "fields", [{"noise": "gausian"}, {"seed": -1}, {"seed": 2**64}, {"dtype": torch.float64}]
 )
-def test_typos_are_refused(tiny, arguments):
+def test_typos_are_refused(tiny, fields):
     with pytest.raises(SettingsError):
-        Replica(tiny, ZoSgd(), **{"seed": 0, **arguments})
+        identity_of(ZoSgd(), **fields)
+    with pytest.raises(SettingsError):
+        Replica(tiny, identity_of(ZoSgd()), backend="tritom")  # pyright: ignore[reportArgumentType]
 
 
 def test_coordinates_must_fit_the_counter():
@@ -432,7 +433,7 @@ def test_flushed_subnormals_are_refused():
 
 def test_a_forked_process_can_fold():
     module = nn.Linear(2048, 64, bias=False)
-    replica = Replica(module, ZoSgd(), seed=0)
+    replica = Replica(module, identity_of(ZoSgd()))
     replica.digest()
     child = os.fork()
     if not child:

@@ -13,6 +13,7 @@ from hiso.core.methods import HiSo, HiZoo, Momentum, ZoSgd
 from hiso.core.probe import Point
 from hiso.core.replica import Replica
 
+from ..identities import identity_of
 from .conftest import TinyNet, make_replica
 from .test_methods import CASES, IDS, Lion, history
 
@@ -21,8 +22,9 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def triton_replica(method, **arguments) -> Replica:
-    arguments = {"seed": 2**63 + 12345, **arguments}
-    return Replica(TinyNet().to(DEVICE), method, backend="triton", **arguments)
+    memory = arguments.pop("memory", "full")
+    identity = identity_of(method, **{"seed": 2**63 + 12345, **arguments})
+    return Replica(TinyNet().to(DEVICE), identity, backend="triton", memory=memory)
 
 
 @pytest.mark.parametrize("noise", ["binomial", "gaussian"])
@@ -64,8 +66,8 @@ def test_a_walk_gives_the_bits_of_numba():
 
 def test_without_a_gpu_or_the_interpreter_it_is_refused():
     code = (
-        "import torch; from hiso import Replica, ZoSgd\n"
-        "Replica(torch.nn.Linear(2, 2), ZoSgd(), seed=0, backend='triton')"
+        "import torch; from hiso import Identity, Replica, ZoSgd\n"
+        "Replica(torch.nn.Linear(2, 2), Identity(method=ZoSgd(), seed=0), backend='triton')"
     )
     env = {"PATH": "", "HOME": "/tmp"}
     run = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)

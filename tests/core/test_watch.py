@@ -14,6 +14,7 @@ from hiso.core.methods import HiSo, Momentum, ZoSgd
 from hiso.core.replica import Replica
 from hiso.errors import ProtocolError
 
+from ..identities import identity_of
 from .conftest import make_record, make_replica
 
 Tamper = Callable[[Replica], object]
@@ -138,7 +139,7 @@ def test_nor_are_passes_in_inference_mode(memory):
         replica.release()
         for parameter in replica.module.parameters():
             parameter.add_(1.0)
-    replica = Replica(replica.module, ZoSgd(), seed=0, memory=memory)
+    replica = Replica(replica.module, identity_of(ZoSgd()), memory=memory)
     for _ in range(2):
         replica.write()
         with torch.inference_mode():

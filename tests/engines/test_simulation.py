@@ -21,9 +21,10 @@ from hiso.engines.simulation import Simulation
 from hiso.errors import NonFiniteLoss, ProtocolError
 from hiso.federation.client import Client
 from hiso.federation.ledger import Ledger
-from hiso.federation.measure import measure
 from hiso.federation.server import Closed, Server
 from hiso.federation.settings import RoundSettings
+
+from ..identities import identity_of
 
 METHODS = [ZoSgd(lr=0.02), HiSo(lr=0.02, nu=0.2), Momentum(lr=0.01), HiZoo(lr=0.02, nu=0.01)]
 RULES = RoundSettings(clients=5, sample=3, steps=1, directions=2, mu=1e-2)
@@ -68,6 +69,9 @@ class Shard:
         return self.client, x, x.sum(1) + self.client / 10
 
 
+SHARDS = [Shard(client) for client in range(300)]
+
+
 class Losses:
     """Each batch by itself, so that rounding does not depend on who measures with whom."""
 
@@ -90,21 +94,20 @@ class Counted(Replica):
 
 
 def new_ledger(path: Path, method: Method) -> Ledger:
-    identity = {"seed": SEED, "method": {"name": method.name, "hyper": method.hyper}}
-    return Ledger.create(path, identity, {})
+    return Ledger.create(path, identity_of(method, seed=SEED), {})
 
 
-def make(method: Method, ledger: Ledger, backend: Any = "numba") -> Counted:
-    return Counted(Net(), method, seed=SEED, backend=backend, chain=ledger.root)
+def make(ledger: Ledger, backend: Any = "numba") -> Counted:
+    return Counted(Net(), ledger.identity, backend=backend)
 
 
 def simulate(
     path: Path, method: Method, rules: RoundSettings, backend: Any = "numba"
 ) -> Simulation:
     ledger = new_ledger(path, method)
-    replica = make(method, ledger, backend)
-    server = Server(ledger, rules, curvature=method.curvature)
-    shards = [Shard(client) for client in range(rules.clients)]
+    replica = make(ledger, backend)
+    server = Server(ledger, rules)
+    shards = SHARDS[: rules.clients]
     assert isinstance(replica.module, Net)
     return Simulation(server, replica, shards, Losses(replica.module))
 
@@ -121,20 +124,15 @@ def plain_federation(
     Gives the log, the bytes, and the digest at the end.
     """
     with new_ledger(path, method) as ledger:
-        replicas = [make(method, ledger, "reference") for _ in range(rules.clients)]
-        clients = [Client(i, 16, replica, ledger.run) for i, replica in enumerate(replicas)]
-        server = Server(ledger, rules, curvature=method.curvature)
+        replicas = [make(ledger, "reference") for _ in range(rules.clients)]
+        clients = [
+            Client(i, Shard(i), replica, Losses(replica.module))
+            for i, replica in enumerate(replicas)
+        ]
+        server = Server(ledger, rules)
         for _ in range(rounds):
             for plan in server.ask():
-                client, replica = clients[plan.client], replicas[plan.client]
-                shard = Shard(plan.client)
-                probe = client.begin(plan)
-                assert isinstance(replica.module, Net)
-                losses = Losses(replica.module)
-                measure(
-                    replica, plan, probe, lambda k, s=shard, r=plan.round: s.batch(r, k), losses
-                )
-                assert server.tell(client.finish()).accepted
+                assert server.tell(clients[plan.client].answer(plan)).accepted
             assert isinstance(server.close(), Closed)
         for replica in replicas:
             replica.replay(ledger.records(replica.position))
@@ -151,7 +149,6 @@ def test_it_is_a_plain_federation(tmp_path, method, per_client, steps, direction
     simulation = simulate(tmp_path / "simulation", method, rules)
     for _ in range(3):
         assert isinstance(simulation.round(), Closed)
-    simulation.catch_up()
     ledger = simulation.server.ledger
     mine = log_of(ledger), ledger.traffic(), simulation.replica.digest()
     assert mine == plain_federation(tmp_path / "plain", method, rules, 3)
@@ -189,7 +186,7 @@ def test_clients_share_the_perturbed_weights(tmp_path, scheme, points):
         before = replica.writes
         closed = simulation.round()
         assert isinstance(closed, Closed)
-        assert replica.writes - before == points
+        assert replica.writes - before == points + 1  # and once for the module to be used
         assert losses.calls == [closed.clients] * points or sample == 200
         assert len(losses.calls) == points
 
@@ -200,7 +197,7 @@ def test_with_directions_of_their_own_they_share_the_weights_alone(tmp_path):
     assert isinstance(replica, Counted)
     before = replica.writes
     simulation.round()
-    assert replica.writes - before == 1 + 3 * 2
+    assert replica.writes - before == 1 + 3 * 2 + 1
 
 
 class Bad(Losses):
@@ -235,7 +232,6 @@ def test_a_loss_that_is_not_finite_changes_nothing(tmp_path, steps, after, where
     for simulation in (healthy, broken):
         simulation.round()
         simulation.round()
-        simulation.catch_up()
     last = broken.server.ask()[-1].client
     net = broken.replica.module
     assert isinstance(net, Net)
@@ -262,12 +258,12 @@ def test_after_a_failure_other_settings_can_take_over(tmp_path):
     net = simulation.replica.module
     assert isinstance(net, Net)
     bad = Bad(net, simulation.server.ask()[0].client, 1)
-    broken = Simulation(simulation.server, simulation.replica, simulation._shards, bad)
+    broken = Simulation(simulation.server, simulation.replica, SHARDS, bad)
     with pytest.raises(NonFiniteLoss):
         broken.round()
     ledger = simulation.server.ledger
-    server = Server(ledger, replace(RULES, mu=1e-3, hyper={"lr": 0.01}), curvature=False)
-    again = Simulation(server, simulation.replica, simulation._shards, Losses(net))
+    server = Server(ledger, replace(RULES, mu=1e-3, hyper={"lr": 0.01}))
+    again = Simulation(server, simulation.replica, SHARDS, Losses(net))
     closed = again.round()
     assert isinstance(closed, Closed)
     assert closed.record.changes.keys() == {"lr"}
@@ -282,10 +278,9 @@ def test_a_late_joiner_is_the_replica_bit_for_bit(tmp_path):
         if r == 6:
             simulation.server.settings = replace(RULES, per_client=True, hyper={"nu": 0.3})
         simulation.round()
-    simulation.catch_up()
     replica = simulation.replica
     for backend, chunk in (("reference", 1), ("numba", 4), ("numba", 9)):
-        late = make(HiSo(lr=0.02), ledger, backend)
+        late = make(ledger, backend)
         for start in range(0, 9, chunk):
             late.replay(ledger.records(start, start + chunk))
         assert (late.digest(), late.chain) == (replica.digest(), replica.chain)
@@ -305,11 +300,10 @@ def test_it_goes_on_from_a_ledger(tmp_path):
         parted.round()
     parted.server.ledger.close()
     with Ledger.open(tmp_path / "parted") as ledger:
-        replica = make(HiSo(lr=0.02), ledger)
-        server = Server(ledger, replace(RULES, steps=2), curvature=False)
+        replica = make(ledger)
+        server = Server(ledger, replace(RULES, steps=2))
         assert isinstance(replica.module, Net)
-        again = Simulation(server, replica, parted._shards, Losses(replica.module))
-        again.catch_up()
+        again = Simulation(server, replica, SHARDS, Losses(replica.module))
         assert replica.position == 3
         for _ in range(3):
             again.round()
@@ -340,7 +334,6 @@ def test_clients_measure_with_the_changes_of_the_plan(tmp_path, per_client):
     with simulation.server.ledger as ledger:
         for _ in range(3):
             simulation.round()
-        simulation.catch_up()
         assert ledger.records()[0].changes == {"shrink": 4.0}
         log, _, digest = plain_federation(tmp_path / "plain", method, rules, 3)
         assert log_of(ledger) == log

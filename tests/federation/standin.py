@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from hiso.core.identity import Identity
 from hiso.core.keys import raw_bits
 from hiso.core.method import Method
 from hiso.core.record import Record
 from hiso.errors import ProtocolError
 from hiso.federation.client import Client
 from hiso.federation.ledger import Ledger
-from hiso.federation.protocol import Plan, Reply
 from hiso.federation.server import Aborted, Closed, Server
+
+from ..identities import identity_of
 
 SIZE = 8
 
@@ -29,12 +32,8 @@ class Curved(Method):
     curvature = True
 
 
-def identity(method: Method, seed: int = 7) -> dict:
-    return {"seed": seed, "method": {"name": method.name, "hyper": method.hyper}}
-
-
 def new_ledger(path: Path, method: Method | None = None, seed: int = 7) -> Ledger:
-    return Ledger.create(path, identity(method or Plain(lr=0.05), seed), {"rounds": 30})
+    return Ledger.create(path, identity_of(method or Plain(lr=0.05), seed=seed), {"rounds": 30})
 
 
 def direction(round: int, step: int, stream: int, index: int) -> np.ndarray:
@@ -45,10 +44,12 @@ def direction(round: int, step: int, stream: int, index: int) -> np.ndarray:
 class StandIn:
     """A float32 vector folded by records: w -= lr * sum(c * u), κ entering as c * κ."""
 
-    def __init__(self, root: bytes, method: Method) -> None:
-        self.chain, self.method, self.position = root, method, 0
-        self.hyper = {name: float(np.float32(value)) for name, value in method.hyper.items()}
+    def __init__(self, identity: Identity) -> None:
+        self.identity, self.chain, self.position = identity, identity.root, 0
+        hyper = identity.method.hyper
+        self.hyper = {name: float(np.float32(value)) for name, value in hyper.items()}
         self.w = np.zeros(SIZE, np.float32)
+        self.x = self.w.astype(np.float64)  # what a model would read
 
     def digest(self) -> int:
         data = self.w.tobytes() + self.position.to_bytes(4, "little")
@@ -77,31 +78,50 @@ class StandIn:
                 s1 += record.curvature[t] * np.float32(1e-3)
         return w - np.float32(lr) * s1
 
+    def write(self, point=None, *, round=0, mu=0.0, walk=None, changes=None) -> None:
+        del changes
+        x = self.w if walk is None else walk.w
+        if point is not None and point.sign:
+            u = direction(round, point.step, point.stream, point.direction)
+            x = x + np.float32(point.sign * mu) * u
+        self.x = x.astype(np.float64)
 
-def answer(client: Client, plan: Plan) -> Reply:
-    """What an engine does: the client's loss is a quadratic around a point of its own."""
-    probe = client.begin(plan)
-    replica = client.replica
-    assert isinstance(replica, StandIn)
-    target = np.linspace(-1, 1, SIZE) + client.index / 10
-    lr = (replica.hyper | plan.changes)["lr"]
-    w, walked = replica.w.copy(), 0
-    while (point := probe.ask()) is not None:
-        if point.step > walked:
-            for p, g in enumerate(probe.scalars[walked]):
-                u = direction(plan.round, walked, plan.stream, p)
-                w = w - np.float32(lr) * (g / np.float32(plan.directions)) * u
-            walked = point.step
-        u = direction(plan.round, point.step, point.stream, point.direction)
-        x = w + np.float32(point.sign * probe.mu) * u
-        probe.tell(float(np.mean((x.astype(np.float64) - target) ** 2)))
-    return client.finish()
+    def walk(self, changes=None) -> StandInWalk:
+        return StandInWalk(self.w.copy(), ({**self.hyper, **(changes or {})})["lr"])
+
+    def losses(self, batches: Sequence[int]) -> list[float]:
+        """Of each client a quadratic around a point of its own."""
+        targets = [np.linspace(-1, 1, SIZE) + client / 10 for client in batches]
+        return [float(np.mean((self.x - target) ** 2)) for target in targets]
 
 
-def clients_of(ledger: Ledger, count: int, method: Method | None = None) -> list[Client]:
+@dataclass
+class StandInWalk:
+    w: np.ndarray
+    lr: float
+
+    def step(self, *, round, step, stream, coefficients) -> None:
+        for p, c in enumerate(coefficients):
+            self.w = self.w - np.float32(self.lr) * c * direction(round, step, stream, p)
+
+
+@dataclass(frozen=True)
+class StandInShard:
+    client: int
+    examples: int
+
+    def batch(self, round: int, step: int) -> int:
+        return self.client
+
+
+def client_of(index: int, replica: StandIn, examples: int | None = None) -> Client:
+    count = 10 * (index + 1) if examples is None else examples
+    return Client(index, StandInShard(index, count), replica, replica.losses)
+
+
+def clients_of(ledger: Ledger, count: int) -> list[Client]:
     """Each with a replica of its own."""
-    method = method or Plain(lr=0.05)
-    return [Client(i, 10 * (i + 1), StandIn(ledger.root, method), ledger.run) for i in range(count)]
+    return [client_of(i, StandIn(ledger.identity)) for i in range(count)]
 
 
 def one_round(
@@ -110,7 +130,7 @@ def one_round(
     for plan in server.ask():
         server.sent(plan.client)
         if plan.client not in silent:
-            verdict = server.tell(answer(clients[plan.client], plan))
+            verdict = server.tell(clients[plan.client].answer(plan))
             assert verdict.accepted, verdict.reason
     return server.close({"probe": 0.5})
 

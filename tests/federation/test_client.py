@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +12,7 @@ from hiso.federation.server import Server
 from hiso.federation.settings import RoundSettings
 from hiso.federation.wire import hash_question
 
-from .standin import Curved, Plain, StandIn, answer, clients_of, new_ledger, one_round
+from .standin import Curved, StandIn, client_of, clients_of, new_ledger, one_round
 
 RULES = RoundSettings(clients=3, sample=3, steps=1, directions=2, mu=1e-3)
 
@@ -20,7 +21,7 @@ RULES = RoundSettings(clients=3, sample=3, steps=1, directions=2, mu=1e-3)
 def server(tmp_path):
     """At position 4."""
     ledger = new_ledger(tmp_path / "ledger.db")
-    server = Server(ledger, RULES, curvature=False)
+    server = Server(ledger, RULES)
     clients = clients_of(ledger, 3)
     for _ in range(4):
         one_round(server, clients)
@@ -34,7 +35,7 @@ def fresh(server: Server, index: int = 0) -> Client:
 def test_a_fresh_client_catches_up_and_answers(server):
     server.ask()
     client, plan = fresh(server, 1), server.rejoin(1, 0)
-    reply = answer(client, plan)
+    reply = client.answer(plan)
     assert (client.replica.position, client.replica.chain) == (4, plan.chain)
     assert (reply.round, reply.client, reply.examples) == (4, 1, 20)
     assert reply.asked == hash_question(plan)
@@ -47,8 +48,8 @@ def test_a_fresh_client_catches_up_and_answers(server):
 
 def test_a_method_with_curvature_is_probed_for_it(tmp_path):
     ledger = new_ledger(tmp_path / "ledger.db", Curved())
-    plan = Server(ledger, RULES, curvature=True).ask()[0]
-    reply = answer(clients_of(ledger, 3, Curved())[plan.client], plan)
+    plan = Server(ledger, RULES).ask()[0]
+    reply = clients_of(ledger, 3)[plan.client].answer(plan)
     assert reply.curvature is not None
     assert reply.curvature.shape == (1, 2)
     assert reply.count == 4
@@ -57,7 +58,7 @@ def test_a_method_with_curvature_is_probed_for_it(tmp_path):
 def test_a_repeated_plan_gets_the_same_reply_without_a_loss(server):
     server.ask()
     client, plan = fresh(server), server.rejoin(0, 0)
-    reply = answer(client, plan)
+    reply = client.answer(plan)
     probe = client.begin(replace(plan, records=plan.records[2:]))  # as the server knows more now
     assert probe.ask() is None
     assert client.finish() is reply
@@ -67,28 +68,28 @@ def test_a_repeated_plan_gets_the_same_reply_without_a_loss(server):
 def test_another_question_is_measured_anew(server, change):
     server.ask()
     client, plan = fresh(server), server.rejoin(0, 0)
-    reply = answer(client, plan)
+    reply = client.answer(plan)
     assert client.begin(replace(plan, **change)).ask() is not None
     with pytest.raises(RuntimeError, match="no finished probe"):
         client.finish()
-    again = answer(client, replace(plan, **change))
+    again = client.answer(replace(plan, **change))
     assert again is not reply
 
 
 def test_an_interrupted_probe_can_be_begun_again(server):
     server.ask()
     plan = server.rejoin(0, 0)
-    expected = answer(fresh(server), plan)
+    expected = fresh(server).answer(plan)
     client = fresh(server)
     with pytest.raises(RuntimeError, match="no finished probe"):
         client.finish()
     probe = client.begin(plan)
     probe.tell(1.0)
     with pytest.raises(NonFiniteLoss):
-        probe.tell(float("nan"))
+        probe.tell(math.nan)
     with pytest.raises(RuntimeError, match="no finished probe"):
         client.finish()
-    reply = answer(client, plan)
+    reply = client.answer(plan)
     assert reply.scalars.tobytes() == expected.scalars.tobytes()
     assert (reply.digest, reply.loss) == (expected.digest, expected.loss)
 
@@ -112,7 +113,7 @@ def test_plans_that_do_not_fit_are_refused_and_leave_the_replica_alone(server):
         assert (client.replica.position, client.replica.digest()) == (0, before)
     with pytest.raises(ProtocolError, match=r"run ffff.*; it is addressed to client 1"):
         client.begin(replace(plan, run="f" * 64, client=1))
-    answer(client, plan)
+    client.answer(plan)
     with pytest.raises(ProtocolError, match=r"past that round, at position 4.*rolled back"):
         client.begin(replace(plan, round=2, records=plan.records[:2]))
 
@@ -121,19 +122,19 @@ def test_a_client_of_an_abandoned_log_is_told_to_restore(server):
     """Rolled back to 2, the log took another course; the client still stands on the old one."""
     client = fresh(server)
     server.ask()
-    answer(client, server.rejoin(0, 0))
+    client.answer(server.rejoin(0, 0))
     server.ledger.rollback(2)
-    again = Server(server.ledger, replace(RULES, hyper={"lr": 0.01}), curvature=False)
+    again = Server(server.ledger, replace(RULES, hyper={"lr": 0.01}))
     others = clients_of(server.ledger, 3)
     for _ in range(3):
         for plan in again.ask():
-            again.tell(answer(others[plan.client], again.rejoin(plan.client, 0)))
+            again.tell(others[plan.client].answer(again.rejoin(plan.client, 0)))
         again.close()
     again.ask()
     with pytest.raises(ProtocolError, match=r"it has folded other records\. Restore"):
         client.begin(again.rejoin(0, 2))
-    client.replica = StandIn(server.ledger.root, Plain(lr=0.05))
-    assert again.tell(answer(client, again.rejoin(0, 0))).accepted
+    client = client_of(0, StandIn(server.ledger.identity))
+    assert again.tell(client.answer(again.rejoin(0, 0))).accepted
 
 
 def test_plans_are_checked_when_they_are_made(server):
@@ -149,13 +150,13 @@ def test_plans_are_checked_when_they_are_made(server):
 def test_a_client_with_one_example_answers(server):
     server.ask()
     plan = server.rejoin(0, 0)
-    client = Client(0, 1, fresh(server).replica, server.ledger.run)
-    assert answer(client, plan).examples == 1
+    client = client_of(0, StandIn(server.ledger.identity), examples=1)
+    assert client.answer(plan).examples == 1
 
 
 def test_a_client_without_examples_is_refused(server):
     with pytest.raises(SettingsError, match="client 2 has 0 examples"):
-        Client(2, 0, fresh(server).replica, server.ledger.run)
+        client_of(2, StandIn(server.ledger.identity), examples=0)
 
 
 def test_local_steps_walk_with_the_changes_of_the_plan(server):
@@ -163,6 +164,6 @@ def test_local_steps_walk_with_the_changes_of_the_plan(server):
     server.settings = replace(RULES, steps=2, hyper={"lr": 0.01})
     server.ask()
     plan = server.rejoin(0, 0)
-    changed, kept = (answer(fresh(server), p).scalars for p in (plan, replace(plan, changes={})))
+    changed, kept = (fresh(server).answer(p).scalars for p in (plan, replace(plan, changes={})))
     assert np.array_equal(changed[0], kept[0])
     assert not np.array_equal(changed[1], kept[1])

@@ -21,7 +21,7 @@ from .standin import (
     Curved,
     Plain,
     StandIn,
-    answer,
+    client_of,
     clients_of,
     log_bytes,
     new_ledger,
@@ -34,7 +34,7 @@ BASE = RoundSettings(clients=5, sample=3, steps=1, directions=2, mu=1e-3)
 def assert_all_replicas_agree(ledger: Ledger, clients, method) -> None:
     """A replica that joins now, and everyone who was there, are one and the same."""
     records = ledger.records()
-    witness = StandIn(ledger.root, method)
+    witness = StandIn(ledger.identity)
     for r, record in enumerate(records):
         assert ledger.digest_at(r) == witness.digest()
         assert ledger.chain_at(r) == witness.chain
@@ -50,8 +50,8 @@ def assert_all_replicas_agree(ledger: Ledger, clients, method) -> None:
 @pytest.mark.parametrize("method", [Plain(lr=0.05), Curved(lr=0.05)], ids=lambda m: m.name)
 def test_thirty_rounds_with_everything(tmp_path, method, per_client):
     ledger = new_ledger(tmp_path / "ledger.db", method)
-    clients = clients_of(ledger, 5, method)
-    server = Server(ledger, replace(BASE, per_client=per_client), curvature=method.curvature)
+    clients = clients_of(ledger, 5)
+    server = Server(ledger, replace(BASE, per_client=per_client))
     stands = dict.fromkeys(range(5), 0)
     scalars = []  # of each record, counted by hand
     losses = []
@@ -97,7 +97,7 @@ def test_thirty_rounds_with_everything(tmp_path, method, per_client):
 def test_the_bytes_of_a_run_where_all_take_part_are_the_papers(tmp_path):
     """P scalars up and P down for each client and round, but for the last record: nobody asks."""
     ledger = new_ledger(tmp_path / "ledger.db")
-    server = Server(ledger, replace(BASE, clients=3, directions=5), curvature=False)
+    server = Server(ledger, replace(BASE, clients=3, directions=5))
     clients = clients_of(ledger, 3)
     for _ in range(10):
         one_round(server, clients)
@@ -110,9 +110,9 @@ def test_one_shared_replica_gives_the_same_log_as_one_for_each(tmp_path):
         ledger = new_ledger(tmp_path / name)
         clients = clients_of(ledger, 5)
         if name == "shared":
-            for client in clients:
-                client.replica = clients[0].replica
-        server = Server(ledger, BASE, curvature=False)
+            shared = StandIn(ledger.identity)
+            clients = [client_of(i, shared) for i in range(5)]
+        server = Server(ledger, BASE)
         for _ in range(12):
             one_round(server, clients)
         logs.append((log_bytes(ledger), ledger.traffic()))
@@ -121,7 +121,7 @@ def test_one_shared_replica_gives_the_same_log_as_one_for_each(tmp_path):
 
 def test_a_replica_that_parts_is_set_aside_and_told_when(tmp_path):
     ledger = new_ledger(tmp_path / "ledger.db")
-    server = Server(ledger, replace(BASE, sample=5), curvature=False)
+    server = Server(ledger, replace(BASE, sample=5))
     clients = clients_of(ledger, 5)
     for _ in range(4):
         one_round(server, clients)
@@ -140,11 +140,11 @@ def test_a_replica_that_parts_is_set_aside_and_told_when(tmp_path):
         result = one_round(server, clients)
     assert "last agreed in round 3, so it parted in records 3 to 5" in result.set_aside[2]
 
-    clients[2].replica = StandIn(ledger.root, Plain(lr=0.05))  # started again
+    clients[2] = client_of(2, StandIn(ledger.identity))  # started again
     plans = {plan.client: plan for plan in server.ask()}
     plans[2] = server.rejoin(2, 0)
     for i, plan in plans.items():
-        assert server.tell(answer(clients[i], plan)).accepted
+        assert server.tell(clients[i].answer(plan)).accepted
     result = server.close()
     assert isinstance(result, Closed)
     assert not result.set_aside
@@ -155,7 +155,7 @@ def test_a_replica_that_parts_is_set_aside_and_told_when(tmp_path):
 def test_without_a_majority_the_round_is_tried_again_with_others(tmp_path):
     ledger = new_ledger(tmp_path / "ledger.db")
     clients = clients_of(ledger, 6)
-    server = Server(ledger, replace(BASE, clients=6, sample=2), curvature=False)
+    server = Server(ledger, replace(BASE, clients=6, sample=2))
     clients[server.ask()[0].client].replica.w += 1
     first = server.ask()
     result = one_round(server, clients)
@@ -164,7 +164,7 @@ def test_without_a_majority_the_round_is_tried_again_with_others(tmp_path):
     assert "base weights" in result.reason
     assert ledger.position == 0
     assert result.bytes_up == 2 * 2 * 4
-    second = Server(ledger, server.settings, curvature=False).ask()
+    second = Server(ledger, server.settings).ask()
     assert second == server.ask()
     assert ledger.attempt(0) == 1
     assert [p.client for p in second] == choose(7, "sample", 0, 1, size=6, count=2)
@@ -174,7 +174,7 @@ def test_without_a_majority_the_round_is_tried_again_with_others(tmp_path):
 def test_too_few_replies_abort_and_cost_their_bytes(tmp_path):
     ledger = new_ledger(tmp_path / "ledger.db")
     clients = clients_of(ledger, 5)
-    server = Server(ledger, replace(BASE, min_replies=2), curvature=False)
+    server = Server(ledger, replace(BASE, min_replies=2))
     asked = [plan.client for plan in server.ask()]
     result = one_round(server, clients, silent=asked[1:])
     assert isinstance(result, Aborted)
@@ -195,7 +195,7 @@ def test_divergence_records_nothing_and_says_what_to_do(tmp_path):
     ledger = new_ledger(tmp_path / "ledger.db")
     clients = clients_of(ledger, 5)
     guarded = replace(BASE, divergence_factor=2.0)
-    server = Server(ledger, guarded, curvature=False)
+    server = Server(ledger, guarded)
     for _ in range(6):
         one_round(server, clients)
     server.settings = replace(guarded, hyper={"lr": 4.0})
@@ -215,9 +215,9 @@ def test_divergence_records_nothing_and_says_what_to_do(tmp_path):
 
     ledger.rollback(good)
     clients = clients_of(ledger, 5)
-    server = Server(ledger, replace(guarded, hyper={"lr": 0.02}), curvature=False)
+    server = Server(ledger, replace(guarded, hyper={"lr": 0.02}))
     for plan in server.ask():
-        server.tell(answer(clients[plan.client], server.rejoin(plan.client, 0)))
+        server.tell(clients[plan.client].answer(server.rejoin(plan.client, 0)))
     assert isinstance(server.close(), Closed)
     assert ledger.position == good + 1
 
@@ -225,11 +225,11 @@ def test_divergence_records_nothing_and_says_what_to_do(tmp_path):
 @pytest.mark.parametrize("weighting", ["plain", "examples"])
 def test_the_loss_is_weighted_as_the_scalars_are(tmp_path, weighting):
     ledger = new_ledger(tmp_path / "ledger.db")
-    server = Server(ledger, replace(BASE, sample=5, weighting=weighting), curvature=False)
+    server = Server(ledger, replace(BASE, sample=5, weighting=weighting))
     clients = clients_of(ledger, 5)
     result = one_round(server, clients)
     assert isinstance(result, Closed)
-    weights = [client.examples if weighting == "examples" else 1 for client in clients]
+    weights = [client.shard.examples if weighting == "examples" else 1 for client in clients]
     losses = [client.finish().loss for client in clients]
     assert result.loss == pytest.approx(np.average(losses, weights=weights), rel=1e-14)
 
@@ -237,15 +237,15 @@ def test_the_loss_is_weighted_as_the_scalars_are(tmp_path, weighting):
 def test_hyper_parameters_in_force_survive_a_restart(tmp_path):
     ledger = new_ledger(tmp_path / "ledger.db")
     clients = clients_of(ledger, 5)
-    server = Server(ledger, replace(BASE, hyper={"lr": 0.01}), curvature=False)
+    server = Server(ledger, replace(BASE, hyper={"lr": 0.01}))
     first = one_round(server, clients)
     assert isinstance(first, Closed)
     assert first.record.changes == {"lr": float(np.float32(0.01))}
-    again = Server(ledger, BASE, curvature=False)
+    again = Server(ledger, BASE)
     assert again.hyper == {"lr": float(np.float32(0.01))}
     assert all(plan.changes == {} for plan in again.ask())
     with pytest.raises(SettingsError, match="no hyper-parameter eta: it has lr"):
-        Server(ledger, replace(BASE, hyper={"eta": 1.0}), curvature=False).ask()
+        Server(ledger, replace(BASE, hyper={"eta": 1.0})).ask()
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
@@ -262,7 +262,7 @@ def killed_run(path: Path, kills: set[int]) -> tuple[list[bytes], list[tuple]]:
     ledger = new_ledger(path)
     clients = clients_of(ledger, 5)
     rules = replace(BASE, min_replies=2, per_client=True)
-    server = Server(ledger, rules, curvature=False)
+    server = Server(ledger, rules)
     calls = itertools.count()
 
     def killed() -> bool:
@@ -270,8 +270,8 @@ def killed_run(path: Path, kills: set[int]) -> tuple[list[bytes], list[tuple]]:
         if next(calls) not in kills:
             return False
         ledger.close()
-        ledger = Ledger.open(path)
-        server = Server(ledger, rules, curvature=False)
+        ledger = Ledger.open(path, method=Plain)
+        server = Server(ledger, rules)
         return True
 
     while ledger.position < 6:
@@ -281,7 +281,7 @@ def killed_run(path: Path, kills: set[int]) -> tuple[list[bytes], list[tuple]]:
         for n, plan in enumerate(plans):
             if n > 0 and (plan.round, ledger.attempt(plan.round)) in {(2, 0), (4, 0), (4, 1)}:
                 continue  # too few reply
-            assert server.tell(answer(clients[plan.client], plan)).accepted
+            assert server.tell(clients[plan.client].answer(plan)).accepted
             if killed():
                 break
         else:

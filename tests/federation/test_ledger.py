@@ -23,7 +23,8 @@ from hiso.federation.runfile import Change, Evaluation
 from hiso.federation.server import Server
 from hiso.federation.settings import RoundSettings
 
-from .standin import Plain, clients_of, identity, log_bytes, new_ledger, one_round
+from ..identities import identity_of
+from .standin import Plain, clients_of, log_bytes, new_ledger, one_round
 
 RULES = RoundSettings(clients=5, sample=3, steps=2, directions=2, mu=1e-3)
 
@@ -59,10 +60,13 @@ def ledger(tmp_path):
 
 
 def test_identity_and_root(ledger):
-    canonical = b'{"method":{"hyper":{"lr":0.05},"name":"plain"},"seed":7}'
+    canonical = (
+        b'{"dtype":"float32","formats":{"noise":1,"record":1},"method":{"feed":"first","hyper":'
+        b'{"lr":0.05},"name":"plain"},"noise":"binomial","seed":7}'
+    )
     assert ledger.root == chain_root(canonical)
     assert ledger.run == ledger.root.hex()
-    assert ledger.identity == identity(Plain(lr=0.05))
+    assert ledger.identity == identity_of(Plain(lr=0.05), seed=7)
     assert ledger.settings == {"rounds": 30}
     assert (ledger.position, ledger.records(), ledger.chain_at(0)) == (0, [], ledger.root)
     assert ledger.digest_at(0) is None
@@ -137,7 +141,7 @@ def test_rollback_loses_nothing_and_the_same_run_comes_again(tmp_path):
     rules = replace(RULES, min_replies=2)
 
     def go_on(rounds: int) -> None:
-        server, clients = Server(ledger, rules, curvature=False), clients_of(ledger, 5)
+        server, clients = Server(ledger, rules), clients_of(ledger, 5)
         for client in clients:
             client.replica.replay(ledger.records())
         if ledger.position == 4:
@@ -202,8 +206,8 @@ def test_create_never_overwrites_and_a_killed_creation_can_be_repeated(tmp_path)
     new_ledger(path).close()
     with pytest.raises(RunConflict, match="exists already"):
         new_ledger(path)
-    with pytest.raises(SettingsError, match="identity must be JSON"):
-        Ledger.create(tmp_path / "x", {"lr": math.nan}, {})
+    with pytest.raises(SettingsError, match="settings must be JSON"):
+        Ledger.create(tmp_path / "x", identity_of(Plain()), {"lr": math.nan})
     assert not (tmp_path / "x").exists()
 
 
@@ -272,14 +276,14 @@ WRITER = """
 import sys
 from hiso.federation.ledger import Ledger
 from hiso.federation.server import Server
-from {package}.standin import clients_of, one_round
+from {package}.standin import Plain, clients_of, one_round
 from {package}.test_ledger import RULES
 
-ledger = Ledger.open(sys.argv[1])
+ledger = Ledger.open(sys.argv[1], method=Plain)
 clients = clients_of(ledger, 5)
 for client in clients:
     client.replica.replay(ledger.records())
-server = Server(ledger, RULES, curvature=False)
+server = Server(ledger, RULES)
 print("ready", flush=True)
 while True:
     record = one_round(server, clients).record
@@ -317,7 +321,7 @@ def test_kill_9_at_any_moment_loses_no_committed_round(tmp_path):
                 assert ledger.chain_at(number + 1).hex() == chain
     assert len(told) > 8
     with Ledger.open(path) as ledger, new_ledger(tmp_path / "whole.db") as whole:
-        server, clients = Server(whole, RULES, curvature=False), clients_of(whole, 5)
+        server, clients = Server(whole, RULES), clients_of(whole, 5)
         while whole.position < ledger.position:
             one_round(server, clients)
         assert log_bytes(whole) == log_bytes(ledger)

@@ -13,7 +13,8 @@ from hiso.core.probe import Probe
 from hiso.core.record import Record
 from hiso.core.replica import Replica
 from hiso.federation.measure import measure
-from hiso.federation.protocol import Plan
+
+from ..identities import identity_of
 
 METHODS = [ZoSgd(lr=0.1), HiSo(lr=0.1), Momentum(lr=0.1), HiZoo(lr=0.1)]
 
@@ -22,14 +23,13 @@ def new_replica(method):
     module = nn.Linear(5, 1, bias=False)
     with torch.no_grad():
         module.weight.copy_(torch.tensor([[0.1, -0.2, 0.3, 0.0, 1.0]]))
-    return Replica(module, method, seed=7, backend="reference")
+    return Replica(module, identity_of(method, seed=7), backend="reference")
 
 
 def measured(method, *, steps: int, changes: dict[str, float] | None = None, scheme="forward"):
     """A replica, its finished probe of 3 directions, and weights and batch of every loss."""
     replica, seen = new_replica(method), []
     stream = 4
-    plan = Plan("run", 0, 3, (), b"", steps, 3, 1e-2, scheme, stream, changes or {})
     probe = Probe(
         client=3, round=0, steps=steps, directions=3, mu=1e-2, scheme=scheme,
         stream=stream, curvature=method.curvature,
@@ -41,7 +41,7 @@ def measured(method, *, steps: int, changes: dict[str, float] | None = None, sch
         seen.append((batch, weight))
         return [float(((weight - 1 - batch) ** 2).sum())]
 
-    measure(replica, plan, probe, lambda step: step, losses)
+    measure(replica, probe, lambda step: step, losses, changes or {})
     return replica, probe, seen
 
 

@@ -8,19 +8,22 @@ import torch
 from torch import nn
 
 from hiso import HiSo, Replica, simulate
+from hiso.core.derived import remember_all
 from hiso.core.methods import ZoSgd
 from hiso.core.record import Record
 from hiso.errors import SettingsError
 from hiso.federation.ledger import Ledger
-from hiso.federation.normalise import FLOOR, mean_curvature
+from hiso.federation.normalise import MeanCurvature
 from hiso.federation.server import Server
 from hiso.federation.settings import RoundSettings
 from hiso.run.launch import evaluate_run
 
+from ..identities import identity_of
 from .standin import clients_of, new_ledger, one_round
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 NU = 0.1
+MEAN = MeanCurvature(NU)
 
 
 def record(round: int, coefficients: np.ndarray) -> Record:
@@ -34,7 +37,7 @@ def record(round: int, coefficients: np.ndarray) -> Record:
 def test_it_is_hisos_diagonal_with_every_weight_given_the_mean(size):
     """HiSo measures along u/√h, the method without a diagonal along u: c_u = c_z·√h̄."""
     rng = np.random.Generator(np.random.Philox(1))
-    replica = Replica(nn.Linear(400, 500), HiSo(nu=NU, floor=0.0), seed=0)
+    replica = Replica(nn.Linear(400, 500), identity_of(HiSo(nu=NU, floor=0.0)))
     h = 1.0
     for r in range(30):
         along_z = size * rng.standard_normal(5)
@@ -43,8 +46,8 @@ def test_it_is_hisos_diagonal_with_every_weight_given_the_mean(size):
         mean = float(torch.cat(parts).double().mean())
         level = {"weights": replica.weights, "h": torch.full_like(replica.state["h"], mean)}
         replica.restore(level, replica.position, replica.chain, replica.hyper)
-        h = mean_curvature([record(r, along_z * np.sqrt(h))], NU, h)
-        assert h > FLOOR
+        h = MEAN.remember(h, record(r, along_z * np.sqrt(h)))
+        assert h > HiSo.floor
         assert h == pytest.approx(mean, rel=0.01)
 
 
@@ -53,11 +56,11 @@ def test_only_the_first_local_step_counts():
     step, direction = np.array([0, 0, 1, 1], np.uint16), np.array([0, 1, 0, 1], np.uint16)
     c = np.array([2.0, 1.0, 50.0, 60.0], np.float32)
     two = Record(0, step, np.zeros(4, np.uint32), direction, c)
-    assert mean_curvature([two], NU) == mean_curvature([one], NU)
+    assert MEAN.remember(1.0, two) == MEAN.remember(1.0, one)
 
 
 def test_it_has_a_floor():
-    assert mean_curvature([record(r, np.zeros(2)) for r in range(100)], NU) == FLOOR
+    assert remember_all(MEAN, [record(r, np.zeros(2)) for r in range(100)], 1.0) == HiSo.floor
 
 
 def test_records_at_once_or_one_by_one():
@@ -65,9 +68,9 @@ def test_records_at_once_or_one_by_one():
     records = [record(r, rng.standard_normal(3)) for r in range(20)]
     h = 1.0
     for each in records:
-        h = mean_curvature([each], NU, h)
-    assert mean_curvature(records, NU) == h
-    assert mean_curvature(records, 0.0) == 1.0
+        h = MEAN.remember(h, each)
+    assert remember_all(MEAN, records, 1.0) == h
+    assert remember_all(MeanCurvature(0.0), records, 1.0) == 1.0
 
 
 def test_a_run_logs_the_rate_in_force_and_goes_on_after_a_stop(tmp_path, base):
@@ -80,7 +83,7 @@ def test_a_run_logs_the_rate_in_force_and_goes_on_after_a_stop(tmp_path, base):
     assert evaluate_run(tmp_path / "whole")["digest"] == whole["digest"]
     with Ledger.open(tmp_path / "whole" / "ledger.sqlite") as ledger:
         for position in range(1, 9):
-            h = mean_curvature(ledger.records(0, position - 1), NU)
+            h = remember_all(MEAN, ledger.records(0, position - 1), 1.0)
             lr = ledger.hyper_at(position)["lr"]
             assert lr == pytest.approx(base["lr"] / h, rel=1e-6)
     plain = simulate(out=tmp_path / "plain", **base | {"normalise": 0.0})
@@ -95,7 +98,7 @@ def test_advice_after_divergence_halves_the_lr_that_is_set(tmp_path, lr):
         clients=2, sample=2, steps=1, directions=3, mu=1e-3, normalise=0.9, hyper={"lr": lr}
     )
     with new_ledger(tmp_path / "ledger.db") as ledger:
-        server = Server(ledger, rules, curvature=False)
+        server = Server(ledger, rules)
         clients = clients_of(ledger, 2)
         for _ in range(2):
             one_round(server, clients)
@@ -108,7 +111,7 @@ def test_mu_is_divided_by_the_root_of_the_mean(tmp_path):
         clients=2, sample=2, steps=1, directions=3, mu=1e-3, normalise=0.5, hyper={"lr": 0.05}
     )
     with new_ledger(tmp_path / "ledger.db") as ledger:
-        server, clients = Server(ledger, rules, curvature=False), clients_of(ledger, 2)
+        server, clients = Server(ledger, rules), clients_of(ledger, 2)
         for _ in range(4):
             h = rules.hyper["lr"] / server.ask()[0].changes.get("lr", server.hyper["lr"])
             assert [plan.mu for plan in server.ask()] == pytest.approx([1e-3 / h**0.5] * 2)

@@ -8,36 +8,33 @@ import pytest
 import torch
 from torch import nn
 
-from hiso.core.methods import HiSo, HiZoo, Method, ZoSgd
+from hiso.core.methods import HiSo, HiZoo, ZoSgd
 from hiso.core.replica import Replica
 from hiso.federation.client import Client
 from hiso.federation.ledger import Ledger
-from hiso.federation.protocol import Plan, Reply
 from hiso.federation.server import Closed, Server
 from hiso.federation.settings import RoundSettings
 
-from .standin import identity
+from .standin import StandInShard, new_ledger
 
 
-def make(method: Method, ledger: Ledger) -> Replica:
+def make(ledger: Ledger) -> Replica:
     module = nn.Linear(4, 1)
     with torch.no_grad():
         module.weight.copy_(torch.tensor([[0.1, -0.2, 0.3, 0.0]]))
         module.bias.zero_()
-    return Replica(module, method, seed=7, backend="reference", chain=ledger.root)
+    return Replica(module, ledger.identity, backend="reference")
 
 
-def answer(client: Client, plan: Plan) -> Reply:
-    replica = client.replica
-    assert isinstance(replica, Replica)
+def client_of(index: int, replica: Replica) -> Client:
     x = torch.arange(64, dtype=torch.float32).reshape(16, 4).sin()
-    y = x @ torch.tensor([1.0, -1.0, 2.0, 0.5]) + client.index / 10
-    probe = client.begin(plan)
-    while (point := probe.ask()) is not None:
-        replica.write(point, round=plan.round, mu=probe.mu, changes=plan.changes)
-        with torch.no_grad():
-            probe.tell(float(((replica.module(x)[:, 0] - y) ** 2).mean()))
-    return client.finish()
+    y = x @ torch.tensor([1.0, -1.0, 2.0, 0.5]) + index / 10
+
+    @torch.no_grad()
+    def losses(batches):
+        return [((replica.module(x)[:, 0] - y) ** 2).mean() for _ in batches]
+
+    return Client(index, StandInShard(index, 5), replica, losses)
 
 
 @pytest.mark.parametrize("per_client", [False, True])
@@ -45,22 +42,22 @@ def answer(client: Client, plan: Plan) -> Reply:
     "method", [ZoSgd(lr=0.02), HiSo(lr=0.02), HiZoo(lr=0.02)], ids=lambda m: m.name
 )
 def test_a_federation_of_replicas(tmp_path, method, per_client):
-    with Ledger.create(tmp_path / "ledger.db", identity(method), {}) as ledger:
-        clients = [Client(i, 5, make(method, ledger), ledger.run) for i in range(4)]
+    with new_ledger(tmp_path / "ledger.db", method) as ledger:
+        clients = [client_of(i, make(ledger)) for i in range(4)]
         rules = RoundSettings(
             clients=4, sample=3, steps=1, directions=3, mu=1e-2, per_client=per_client
         )
-        server = Server(ledger, rules, curvature=method.curvature)
+        server = Server(ledger, rules)
         for r in range(12):
             if r == 6:
                 server.settings = replace(rules, directions=2, hyper={"lr": 0.01})
             for plan in server.ask():
                 if plan.client != 3 or r > 8:  # client 3 joins late
-                    assert server.tell(answer(clients[plan.client], plan)).accepted
+                    assert server.tell(clients[plan.client].answer(plan)).accepted
             closed = server.close()
             assert isinstance(closed, Closed)
             assert closed.set_aside == {}
-        witness = make(method, ledger)
+        witness = make(ledger)
         for r, record in enumerate(ledger.records()):
             assert (witness.digest(), witness.chain) == (ledger.digest_at(r), ledger.chain_at(r))
             witness.replay([record])

@@ -20,7 +20,7 @@ from hiso.federation.server import Aborted, Closed, Server
 from hiso.federation.settings import RoundSettings
 from hiso.federation.wire import hash_question
 
-from .standin import Curved, Plain, answer, clients_of, new_ledger, one_round
+from .standin import Curved, Plain, clients_of, new_ledger, one_round
 
 RULES = RoundSettings(clients=5, sample=3, steps=2, directions=2, mu=1e-3)
 
@@ -37,12 +37,12 @@ class Open:
 
 def open_round(path: Path, method: type[Plain | Curved] = Plain) -> Open:
     ledger = new_ledger(path, method(lr=0.05))
-    clients = clients_of(ledger, 5, method(lr=0.05))
-    server = Server(ledger, RULES, curvature=method.curvature)
+    clients = clients_of(ledger, 5)
+    server = Server(ledger, RULES)
     one_round(server, clients)
     plans = server.ask()
-    server.tell(answer(clients[plans[0].client], plans[0]))
-    return Open(server, clients, plans, answer(clients[plans[1].client], plans[1]))
+    server.tell(clients[plans[0].client].answer(plans[0]))
+    return Open(server, clients, plans, clients[plans[1].client].answer(plans[1]))
 
 
 @pytest.fixture
@@ -196,7 +196,7 @@ def test_a_reply_to_an_aborted_attempt_counts_in_the_next_one(opened):
     server.settings = replace(RULES, sample=5, min_replies=5)
     server.close()
     plans = server.ask()
-    late = answer(opened.clients[0], plans[0])
+    late = opened.clients[0].answer(plans[0])
     aborted = server.close()
     assert isinstance(aborted, Aborted)
     assert server.ledger.attempt(aborted.round) == 1
@@ -212,11 +212,11 @@ def test_a_reply_to_another_question_is_refused(tmp_path, now):
     """A server that was started again with other settings, while replies were on their way."""
     ledger, path = new_ledger(tmp_path / "ledger.db"), tmp_path / "ledger.db"
     clients = clients_of(ledger, 5)
-    before = Server(ledger, RULES, curvature=False)
-    old = [answer(clients[plan.client], plan) for plan in before.ask()]
+    before = Server(ledger, RULES)
+    old = [clients[plan.client].answer(plan) for plan in before.ask()]
     ledger.close()
-    server = Server(Ledger.open(path), replace(RULES, **now), curvature=False)
-    new = [answer(clients[plan.client], plan) for plan in server.ask()]
+    server = Server(Ledger.open(path, method=Plain), replace(RULES, **now))
+    new = [clients[plan.client].answer(plan) for plan in server.ask()]
     assert not any(server.tell(reply).accepted for reply in old)
     assert all(server.tell(reply).accepted for reply in new)
     closed = server.close()
@@ -238,16 +238,14 @@ def test_only_plans_that_were_sent_count_as_bytes_down(opened):
         server.sent(lost)
     clients[lost] = clients_of(server.ledger, 5)[lost]
     for plan in plans.values():
-        assert server.tell(answer(clients[plan.client], plan)).accepted
+        assert server.tell(clients[plan.client].answer(plan)).accepted
     scalars = 2 * plans[lost].scalars + sum(plans[client].scalars for client in others)
     assert server.close().bytes_down == 4 * scalars
 
 
 def test_after_an_error_no_round_is_open(tmp_path):
     """The same server goes on, with the settings that it is given then."""
-    server = Server(
-        new_ledger(tmp_path / "x"), replace(RULES, divergence_factor=2.0), curvature=False
-    )
+    server = Server(new_ledger(tmp_path / "x"), replace(RULES, divergence_factor=2.0))
     clients = clients_of(server.ledger, 5)
     one_round(server, clients)
     server.settings = replace(server.settings, hyper={"lr": 1e4})
@@ -289,8 +287,6 @@ def test_calls_out_of_order_are_named(opened, tmp_path):
     assert opened.server.ask() == plans
     with pytest.raises(ProtocolError, match="cannot rejoin at position 3"):
         opened.server.rejoin(plans[0].client, 3)
-    with pytest.raises(ProtocolError, match="not made for a federated run"):
-        Server(Ledger.create(tmp_path / "x", {"seed": 1}, {}), RULES, curvature=False)
 
 
 def test_settings_name_all_their_problems():
@@ -317,7 +313,7 @@ def test_settings_name_all_their_problems():
 def test_every_client_is_sampled_in_the_end(tmp_path, seed, sample):
     path = tmp_path / f"{seed}-{sample}-{len(list(tmp_path.iterdir()))}"
     with new_ledger(path, seed=seed) as ledger:
-        server = Server(ledger, replace(RULES, sample=sample), curvature=False)
+        server = Server(ledger, replace(RULES, sample=sample))
         clients = clients_of(ledger, 5)
         seen: set[int] = set()
         for _ in range(12):
@@ -331,7 +327,7 @@ def test_every_client_is_sampled_in_the_end(tmp_path, seed, sample):
 @pytest.mark.parametrize(("loss", "stops"), [(2.0, True), (1e-7, False)])
 def test_rounds_that_nothing_moves_end_a_run_unless_it_has_learned_all(tmp_path, loss, stops):
     ledger = new_ledger(tmp_path / "ledger.db")
-    server = Server(ledger, RULES, curvature=False)
+    server = Server(ledger, RULES)
 
     def round(value: float, scalar: float) -> None:
         for plan in server.ask():

@@ -46,7 +46,7 @@ def answers(folder: Path, nodes: int) -> None:
     identity = settings_identity(settings, settings.make_method())
 
     def serve(door: socket.socket, client: int) -> None:
-        facts = {"client": client, "weights": 1, "identity": identity, "examples": 1}
+        facts = {"client": client, "weights": 1, "identity": identity.text, "examples": 1}
         facts |= {"run": None, "position": 0, "chain": ""}
         while True:
             connection, _ = door.accept()

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from hiso.core.identity import Identity
 from hiso.federation.ledger import Ledger
 from hiso.federation.server import Server
 from hiso.federation.wire import plan_to_bytes, reply_from_bytes
@@ -82,9 +83,9 @@ def test_a_worker_that_joins_late_catches_up_by_scalars(deployment, settings):
     parsed = parse_settings(settings | {"rounds": 23})
     method = parsed.make_method()
     with Ledger.create(
-        out / "ledger.sqlite", identity, parsed.with_hyper(method).model_dump()
+        out / "ledger.sqlite", Identity.parse(identity), parsed.with_hyper(method).model_dump()
     ) as ledger:
-        server = Server(ledger, parsed.make_rounds(method), curvature=False)
+        server = Server(ledger, parsed.make_rounds(method))
         while ledger.position < 20:
             for plan in server.ask():
                 request = Envelope("round", {"identity": identity}, plan_to_bytes(plan))

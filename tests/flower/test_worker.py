@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from hiso.core.identity import Identity
 from hiso.federation.ledger import Ledger
 from hiso.federation.protocol import Plan
 from hiso.federation.server import Closed, Server
@@ -49,8 +50,10 @@ def test_the_watchdog_ends_a_worker_that_hangs(site, settings, tmp_path):
         return Envelope(kind, {"identity": identity}, plan_to_bytes(plan))
 
     path = site.folder / "ledger.sqlite"
-    with Ledger.create(path, identity, parsed.with_hyper(method).model_dump()) as ledger:
-        server = Server(ledger, rounds, curvature=method.curvature)
+    with Ledger.create(
+        path, Identity.parse(identity), parsed.with_hyper(method).model_dump()
+    ) as ledger:
+        server = Server(ledger, rounds)
 
         def go_on(stop: int) -> None:
             while ledger.position < stop:

@@ -38,13 +38,13 @@ class Site:
         self.worker = Worker(SETTINGS, folder / "worker", own=None, alive=lambda: None)
         self.ledger = Ledger.create(folder / "server.sqlite", self.worker._identity, {})
         rounds = SETTINGS.make_rounds(SETTINGS.make_method())
-        self.server = Server(self.ledger, rounds, curvature=False)
+        self.server = Server(self.ledger, rounds)
 
     def ask(self, plan: Plan) -> Envelope:
         """The worker's answer to a plan that starts where its log ends, as its hello says."""
         stands = 0 if self.worker._ledger is None else self.worker._ledger.position
         plan = self.server.rejoin(plan.client, min(stands, plan.round))
-        request = Envelope("round", {"identity": self.ledger.identity}, plan_to_bytes(plan))
+        request = Envelope("round", {"identity": self.ledger.identity.text}, plan_to_bytes(plan))
         return self.worker.handle(request, plan.client)
 
     def round(self) -> None:

@@ -13,6 +13,7 @@ from hiso.language.generation import stop_tokens, write_answers
 from hiso.language.models import load_model
 from hiso.language.verbalizer import prefix, tokens
 
+from ..identities import identity_of
 from ..tiny import save_model
 
 PROMPTS = [
@@ -132,7 +133,7 @@ def test_a_replica_writes_as_its_compute_copy_does(tmp_path, memory, dtype):
     for parameter in plain.model.parameters():
         parameter.data = parameter.data.to(dtype)
     prompts, stops = prompts_of(lm), stop_tokens(lm)
-    replica = Replica(lm.model, ZoSgd(), seed=0, dtype=dtype, memory=memory)
+    replica = Replica(lm.model, identity_of(ZoSgd(), dtype=dtype), memory=memory)
     replica.write()
     assert write_answers(lm, prompts, 6, stops) == write_answers(plain, prompts, 6, stops)
 

@@ -30,13 +30,13 @@ def test_metrics_are_those_of_scikit_learn(llama, name):
     from sklearn.metrics import accuracy_score, f1_score
 
     objective, examples = prepared(llama, name)
-    outcomes = objective.measure(examples)
-    labels, predictions = [e.label for e in examples], [o.prediction for o in outcomes]
+    outcome = objective.measure(examples)
+    labels, predictions = [e.label for e in examples], outcome.predictions.tolist()
     assert len(set(predictions)) > 1
     result = evaluate(objective, examples, 4)
     assert result["accuracy"] == pytest.approx(accuracy_score(labels, predictions))
     assert result["f1"] == pytest.approx(f1_score(labels, predictions, average="macro"))
-    assert result["loss"] == pytest.approx(sum(o.loss for o in outcomes) / 23, abs=1e-5)
+    assert result["loss"] == pytest.approx(sum(outcome.losses) / 23, abs=1e-5)
 
 
 @pytest.mark.parametrize("name", ["sst2", "cb", "text"])
@@ -52,10 +52,10 @@ def test_free_text_has_a_perplexity(llama):
     result = evaluate(objective, examples, 8)
     assert set(result) == {"loss", "perplexity"}
     assert result["perplexity"] == pytest.approx(math.exp(result["loss"]))
-    outcomes = objective.measure(examples)
-    tokens = sum(o.weight for o in outcomes)
+    outcome = objective.measure(examples)
+    tokens = sum(outcome.weights)
     assert tokens == sum(len(e.ids) - 1 for e in examples)
-    assert result["loss"] == pytest.approx(sum(o.loss for o in outcomes) / tokens)
+    assert result["loss"] == pytest.approx(sum(outcome.losses) / tokens)
 
 
 def test_progress_is_told_in_examples(llama):

@@ -16,6 +16,8 @@ from hiso.language.shards import Batch, encode
 from hiso.language.tasks import get_task
 from hiso.language.verbalizer import check_labels
 
+from ..identities import identity_of
+from ..outcomes import means
 from ..tiny import save_model
 
 SENTENCES = [
@@ -87,7 +89,7 @@ IDS = ["sst2", "cb", "qqp", "sequence", "text"]
 def test_the_loss_is_that_of_the_models_full_logits(name, task, joint, request):
     lm = request.getfixturevalue(name)
     drawn = batches(lm, task)
-    losses = Objective(lm, task, joint=joint)(drawn)
+    losses = means(Objective(lm, task, joint=joint)(drawn))
     expected = [reference(lm, task, batch) for batch in drawn]
     assert losses == pytest.approx(expected, rel=1e-5, abs=1e-5)
     assert all(isinstance(loss, float) for loss in losses)
@@ -99,26 +101,26 @@ def test_scaled_and_capped_logits_are_kept(kind, task, tmp_path):
     lm = load_model(str(save_model(tmp_path, kind)))
     drawn = batches(lm, task)
     expected = [reference(lm, task, batch) for batch in drawn]
-    assert Objective(lm, task)(drawn) == pytest.approx(expected, rel=1e-5, abs=1e-5)
+    assert means(Objective(lm, task)(drawn)) == pytest.approx(expected, rel=1e-5, abs=1e-5)
 
 
 def test_both_modes_agree_where_labels_are_single_tokens(llama):
     drawn, objective = batches(llama, SST2), Objective(llama, SST2)
     assert objective.verbalizer is not None
-    by_token = objective(drawn)
+    by_token = means(objective(drawn))
     objective.verbalizer = dataclasses.replace(objective.verbalizer, mode="sequence")
-    assert objective(drawn) == pytest.approx(by_token, abs=1e-5)
+    assert means(objective(drawn)) == pytest.approx(by_token, abs=1e-5)
 
 
 @pytest.mark.parametrize("task", TASKS, ids=IDS)
 def test_padding_changes_nothing(llama, task):
     drawn = batches(llama, task)
-    losses = Objective(llama, task)(drawn)
+    losses = means(Objective(llama, task)(drawn))
     other = dataclasses.replace(llama, tokenizer=copy.deepcopy(llama.tokenizer))
     other.tokenizer.pad_token = "<s>"
     assert other.tokenizer.pad_token_id != llama.tokenizer.pad_token_id
-    assert Objective(other, task)(drawn) == losses
-    alone = [Objective(llama, task)([Batch(0, (e,))])[0] for e in drawn[0].examples]
+    assert means(Objective(other, task)(drawn)) == losses
+    alone = [means(Objective(llama, task)([Batch(0, (e,))]))[0] for e in drawn[0].examples]
     if not task.is_text:
         assert sum(alone) / 2 == pytest.approx(losses[0], abs=1e-5)
 
@@ -126,16 +128,16 @@ def test_padding_changes_nothing(llama, task):
 def test_free_text_weighs_tokens_not_examples(llama):
     task = get_task("text")
     drawn = batches(llama, task)[0].examples
-    alone = [Objective(llama, task)([Batch(0, (e,))])[0] for e in drawn]
+    alone = [means(Objective(llama, task)([Batch(0, (e,))]))[0] for e in drawn]
     counts = [len(e.ids) - 1 for e in drawn]
     mean = sum(a * n for a, n in zip(alone, counts, strict=True)) / sum(counts)
-    assert Objective(llama, task)([Batch(0, drawn)])[0] == pytest.approx(mean, abs=1e-5)
+    assert means(Objective(llama, task)([Batch(0, drawn)]))[0] == pytest.approx(mean, abs=1e-5)
 
 
 def test_the_vocabulary_and_the_positions_are_taken_in_parts(llama, monkeypatch):
     task = get_task("text")
     drawn = batches(llama, task)
-    whole = Objective(llama, task)(drawn)
+    whole = means(Objective(llama, task)(drawn))
     monkeypatch.setattr("hiso.language.objective._VOCABULARY", 7)
     monkeypatch.setattr("hiso.language.objective._POSITIONS", 3)
     asked = []
@@ -144,7 +146,7 @@ def test_the_vocabulary_and_the_positions_are_taken_in_parts(llama, monkeypatch)
         asked.append(len(ids))
         return weight[ids].float()
 
-    assert Objective(llama, task, rows=rows)(drawn) == pytest.approx(whole, abs=1e-5)
+    assert means(Objective(llama, task, rows=rows)(drawn)) == pytest.approx(whole, abs=1e-5)
     assert max(asked) == 7
 
 
@@ -156,7 +158,7 @@ def test_rows_of_the_head_can_come_from_elsewhere(llama):
         seen.append((tuple(weight.shape), ids.tolist()))
         return torch.zeros(len(ids), weight.shape[1])
 
-    losses = Objective(llama, SST2, rows=rows)(drawn)
+    losses = means(Objective(llama, SST2, rows=rows)(drawn))
     assert losses == pytest.approx([math.log(2)] * 2, abs=1e-6)
     assert seen == [((400, 32), check_labels(SST2, llama.tokenizer).first)]
 
@@ -165,15 +167,15 @@ def test_a_half_precision_model_gives_float32_losses(llama):
     half = dataclasses.replace(llama, model=copy.deepcopy(llama.model).to(torch.bfloat16))
     master = llama.model.get_output_embeddings().weight.detach()
     drawn = batches(llama, SST2)
-    losses = Objective(half, SST2, rows=lambda _, ids: master[ids])(drawn)
-    assert losses == pytest.approx(Objective(llama, SST2)(drawn), rel=0.2, abs=0.2)
+    losses = means(Objective(half, SST2, rows=lambda _, ids: master[ids])(drawn))
+    assert losses == pytest.approx(means(Objective(llama, SST2)(drawn)), rel=0.2, abs=0.2)
     assert all(torch.tensor(loss).bfloat16().item() != loss for loss in losses)
 
 
 def test_joint_batches_are_one_pass_and_are_counted(llama):
     drawn = batches(llama, SST2)
     joint, separate = Objective(llama, SST2), Objective(llama, SST2, joint=False)
-    assert joint(drawn) == pytest.approx(separate(drawn), abs=1e-5)
+    assert means(joint(drawn)) == pytest.approx(means(separate(drawn)), abs=1e-5)
     assert (joint.passes, separate.passes) == (1, 2)
     assert joint.seconds > 0
     assert joint([]) == []
@@ -183,25 +185,25 @@ def test_joint_batches_are_one_pass_and_are_counted(llama):
 def test_separate_passes_are_bit_equal_whatever_is_beside_them(llama):
     drawn = batches(llama, SST2)
     objective = Objective(llama, SST2, joint=False)
-    assert objective(drawn) == objective(drawn[:1]) + objective(drawn[1:])
+    assert means(objective(drawn)) == means(objective(drawn[:1])) + means(objective(drawn[1:]))
 
 
 def test_no_gradient_is_kept_and_new_weights_are_seen(tmp_path):
     lm = load_model(str(save_model(tmp_path, "llama")))
     drawn, objective = batches(lm, SST2), Objective(lm, SST2)
-    before = objective(drawn)
-    assert objective(drawn) == before
+    before = means(objective(drawn))
+    assert means(objective(drawn)) == before
     for parameter in lm.model.parameters():
         assert parameter.grad is None
         parameter.data = parameter.data * 1.5
-    assert objective(drawn) != before
+    assert means(objective(drawn)) != before
 
 
 def test_examples_longer_than_the_context_are_refused(llama):
     long = [Example("The film was very good. " * 60 + "It was", 1)]
     encoded = tuple(encode(long, SST2, llama.tokenizer, 129))
     with pytest.raises(SettingsError, match="Set max_length to 128 or less"):
-        Objective(llama, SST2)([Batch(0, encoded)])
+        means(Objective(llama, SST2)([Batch(0, encoded)]))
 
 
 @pytest.mark.model
@@ -209,7 +211,7 @@ def test_examples_longer_than_the_context_are_refused(llama):
 def test_the_packaged_models_loss_is_that_of_its_full_logits(smollm2, task):
     drawn = batches(smollm2, task)
     expected = [reference(smollm2, task, batch) for batch in drawn]
-    assert Objective(smollm2, task)(drawn) == pytest.approx(expected, rel=1e-4, abs=1e-4)
+    assert means(Objective(smollm2, task)(drawn)) == pytest.approx(expected, rel=1e-4, abs=1e-4)
 
 
 @pytest.mark.parametrize("task", [SST2, ALIKE, get_task("text")], ids=["token", "sequence", "text"])
@@ -220,7 +222,7 @@ def test_gradients_are_those_of_the_same_loss(llama, task):
     objective = Objective(lm, task)
     parameters = [p for p in lm.model.parameters() if p.requires_grad]
     loss = objective.loss(drawn[1])
-    assert float(loss.detach()) == pytest.approx(objective([drawn[1]])[0], rel=1e-6)
+    assert float(loss.detach()) == pytest.approx(means(objective([drawn[1]]))[0], rel=1e-6)
     gradient = torch.autograd.grad(loss, parameters)
     generator = torch.Generator().manual_seed(0)
     along = [torch.randn(p.shape, generator=generator, dtype=p.dtype) for p in parameters]
@@ -230,7 +232,7 @@ def test_gradients_are_those_of_the_same_loss(llama, task):
         with torch.no_grad():
             for p, z in zip(parameters, along, strict=True):
                 p.add_(z, alpha=distance)
-            value = objective([drawn[1]])[0]
+            value = means(objective([drawn[1]]))[0]
             for p, z in zip(parameters, along, strict=True):
                 p.sub_(z, alpha=distance)
         return value
@@ -246,7 +248,7 @@ def test_a_bias_of_the_head_is_read_like_its_rows(llama):
         lm = dataclasses.replace(llama, model=copy.deepcopy(llama.model))
         lm.model.lm_head.bias = torch.nn.Parameter(torch.linspace(-1, 1, 400))
         drawn = batches(lm, SST2)
-        replica = Replica(lm.model, ZoSgd(), seed=0, memory=memory, backend="reference")
-        losses[memory] = Objective(lm, SST2, rows=replica.rows)(drawn)
+        replica = Replica(lm.model, identity_of(ZoSgd()), memory=memory, backend="reference")
+        losses[memory] = means(Objective(lm, SST2, rows=replica.rows)(drawn))
     assert losses["full"] == losses["lean"]
-    assert losses["full"] != Objective(llama, SST2)(batches(llama, SST2))
+    assert losses["full"] != means(Objective(llama, SST2)(batches(llama, SST2)))

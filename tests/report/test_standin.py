@@ -26,12 +26,7 @@ def states(path, model, method) -> list[torch.Tensor]:
     """h at every position, of the first parameter of the real model."""
     with Ledger.open(path / "ledger.sqlite") as ledger:
         module = AutoModelForCausalLM.from_pretrained(model)
-        replica = Replica(
-            module,
-            method(**ledger.identity["method"]["hyper"]),
-            seed=ledger.identity["seed"],
-            noise=ledger.identity["noise"],
-        )
+        replica = Replica(module, ledger.identity)
         first = slice(next(iter(replica.layout)).numel)
         found = [replica.state["h"][first].clone()]
         for record in ledger.records():

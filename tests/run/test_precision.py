@@ -19,6 +19,8 @@ from hiso.run.precision import settle
 from hiso.run.settings import Settings, parse_settings
 from hiso.run.words import Words, load_words
 
+from ..identities import identity_of
+
 DIRECTIONS = 50
 REAL = {"batch_size": 4, "max_length": 32, "test_examples": 1, "dev_examples": 1}
 
@@ -40,7 +42,8 @@ def real() -> Words:
 def along(workload: Words, settings: Settings, dtype: str, mu: float, scheme: str) -> np.ndarray:
     """The scalars of directions that `settle` has not seen: another seed's."""
     replica = Replica(
-        workload.module, settings.make_method(), seed=settings.seed + 1, dtype=DTYPES[dtype]
+        workload.module,
+        identity_of(settings.make_method(), seed=settings.seed + 1, dtype=DTYPES[dtype]),
     )
     objective = Objective(workload.lm, workload.task, rows=replica.rows)
     probe = Probe(client=0, round=0, steps=1, directions=DIRECTIONS, mu=mu, scheme=scheme)

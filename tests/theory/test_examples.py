@@ -25,6 +25,8 @@ from hiso.theory.layers import LayerHessian, look_at_layer
 from hiso.theory.outlooks import oracle_table, spectrum_of
 from hiso.theory.presets import LanguagePreset
 
+from ..identities import identity_of
+
 pytestmark = pytest.mark.usefixtures("one_thread")
 HEAD = "model.embed_tokens.weight"
 
@@ -35,7 +37,7 @@ def scene(tiny_model, reviews):
     lm, task = load_model(str(tiny_model)), get_task("rotten_tomatoes")
     train = load_examples(task, str(reviews)).train[:8]
     examples = encode(train, task, lm.tokenizer, 24)
-    replica = Replica(lm.model, HiSo(), seed=0)
+    replica = Replica(lm.model, identity_of(HiSo()))
     return lm, task, examples, replica
 
 

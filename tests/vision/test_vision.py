@@ -15,6 +15,8 @@ from hiso.vision.data import load_data_set
 from hiso.vision.models import fingerprint, make_network
 from hiso.vision.objective import ImageObjective
 
+from ..outcomes import means
+
 pytestmark = pytest.mark.usefixtures("one_thread")
 DIGITS = {"task": "digits", "model": "cnn", "lr": 0.01, "batch_size": 16, "rounds": 4}
 
@@ -67,7 +69,7 @@ def test_losses_and_gradients_are_those_of_torch(digits):
         labels = torch.tensor([image.label for image in batch.examples])
         expected.append(nn.functional.cross_entropy(module(pixels), labels))
     for joint in (True, False):
-        losses = ImageObjective(module, joint=joint)(batches)
+        losses = means(ImageObjective(module, joint=joint)(batches))
         assert losses == pytest.approx([float(loss.detach()) for loss in expected], rel=1e-6)
     objective = ImageObjective(module)
     mine = torch.autograd.grad(objective.loss(batches[1]), list(module.parameters()))

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 
 from hiso.baselines.server import Update, by_name, pack
-from hiso.core.probe import Scheme
+from hiso.core.outcome import Outcome
+from hiso.core.probe import Probe, Scheme
 from hiso.core.replica import Replica
 from hiso.engines.simulation import Shard
 from hiso.errors import NonFiniteLoss
 from hiso.federation.measure import measure, take_step
-from hiso.federation.protocol import Plan
 from hiso.run.workload import Objective
 
 
@@ -108,14 +108,21 @@ def search(
         NonFiniteLoss: A loss is NaN or infinite.
     """
 
-    def losses(batches: Sequence[Any]) -> list[float]:
+    def losses(batches: Sequence[Any]) -> list[Outcome]:
         with clock:
             return objective(batches)
 
-    plan = Plan("", round, client, (), b"", steps, directions, mu, scheme, client + 1)
-    probe = plan.probe(curvature=False)
-    measure(replica, plan, probe, lambda step: shard.batch(round, step), losses)
+    probe = Probe(
+        client=client,
+        round=round,
+        steps=steps,
+        directions=directions,
+        mu=mu,
+        scheme=scheme,
+        stream=client + 1,
+    )
+    measure(replica, probe, lambda step: shard.batch(round, step), losses)
     walk = replica.walk()
     for step in range(steps):
-        take_step(walk, plan, probe, step)
+        take_step(walk, probe, step)
     return Update(client, pack(by_name(replica, walk.weights)), weight, probe.loss)

@@ -13,6 +13,7 @@ import torch
 
 from hiso.baselines.checkpoint import Checkpoint, read_checkpoint
 from hiso.baselines.settings import ZEROTH_ORDER, BaselineSettings, parse_baseline
+from hiso.core.identity import canonical_json
 from hiso.core.methods import ZoSgd
 from hiso.core.probe import passes
 from hiso.core.record import chain_root
@@ -22,9 +23,7 @@ from hiso.federation.guard import GUARD_ROUNDS, excess
 from hiso.federation.ledger import RoundRow
 from hiso.federation.protocol import SCALAR_BYTES
 from hiso.federation.runfile import Evaluation
-from hiso.federation.schema import canonical_json
 from hiso.run.folder import RunFolder, evaluation_line, in_order, round_line
-from hiso.run.identity import check_identity
 from hiso.run.observer import Observer, Silent
 from hiso.run.summary import compose
 from hiso.run.workload import Workload, load_workload, make_replica
@@ -79,7 +78,7 @@ def train(
     plain = settings.as_hiso()
     method = ZoSgd(lr=settings.hyper["lr"])
     workload = load_workload(plain, method, observer)
-    replica = make_replica(plain, method, method.hyper, workload, observer)
+    replica = make_replica(workload.identity, workload, plain.memory, observer)
     out.mkdir(parents=True, exist_ok=True)
     with folder.lock():
         run = _Run(folder, settings, workload, replica, observer)
@@ -118,7 +117,7 @@ class _Run:
 
         self.folder, self.settings, self.observer = folder, settings, observer
         self.federation = Federation(settings, workload, replica)
-        self.identity = workload.identity | {
+        self.identity = json.loads(workload.identity.text) | {
             "method": {"name": settings.method, "hyper": settings.hyper, "feed": None}
         }
         self.checkpoint = folder.path / "checkpoint.safetensors"
@@ -134,7 +133,11 @@ class _Run:
         kept = read_checkpoint(self.checkpoint)
         if kept is not None:
             _check_settings(self.folder.path, kept.settings, self.settings)
-            check_identity(kept.identity, self.identity)
+            if kept.identity != self.identity:
+                raise RunConflict(
+                    f"{self.checkpoint} was made from another model or other data: restore them, "
+                    "or use another folder"
+                )
             rows, evaluations = _read_metrics(self.folder.metrics, kept.position)
             if [row.round for row in rows] == list(range(kept.position)):
                 self.rows, self.evaluations = rows, evaluations

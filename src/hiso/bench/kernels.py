@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from hiso.bench.resident import measurable, peak_of, resident
 from hiso.bench.timing import interleaved, one_thread
+from hiso.core.identity import Identity
 from hiso.core.kernels import Spot, load_kernels
 from hiso.core.layout import Layout
 from hiso.core.method import Method
@@ -49,7 +50,8 @@ def measure_replay(
     w, noise = torch.zeros(weights), torch.zeros(weights)
 
     def catch_up(method: Method, length: int) -> Callable[[], None]:
-        replica = Replica(nn.ParameterList([torch.zeros(weights)]), method, seed=0)
+        identity = Identity(method=method, seed=0)
+        replica = Replica(nn.ParameterList([torch.zeros(weights)]), identity)
 
         def run() -> None:
             replica.position = 0

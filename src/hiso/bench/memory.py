@@ -33,6 +33,7 @@ import torch
 from torch import Tensor, nn
 
 from hiso.bench.resident import keep_nothing, measurable, peak_of, resident
+from hiso.core.identity import Dtype, Identity
 from hiso.core.methods import METHODS
 from hiso.core.replica import DTYPES, Memory, Replica
 from hiso.engines.simulation import Simulation
@@ -70,7 +71,7 @@ class Mode:
 
     memory: Memory
     method: str
-    dtype: str
+    dtype: Dtype
     clients: int = 6
 
     def expected(self, largest: float) -> float:
@@ -161,17 +162,11 @@ def _federation(mode: Mode, shape: Mapping[str, Any], path: Path) -> Simulation:
 
     model: Any = LlamaForCausalLM(LlamaConfig(**shape, tie_word_embeddings=True))
     method = METHODS[mode.method]()
-    ledger = Ledger.create(path, {"seed": 0, "method": {"hyper": method.hyper}}, {})
-    replica = Replica(
-        model,
-        method,
-        seed=0,
-        dtype=DTYPES[mode.dtype],
-        memory=mode.memory,
-        chain=ledger.root,
-    )
+    identity = Identity(method=method, seed=0, dtype=mode.dtype)
+    ledger = Ledger.create(path, identity, {})
+    replica = Replica(model, identity, memory=mode.memory)
     rounds = RoundSettings(clients=mode.clients, sample=2, steps=1, directions=_DIRECTIONS, mu=5e-3)
-    server = Server(ledger, rounds, curvature=False)
+    server = Server(ledger, rounds)
     shards = [_Shard() for _ in range(mode.clients)]
     return Simulation(server, replica, shards, _losses(model, replica))
 

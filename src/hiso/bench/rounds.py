@@ -18,6 +18,7 @@ from typing import Any
 
 from hiso.bench.timing import interleaved
 from hiso.bench.usual import usual_round
+from hiso.core.identity import Identity
 from hiso.core.methods import HiSo
 from hiso.core.replica import DTYPES, Replica
 from hiso.engines.simulation import Shard, Simulation
@@ -68,9 +69,10 @@ def measure_rounds(
             rounds = RoundSettings(
                 clients=_CLIENTS, sample=_SAMPLE, steps=1, directions=_DIRECTIONS, mu=mu
             )
-            ledger = Ledger.create(folder / dtype, workload.identity, {})
+            identity = replace(workload.identity, dtype=dtype)
+            ledger = Ledger.create(folder / dtype, identity, {})
             stack.enter_context(ledger)
-            hiso[dtype] = _Rounds(workload, method, dtype, rounds, ledger)
+            hiso[dtype] = _Rounds(workload, rounds, ledger)
             work[f"bare {dtype}"] = hiso[dtype].bare
             work[f"hiso {dtype}"] = hiso[dtype].round
             if against_usual:
@@ -108,9 +110,9 @@ class _Clock:
 class _TimedReplica(Replica):
     """Notes the time of writing perturbed weights and of folding records."""
 
-    def __init__(self, clock: _Clock, module: Any, method: HiSo, **options: Any) -> None:
+    def __init__(self, clock: _Clock, module: Any, identity: Identity) -> None:
         self._clock = clock
-        super().__init__(module, method, **options)
+        super().__init__(module, identity)
 
     def write(self, *args: Any, **kwargs: Any) -> None:
         with self._clock.part("directions"):
@@ -139,18 +141,14 @@ class _TimedShard:
 class _Rounds:
     """A federation on a copy of the model, whose rounds and bare passes can be timed."""
 
-    def __init__(
-        self, workload: Words, method: HiSo, dtype: str, rounds: RoundSettings, ledger: Ledger
-    ) -> None:
+    def __init__(self, workload: Words, rounds: RoundSettings, ledger: Ledger) -> None:
         self._clock = _Clock()
         self._splits: list[dict[str, float]] = []
         self._shards = [_TimedShard(self._clock, shard) for shard in workload.shards]
         lm = replace(workload.lm, model=copy.deepcopy(workload.lm.model))
-        replica = _TimedReplica(
-            self._clock, lm.model, method, seed=0, dtype=DTYPES[dtype], chain=ledger.root
-        )
+        replica = _TimedReplica(self._clock, lm.model, ledger.identity)
         self._objective = Objective(lm, workload.task, rows=replica.rows)
-        self._server = Server(ledger, rounds, curvature=False)
+        self._server = Server(ledger, rounds)
         self._simulation = Simulation(self._server, replica, self._shards, self._objective)
 
     def bare(self) -> None:

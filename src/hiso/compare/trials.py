@@ -12,7 +12,7 @@ from typing import Any
 
 from hiso.compare.spec import Change, Comparison, Entry, MethodEntry, checked
 from hiso.compare.tables import heading, values
-from hiso.federation.schema import canonical_json
+from hiso.core.identity import canonical_json
 
 
 @dataclass(frozen=True, eq=False)

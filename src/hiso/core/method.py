@@ -17,12 +17,15 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from numbers import Real
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 
 from hiso.core.ops import Value
 from hiso.errors import SettingsError
+
+if TYPE_CHECKING:
+    from hiso.core.record import Record
 
 Feed = Literal["first", "last", "all"]
 Values = Mapping[str, Value]
@@ -42,6 +45,7 @@ class Method:
         step_state: Initial values of state that moves with every local step (momentum).
         round_state: Initial values of state that is frozen in a round and learned at its end.
         curvature: Whether a direction also needs κ = [f(x+μz) + f(x−μz) − 2f(x)] / μ².
+        derived: Initial values of what derives from the log; see `remember`.
         feed: Which local steps of a round reach `learn`.
         lr: Learning rate η.
     """
@@ -50,6 +54,7 @@ class Method:
     step_state: ClassVar[Mapping[str, float]] = {}
     round_state: ClassVar[Mapping[str, float]] = {}
     curvature: ClassVar[bool] = False
+    derived: ClassVar[Mapping[str, float]] = {}
 
     lr: float = 3e-4
     feed: Feed = "first"
@@ -94,6 +99,14 @@ class Method:
         if not self.round_state:
             return False
         return {"first": step == 0, "last": step == steps - 1, "all": True}[self.feed]
+
+    def remember(self, derived: Mapping[str, float], record: Record) -> Mapping[str, float]:
+        """What derives from the log after a record, from what did before it: float64 numbers.
+
+        A pure function: every replica runs it in replay, and finds its result in `derived`.
+        """
+        del record
+        return derived
 
     def denom(self, state: Values, hyper: Values) -> Value | None:
         """What a direction is divided by, from the round state; None for 1."""

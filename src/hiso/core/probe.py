@@ -13,6 +13,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from hiso.core.outcome import Outcome
 from hiso.errors import NonFiniteLoss
 
 Scheme = Literal["forward", "central"]
@@ -45,7 +46,7 @@ class Probe:
     central:  g = [f(x + μz; ξ) − f(x − μz; ξ)] / (2μ)         2P passes a step
     κ     =  [f(x + μz; ξ) + f(x − μz; ξ) − 2f(x; ξ)] / μ²     2P + 1 passes a step, central g
 
-    The differences are taken in float64 from the losses as they are told, and each result is
+    The differences are taken in float64 from the mean losses of what is told, and each result is
     rounded to float32 once. The batch ξ is one and the same for all points of a step.
 
     Example:
@@ -112,17 +113,17 @@ class Probe:
         """The next point, or None when all is measured. Asking twice gives the same point."""
         return self._wanted
 
-    def tell(self, loss: float) -> None:
-        """The batch's mean loss at the point asked for.
+    def tell(self, outcome: Outcome | float) -> None:
+        """What the model makes of the batch at the point asked for, or its mean loss alone.
 
         Raises:
-            NonFiniteLoss: The loss is NaN or infinite. Nothing was changed by the probe.
+            NonFiniteLoss: The mean loss is NaN or infinite. Nothing was changed by the probe.
             RuntimeError: No point was asked for.
         """
         point = self._wanted
         if point is None:
             raise RuntimeError("all losses of this probe are known already")
-        loss = float(loss)
+        loss = outcome.mean if isinstance(outcome, Outcome) else float(outcome)
         if not math.isfinite(loss):
             where = f"direction {point.direction} ({point.sign:+d}mu)" if point.sign else "w itself"
             raise NonFiniteLoss(

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from hiso.core.adopt import find_trainable, mark, unmark
+from hiso.core.derived import remember_all
+from hiso.core.identity import Identity
 from hiso.core.kernels import Backend, Spot, Steps, load_kernels, pack
 from hiso.core.layout import Entry, Layout, runs
 from hiso.core.lean import attach
-from hiso.core.method import Method
-from hiso.core.noise import TILE, Noise
+from hiso.core.noise import TILE
 from hiso.core.probe import Point
 from hiso.core.record import Record, check_sequence
 from hiso.core.walk import Walk
@@ -47,64 +48,65 @@ class Replica:
 
     Example:
         >>> from hiso.core.methods import ZoSgd
-        >>> replica = Replica(nn.Linear(3, 2), ZoSgd(lr=0.1), seed=0, backend="reference")
+        >>> identity = Identity(method=ZoSgd(lr=0.1), seed=0)
+        >>> replica = Replica(nn.Linear(3, 2), identity, backend="reference")
         >>> replica.position, replica.numel
         (0, 8)
 
     Attributes:
         module: The model, in eval mode.
-        method: The method whose state is kept.
+        identity: That of the run whose log is folded.
+        method: The identity's method, whose state is kept.
         layout: Name, shape and offset of each parameter.
         weights: w, float32 [layout.tiles · 2048], zero on padding.
         state: The method's buffers by name, shaped like `weights`.
         hyper: Hyper-parameters in force at this position.
+        derived: What the method remembers of the log; see `Method.remember`.
         position: Number of records folded.
         chain: Chain hash of the log at this position.
 
     Raises:
-        SettingsError: There is nothing to train, or a device or dtype is not supported.
+        SettingsError: There is nothing to train, or a device or backend is not supported.
     """
 
     def __init__(
         self,
         module: nn.Module,
-        method: Method,
+        identity: Identity,
         *,
-        seed: int,
-        noise: Noise = "binomial",
-        dtype: torch.dtype = torch.float32,
         backend: Backend = "auto",
         memory: Memory = "full",
-        chain: bytes = b"",
     ) -> None:
-        if dtype not in DTYPES.values():
-            raise SettingsError(f"compute dtype {dtype} is not one of {', '.join(DTYPES)}")
         if memory not in get_args(Memory):
             raise SettingsError(f"memory {memory!r} is not one of {', '.join(get_args(Memory))}")
         groups = find_trainable(module)
         device = next(iter(groups.values()))[0].device
         try:
             self.layout = Layout.of((name, tuple(ps[0].shape)) for name, ps in groups.items())
-            self._kernels = load_kernels(backend, method, noise, seed, self.layout, device)
+            self._kernels = load_kernels(
+                backend, identity.method, identity.noise, identity.seed, self.layout, device
+            )
         except ValueError as error:
             raise SettingsError(str(error)) from error
         size = self.layout.tiles * TILE
         self.module = module.eval()
-        self.method = method
+        self.identity, self.method = identity, identity.method
         self._entries: dict[int, Entry] = {}
         self.weights = torch.zeros(size, device=device)
         for entry, (_, tied) in zip(self.layout, groups.items(), strict=True):
             self._take(entry, tied)
         self.state = {
             name: torch.full((size,), value, dtype=torch.float32, device=device)
-            for name, value in method.state.items()
+            for name, value in self.method.state.items()
         }
-        self.hyper = dict(method.hyper)
+        self.hyper = dict(self.method.hyper)
+        self.derived = self.method.derived
         self.position = 0
-        self.chain = chain
+        self.chain = identity.root
         self._torn = False
         self._digest: int | None = None
         self._lean = memory == "lean"
+        dtype = DTYPES[identity.dtype]
         self._compute = torch.zeros(0 if self._lean else size, dtype=dtype, device=device)
         self._written: _Written | None = None
         self._known = {id(parameter) for parameter in module.parameters()}
@@ -302,11 +304,12 @@ class Replica:
         check_sequence(records, self.position, self.method, self.hyper)
         self.check()
         steps, hyper = pack(self.method, records, self.hyper)
+        derived = remember_all(self.method, records, self.derived)
         self._torn, self._digest, self._written = True, None, None
         self._digest = self.fold(self.weights, self.state, steps)
         self._watch.note_buffers()
         self._torn = False
-        self.hyper = hyper
+        self.hyper, self.derived = hyper, derived
         self.position += len(records)
         for record in records:
             self.chain = record.chain(self.chain)
@@ -321,9 +324,21 @@ class Replica:
         return self._digest
 
     def restore(
-        self, buffers: Mapping[str, Tensor], position: int, chain: bytes, hyper: Mapping[str, float]
+        self,
+        buffers: Mapping[str, Tensor],
+        position: int,
+        chain: bytes,
+        hyper: Mapping[str, float],
+        derived: Mapping[str, float] | None = None,
     ) -> None:
-        """Stands where a snapshot was taken. `buffers` holds `weights` and each state by name.
+        """Stands where a snapshot was taken.
+
+        Args:
+            buffers: `weights`, and each state by its name.
+            position: Number of records folded then.
+            chain: Chain hash there.
+            hyper: Hyper-parameters in force there.
+            derived: What the method remembers there; by default nothing beyond its start.
 
         Raises:
             ProtocolError: The buffers are not those of this method and layout.
@@ -335,6 +350,7 @@ class Replica:
         for name, buffer in mine.items():
             buffer.copy_(buffers[name])
         self.position, self.chain, self.hyper = position, chain, dict(hyper)
+        self.derived = self.method.derived if derived is None else derived
         self._torn, self._digest, self._written = False, None, None
         self._watch.note()
 

@@ -9,38 +9,16 @@ the weights and may share one forward pass.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+from hiso.core.outcome import Outcome
 from hiso.core.probe import Point, Probe
 from hiso.core.replica import Replica
 from hiso.errors import NonFiniteLoss, ProtocolError
-from hiso.federation.client import Client
-from hiso.federation.measure import Losses, measure
-from hiso.federation.protocol import Plan
+from hiso.federation.client import Client, Shard
+from hiso.federation.measure import Losses
 from hiso.federation.server import Aborted, Closed, Server
-
-
-class Shard(Protocol):
-    """A client's private data."""
-
-    @property
-    def examples(self) -> int:
-        """Number of examples."""
-        ...
-
-    def batch(self, round: int, step: int) -> Any:
-        """The batch of a local step: a pure function of its arguments."""
-        ...
-
-
-@dataclass(frozen=True)
-class _Job:
-    client: Client
-    plan: Plan
-    probe: Probe
-    batch: Callable[[int], Any]
 
 
 class Simulation:
@@ -53,72 +31,96 @@ class Simulation:
 
     Attributes:
         server: The server; its ledger is the run.
-        replica: The one replica, which lags behind the log by one record at most.
+        replica: The one replica. It stands at the end of the log, before and after every round.
+
+    Raises:
+        ProtocolError: The replica is of another run than the ledger, or has folded other records.
+            Says what differs.
     """
 
     def __init__(
         self, server: Server, replica: Replica, shards: Sequence[Shard], losses: Losses
     ) -> None:
-        self.server, self.replica, self._shards, self._losses = server, replica, shards, losses
+        """A federation where the server's log ends.
 
-    def catch_up(self) -> None:
-        """Folds what the log has and the replica lacks."""
+        Args:
+            server: The server.
+            replica: A replica of its run, anywhere on its log; it is brought to the end.
+            shards: Each client's data, by its index.
+            losses: What the replica's model makes of batches.
+        """
+        server.ledger.check_replica(replica.identity, replica.position, replica.chain)
+        self.server, self.replica, self._losses = server, replica, losses
+        self._forward = 0.0
+        self._clients = [
+            Client(i, shard, replica, self._timed_losses) for i, shard in enumerate(shards)
+        ]
+        self._catch_up()
+
+    def _catch_up(self) -> None:
+        """Folds what the log has and the replica lacks, and shows the module its weights."""
         missing = self.server.ledger.records(self.replica.position)
         if missing:
             self.replica.replay(missing)
+            self.replica.write()
 
     def round(self) -> Closed | Aborted:
-        """Runs one round: first the replica folds what it lacks, then the clients measure.
+        """Runs one round: the clients measure, the server commits, the replica folds the record.
 
-        An exception leaves the log as it was, the replica at its end, and no round open.
+        After it the module holds the new weights.
+
+        An exception leaves the log as it was, and no round open.
 
         Raises:
             Diverged: A loss is not finite, or the round's loss has exploded.
         """
-        started, forward = time.perf_counter(), 0.0
-
-        def losses(batches: Sequence[Any]) -> list[float]:
-            nonlocal forward
-            began = time.perf_counter()
-            values = self._losses(batches)
-            forward += time.perf_counter() - began
-            return values
-
+        started, self._forward = time.perf_counter(), 0.0
         try:
-            jobs = [self._begin(plan) for plan in self.server.ask()]
-            self._first_step(jobs, losses)
-            for job in jobs:
-                measure(self.replica, job.plan, job.probe, job.batch, losses)
-            for job in jobs:  # only now: a loss that is not finite leaves no client half answered
-                verdict = self.server.tell(job.client.finish())
+            self._catch_up()
+            jobs = [
+                (self._clients[plan.client], self._clients[plan.client].begin(plan), plan.changes)
+                for plan in self.server.ask()
+            ]
+            self._first_step(jobs)
+            for client, probe, changes in jobs:
+                client.measure(probe, changes)
+            for client, _, _ in jobs:  # only now: an odd loss leaves no client half answered
+                verdict = self.server.tell(client.finish())
                 if not verdict.accepted:
-                    raise ProtocolError(f"client {job.client.index} was refused: {verdict.reason}")
-            return self.server.close({"round": time.perf_counter() - started, "forward": forward})
+                    raise ProtocolError(f"client {client.index} was refused: {verdict.reason}")
+            seconds = {"round": time.perf_counter() - started, "forward": self._forward}
+            closed = self.server.close(seconds)
         except NonFiniteLoss as error:
             raise self.server.diverged(str(error), NonFiniteLoss) from error
         finally:
             self.server.drop()
+        self._catch_up()
+        return closed
 
-    def _begin(self, plan: Plan) -> _Job:
-        shard = self._shards[plan.client]
-        client = Client(plan.client, shard.examples, self.replica, plan.run)
-        probe = client.begin(plan)
-        return _Job(client, plan, probe, lambda step: shard.batch(plan.round, step))
+    def _timed_losses(self, batches: Sequence[Any]) -> list[Outcome]:
+        began = time.perf_counter()
+        outcomes = [Outcome.of(value) for value in self._losses(batches)]
+        self._forward += time.perf_counter() - began
+        return outcomes
 
-    def _first_step(self, jobs: Sequence[_Job], losses: Losses) -> None:
-        """Measures at the shared weights, each point once for all clients that ask for it."""
-        batches = [job.batch(0) for job in jobs]
+    def _first_step(self, jobs: Sequence[tuple[Client, Probe, Mapping[str, float]]]) -> None:
+        """Measures at the shared weights, each point once for all clients that ask for it.
+
+        `Client.measure` would give the same bits, writing each point once for each client; where
+        the objective lets batches share a pass, up to that rounding.
+        """
+        batches = [client.batches(probe.round)(0) for client, probe, _ in jobs]
         while True:
             wanted: dict[Point, list[int]] = {}
-            for number, job in enumerate(jobs):
-                point = job.probe.ask()
+            for number, (_, probe, _) in enumerate(jobs):
+                point = probe.ask()
                 if point is not None and point.step == 0:
                     wanted.setdefault(point, []).append(number)
             if not wanted:
                 return
             for point, numbers in wanted.items():
-                plan, mu = jobs[numbers[0]].plan, jobs[numbers[0]].probe.mu
-                self.replica.write(point, round=plan.round, mu=mu, changes=plan.changes)
-                values = losses([batches[number] for number in numbers])
-                for number, value in zip(numbers, values, strict=True):
-                    jobs[number].probe.tell(value)
+                _, probe, changes = jobs[numbers[0]]
+                self.replica.write(point, round=probe.round, mu=probe.mu, changes=changes)
+                outcomes = self._timed_losses([batches[number] for number in numbers])
+                for number, outcome in zip(numbers, outcomes, strict=True):
+                    jobs[number][1].tell(outcome)

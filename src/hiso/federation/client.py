@@ -1,19 +1,33 @@
-"""The client's side of a round: catch up, measure, answer. No I/O, and no data: losses are told."""
+"""The client's side of a round: catch up, measure, answer."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
-from hiso.core.method import Method
+from hiso.core.identity import Identity
 from hiso.core.probe import Probe
 from hiso.core.record import Record, check_sequence
 from hiso.errors import ProtocolError, SettingsError
+from hiso.federation.measure import Losses, Writable, measure
 from hiso.federation.protocol import Plan, Reply
 from hiso.federation.wire import hash_question
 
 
-class Replica(Protocol):
+class Shard(Protocol):
+    """A client's private data."""
+
+    @property
+    def examples(self) -> int:
+        """Number of examples."""
+        ...
+
+    def batch(self, round: int, step: int) -> Any:
+        """The batch of a local step: a pure function of its arguments."""
+        ...
+
+
+class Replica(Writable, Protocol):
     """What a client needs of `hiso.core`'s replica."""
 
     @property
@@ -27,8 +41,8 @@ class Replica(Protocol):
         ...
 
     @property
-    def method(self) -> Method:
-        """The method that folds."""
+    def identity(self) -> Identity:
+        """That of the run whose log is folded."""
         ...
 
     @property
@@ -46,53 +60,96 @@ class Replica(Protocol):
 
 
 class Client:
-    """One client's state machine; the engine computes the losses that the probe asks for.
+    """One client: `answer` turns a plan into a reply.
 
-    `begin` brings the replica to the plan's round and gives a probe, `finish` turns the finished
-    probe into the reply. A plan that comes again after `finish` is answered with the same reply;
-    one whose probe was interrupted is begun again from the start. Clients in one process may
-    share a replica: records that it has folded already are skipped.
+    A plan that comes again is answered with the same reply, without measuring; one whose
+    measurement was interrupted is measured from the start. Clients in one process may share a
+    replica: records that it has folded already are skipped.
+
+    An engine that lets clients share forward passes does what `answer` does in three pieces:
+    `begin` gives the probe of a plan, the engine tells it all its losses, `finish` gives the reply.
 
     Example:
-        >>> probe = client.begin(plan)
-        >>> while (point := probe.ask()) is not None:
-        ...     probe.tell(loss_at(point))
-        >>> reply = client.finish()
+        >>> for plan in server.ask():
+        ...     server.tell(clients[plan.client].answer(plan))
 
     Attributes:
         index: Index i of the client.
-        examples: Size of its data set.
+        shard: Its data.
         replica: The replica.
-        run: The run's id.
     """
 
-    def __init__(self, index: int, examples: int, replica: Replica, run: str) -> None:
-        """Raises SettingsError when the client has no examples."""
-        if examples < 1:
-            raise SettingsError(f"client {index} has {examples} examples: give it at least one")
-        self.index, self.examples, self.replica, self.run = index, examples, replica, run
+    def __init__(
+        self,
+        index: int,
+        shard: Shard,
+        replica: Replica,
+        losses: Losses,
+        *,
+        keep: Callable[[Sequence[Record], int], None] | None = None,
+    ) -> None:
+        """A client that stands where its replica does.
+
+        Args:
+            index: Index i of the client.
+            shard: Its data.
+            replica: The replica.
+            losses: What the replica's model makes of batches.
+            keep: Called with new records before they are folded, and with the replica's digest
+                before them: the client's own copy of the log.
+
+        Raises:
+            SettingsError: The client has no examples.
+        """
+        if shard.examples < 1:
+            raise SettingsError(
+                f"client {index} has {shard.examples} examples: give it at least one"
+            )
+        self.index, self.shard, self.replica = index, shard, replica
+        self._losses, self._keep = losses, keep
         self._asked = b""
         self._probe: Probe | None = None
         self._digest = 0
         self._reply: Reply | None = None
 
+    def answer(self, plan: Plan) -> Reply:
+        """Folds what the replica lacks, measures what the plan asks for, and replies.
+
+        Raises:
+            ProtocolError: As `begin`.
+            NonFiniteLoss: A loss is NaN or infinite.
+        """
+        probe = self.begin(plan)
+        self.measure(probe, plan.changes)
+        return self.finish()
+
+    def measure(self, probe: Probe, changes: Mapping[str, float]) -> None:
+        """Measures all that the probe still asks for, on batches of its round.
+
+        Raises:
+            NonFiniteLoss: A loss is NaN or infinite.
+        """
+        measure(self.replica, probe, self.batches(probe.round), self._losses, changes)
+
+    def batches(self, round: int) -> Callable[[int], Any]:
+        """The batch of each local step of a round."""
+        return lambda step: self.shard.batch(round, step)
+
     def begin(self, plan: Plan) -> Probe:
-        """Folds the records that the replica lacks and gives the probe of the plan's round.
+        """Catches up, and gives the probe of the plan's round.
 
         After `finish`, the same plan gives the finished probe, whose `ask()` is None.
 
         Raises:
-            ProtocolError: The plan is for another run or client, or does not fit the replica's
-                log. The replica is as it was.
+            ProtocolError: As `catch_up`.
         """
         asked = hash_question(plan)
         if self._reply is not None and self._probe is not None and self._reply.asked == asked:
             return self._probe
-        if missing := self.missing(plan):
-            self.replica.replay(missing)
+        self.catch_up(plan)
         self._digest = int(self.replica.digest())
         self._asked, self._reply = asked, None
-        self._probe = plan.probe(curvature=self.replica.method.curvature)
+        self._probe = plan.probe(curvature=self.replica.identity.method.curvature)
         return self._probe
 
     def finish(self) -> Reply:
@@ -106,7 +163,7 @@ class Client:
             raise RuntimeError(f"client {self.index} has no finished probe to reply with")
         if self._reply is None:
             self._reply = Reply(
-                run=self.run,
+                run=self.replica.identity.run,
                 round=probe.round,
                 client=self.index,
                 asked=self._asked,
@@ -114,22 +171,29 @@ class Client:
                 scalars=probe.scalars.copy(),
                 curvature=None if probe.curvature is None else probe.curvature.copy(),
                 loss=float(probe.loss),
-                examples=self.examples,
+                examples=self.shard.examples,
             )
         return self._reply
 
-    def missing(self, plan: Plan) -> list[Record]:
-        """The records of a plan that the replica lacks; they lead to the plan's round.
+    def catch_up(self, plan: Plan) -> None:
+        """Folds the records of a plan that the replica lacks; then it stands at the plan's round.
 
         Raises:
             ProtocolError: The plan is for another run or client, does not fit the replica's log,
-                or has records that the method cannot fold.
+                or has records that the method cannot fold. Nothing was kept or folded.
         """
+        if missing := self._missing(plan):
+            if self._keep is not None:  # first: a replica can be rebuilt from the log
+                self._keep(missing, int(self.replica.digest()))
+            self.replica.replay(missing)
+
+    def _missing(self, plan: Plan) -> list[Record]:
         at = self.replica.position
         missing = [record for record in plan.records if record.round >= at]
         problems: list[str] = []
-        if plan.run != self.run:
-            problems.append(f"it belongs to run {plan.run}, the replica to run {self.run}")
+        mine = self.replica.identity.run
+        if plan.run != mine:
+            problems.append(f"it belongs to run {plan.run}, the replica to run {mine}")
         if plan.client != self.index:
             problems.append(f"it is addressed to client {plan.client}")
         if plan.round < at:
@@ -156,5 +220,5 @@ class Client:
             raise ProtocolError(
                 f"client {self.index} cannot probe round {plan.round}: " + "; ".join(problems)
             )
-        check_sequence(missing, at, self.replica.method, self.replica.hyper)
+        check_sequence(missing, at, self.replica.identity.method, self.replica.hyper)
         return missing

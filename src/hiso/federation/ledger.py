@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hiso.core.derived import Derived, State, remember_all
+from hiso.core.identity import Identity, canonical_json
 from hiso.core.record import Record
 from hiso.errors import ProtocolError
 from hiso.federation.protocol import SCALAR_BYTES, Reply
@@ -15,7 +17,6 @@ from hiso.federation.schema import (
     ROLLED_BACK,
     Database,
     blob,
-    canonical_json,
     check_seal,
     columns,
     damaged,
@@ -59,7 +60,7 @@ class Ledger(RunFile):
     A method that writes is one transaction, on the disk when it returns.
 
     Example:
-        >>> with Ledger.create(path, {"model": "…", "seed": 0}, {"rounds": 100}) as ledger:
+        >>> with Ledger.create(path, Identity(method=HiSo(), seed=0), {"rounds": 100}) as ledger:
         ...     ledger.position
         0
     """
@@ -76,6 +77,29 @@ class Ledger(RunFile):
         if chain is None:
             raise ProtocolError(f"the log has positions 0..{self.position}, not {round}")
         return chain
+
+    def check_replica(self, identity: Identity, position: int, chain: bytes) -> None:
+        """Makes sure that a replica is one of this run, and stands on its log.
+
+        Args:
+            identity: The replica's.
+            position: Where it stands.
+            chain: Its chain hash there.
+
+        Raises:
+            ProtocolError: It is not; says what differs.
+        """
+        if identity.root != self.root:
+            different = "; ".join(self.identity.differences(identity))
+            raise ProtocolError(
+                f"the replica is of another run than {self.path} ({different}; first the ledger's, "
+                "then the replica's): make it from ledger.identity"
+            )
+        if self.chain_at(position) != chain:
+            raise ProtocolError(
+                f"the replica has folded other records than {self.path} has before position "
+                f"{position}: make a new one from ledger.identity, and replay the log"
+            )
 
     def digest_at(self, round: int) -> int | None:
         """The quorum's digest of the replica before `round`; None while no quorum told it."""
@@ -108,7 +132,7 @@ class Ledger(RunFile):
             ProtocolError: The identity names no method with its hyper-parameters.
         """
         try:
-            stored = self.identity["method"]["hyper"].items()
+            stored = self.facts["method"]["hyper"].items()
             hyper = {name: float(value) for name, value in stored}
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ProtocolError(
@@ -118,6 +142,10 @@ class Ledger(RunFile):
         for record in self.records(0, position):
             hyper |= record.changes
         return hyper
+
+    def derived_at(self, what: Derived[State], start: State, position: int | None = None) -> State:
+        """What derives from the records before `position`, by default from all."""
+        return remember_all(what, self.records(0, position), start)
 
     def commit(
         self,

@@ -2,22 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
-from hiso.core.probe import Probe
-from hiso.core.replica import Replica
-from hiso.core.walk import Walk
-from hiso.federation.protocol import Plan
+from hiso.core.outcome import Outcome
+from hiso.core.probe import Point, Probe
 
-Losses = Callable[[Sequence[Any]], list[float]]
-"""Mean loss of each of several batches under the model as it is written now."""
+Losses = Callable[[Sequence[Any]], Sequence[Any]]
+"""What the model, as it is written now, makes of several batches: for each of them an `Outcome`, or
+what `Outcome.of` takes in its place."""
+
+
+class Walk(Protocol):
+    """Local steps on a copy of the weights; see `hiso.core.walk`."""
+
+    def step(
+        self, *, round: int, step: int, stream: int, coefficients: NDArray[np.float32]
+    ) -> None:
+        """One local step with the client's own coefficients, float32 [P]."""
+        ...
+
+
+class Writable(Protocol):
+    """What measuring needs of a replica; see `hiso.core.replica`."""
+
+    def write(
+        self,
+        point: Point | None = None,
+        *,
+        round: int = 0,
+        mu: float = 0.0,
+        walk: Any = None,
+        changes: Mapping[str, float] | None = None,
+    ) -> None:
+        """Fills the model's parameters with the weights at a point."""
+        ...
+
+    def walk(self, changes: Mapping[str, float] | None = None) -> Walk:
+        """Starts local steps from here."""
+        ...
 
 
 def measure(
-    replica: Replica, plan: Plan, probe: Probe, batch: Callable[[int], Any], losses: Losses
+    replica: Writable,
+    probe: Probe,
+    batch: Callable[[int], Any],
+    losses: Losses,
+    changes: Mapping[str, float] | None = None,
 ) -> None:
     """Answers all that `probe` still asks for.
 
@@ -25,27 +59,27 @@ def measure(
     scalars of the steps before. The replica itself is only read.
 
     Args:
-        replica: The replica, at the plan's round.
-        plan: What the server wants.
-        probe: The client's probe of this plan, untouched or told the losses of whole steps.
+        replica: The replica, at the probe's round.
+        probe: The probe, untouched or told the losses of whole steps.
         batch: The client's batch of each local step.
         losses: Called with one batch at a time.
+        changes: Hyper-parameters that take a new value with this round.
 
     Raises:
         NonFiniteLoss: A loss is NaN or infinite.
     """
-    walk = replica.walk(plan.changes) if plan.steps > 1 else None
+    walk = replica.walk(changes) if probe.shape[0] > 1 else None
     walked, current = 0, None
     while (point := probe.ask()) is not None:
         while walk is not None and walked < point.step:
-            take_step(walk, plan, probe, walked)
+            take_step(walk, probe, walked)
             walked, current = walked + 1, None
         current = batch(point.step) if current is None else current
-        replica.write(point, round=plan.round, mu=probe.mu, walk=walk, changes=plan.changes)
-        probe.tell(losses([current])[0])
+        replica.write(point, round=probe.round, mu=probe.mu, walk=walk, changes=changes)
+        probe.tell(Outcome.of(losses([current])[0]))
 
 
-def take_step(walk: Walk, plan: Plan, probe: Probe, step: int) -> None:
+def take_step(walk: Walk, probe: Probe, step: int) -> None:
     """Moves a walk by the client's own scalars g of a local step: c_p = float32(g_p / P)."""
-    own = (probe.scalars[step].astype(np.float64) / plan.directions).astype(np.float32)
-    walk.step(round=plan.round, step=step, stream=plan.stream, coefficients=own)
+    own = (probe.scalars[step].astype(np.float64) / probe.shape[1]).astype(np.float32)
+    walk.step(round=probe.round, step=step, stream=probe.stream, coefficients=own)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -14,11 +15,12 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from hiso.core.identity import Identity, canonical_json
+from hiso.core.method import Method
 from hiso.core.record import chain_root
 from hiso.federation.schema import (
     Database,
     blob,
-    canonical_json,
     check_seal,
     columns,
     create_file,
@@ -78,8 +80,8 @@ class RunFile:
 
     Attributes:
         path: The file.
-        identity: What makes the run this run; never changes.
-        root: Chain hash of the empty log, `chain_root` of the identity's canonical JSON, 32 bytes.
+        facts: The identity as JSON, also where its method is not known here.
+        root: Chain hash of the empty log, `chain_root` of the identity's canonical text, 32 bytes.
 
     Raises:
         ProtocolError: What is read is not what hiso wrote: the file is damaged.
@@ -88,47 +90,54 @@ class RunFile:
         RunConflict: Another process has kept the file locked for a minute.
     """
 
-    def __init__(self, db: Database) -> None:
+    def __init__(self, db: Database, method: type[Method] | None = None) -> None:
         """Use `create`, `open` or `read`."""
-        self.path, self._db = db.path, db
+        self.path, self._db, self._method = db.path, db, method
         with ExitStack() as stack:
             stack.enter_context(db)
-            self.identity = db.one(mapping, "SELECT identity FROM run")
-            self.root = chain_root(db.one(text, "SELECT identity FROM run").encode())
+            self.facts = db.one(mapping, "SELECT identity FROM run")
+            self._identity = db.one(text, "SELECT identity FROM run")
             stack.pop_all()
+        self.root = chain_root(self._identity.encode())
 
     @classmethod
-    def create(
-        cls, path: Path | str, identity: Mapping[str, Any], settings: Mapping[str, Any]
-    ) -> Self:
-        """Starts the ledger of a new run. `identity` and `settings` are plain JSON.
+    def create(cls, path: Path | str, identity: Identity, settings: Mapping[str, Any]) -> Self:
+        """Starts the ledger of a new run. `settings` are plain JSON.
 
         Raises:
             RunConflict: The file exists already.
             SettingsError: Something is not JSON, or not finite.
         """
-        texts = canonical_json(identity, "identity"), canonical_json(settings, "settings")
-        return cls(create_file(Path(path), *texts))
+        texts = identity.text, canonical_json(settings, "settings")
+        return cls(create_file(Path(path), *texts), type(identity.method))
 
     @classmethod
-    def open(cls, path: Path | str) -> Self:
+    def open(cls, path: Path | str, *, method: type[Method] | None = None) -> Self:
         """Opens the ledger of a run to go on, or to follow while another process goes on.
+
+        Args:
+            path: The file.
+            method: The class of the run's method, if it is of your own and not registered.
 
         Raises:
             ProtocolError: There is no such file, or it is not a ledger of this format.
         """
-        return cls(open_file(Path(path)))
+        return cls(open_file(Path(path)), method)
 
     @classmethod
-    def read(cls, path: Path | str) -> Self:
+    def read(cls, path: Path | str, *, method: type[Method] | None = None) -> Self:
         """The ledger as it stands, read into memory: it never changes, and cannot be written to.
 
         It keeps no writer waiting and makes no files, so the medium may be read-only.
 
+        Args:
+            path: The file.
+            method: As for `open`.
+
         Raises:
             ProtocolError: There is no such file, or it is not a ledger of this format.
         """
-        return cls(read_file(Path(path)))
+        return cls(read_file(Path(path)), method)
 
     def close(self) -> None:
         """Closes the file, which alone is the run then; the ledger cannot be used any more."""
@@ -144,6 +153,15 @@ class RunFile:
         tb: TracebackType | None,
     ) -> None:
         self._db.__exit__(kind, error, tb)
+
+    @cached_property
+    def identity(self) -> Identity:
+        """What makes the run this run; it never changes.
+
+        Raises:
+            ProtocolError: It is not one that this hiso can run; see `Identity.parse`.
+        """
+        return Identity.parse(self._identity, self._method)
 
     @property
     def run(self) -> str:

@@ -21,7 +21,7 @@ from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from hiso.errors import HisoError, ProtocolError, RunConflict, SettingsError, StorageError
+from hiso.errors import HisoError, ProtocolError, RunConflict, StorageError
 
 FORMAT = 1
 _APPLICATION = int.from_bytes(b"HISO", "big")
@@ -98,18 +98,6 @@ CREATE TABLE changes (
     f"CREATE TABLE abandoned_{table} AS SELECT 0 AS generation, * FROM {table} WHERE 0;\n"
     for table in ROLLED_BACK
 )
-
-
-def canonical_json(value: Any, what: str) -> str:
-    """JSON with sorted keys and no spaces, in ASCII: equal values have equal text.
-
-    Raises:
-        SettingsError: `what` holds something that JSON cannot say, or NaN or infinity.
-    """
-    try:
-        return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise SettingsError(f"{what} must be JSON with finite numbers: {error}") from error
 
 
 # Not among the tables above: ledgers made before it go on without, until settings change.

@@ -6,7 +6,6 @@ any instant, make a new one on the same ledger, and the log that comes out is th
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -19,7 +18,7 @@ from hiso.errors import Diverged, ProtocolError, SettingsError
 from hiso.federation.aggregate import aggregate, client_weights
 from hiso.federation.guard import GUARD_ROUNDS, STUCK_ROUNDS, excess, last_good, stuck
 from hiso.federation.ledger import Ledger
-from hiso.federation.normalise import mean_curvature
+from hiso.federation.normalise import MeanCurvature
 from hiso.federation.protocol import SCALAR_BYTES, Plan, Reply
 from hiso.federation.quorum import agree
 from hiso.federation.settings import RoundSettings
@@ -81,7 +80,7 @@ class Server:
 
     Example:
         >>> settings = RoundSettings(clients=6, sample=2, steps=1, directions=5, mu=1e-3)
-        >>> server = Server(ledger, settings, curvature=False)
+        >>> server = Server(ledger, settings)
         >>> for plan in server.ask():
         ...     server.tell(answer(plan))
         >>> result = server.close()
@@ -89,26 +88,22 @@ class Server:
     Attributes:
         ledger: The ledger. Make a new server after a rollback.
         settings: Settings from the next `ask` on; assign others between rounds for a schedule.
-        curvature: Whether the method needs κ.
     """
 
-    def __init__(self, ledger: Ledger, settings: RoundSettings, *, curvature: bool) -> None:
+    def __init__(self, ledger: Ledger, settings: RoundSettings) -> None:
         """Goes on where the ledger ends.
 
         Raises:
-            ProtocolError: The ledger's identity names no seed or no hyper-parameters.
+            ProtocolError: The ledger's identity is not one that this hiso can run.
         """
-        self.ledger, self.settings, self.curvature = ledger, settings, curvature
-        try:
-            self._seed = int(ledger.identity["seed"])
-            hyper = {name: float(value) for name, value in ledger.hyper_at().items()}
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ProtocolError(
-                f'the identity in {ledger.path} lacks "seed" or "method": {{"hyper": …}} '
-                f"({error!r}): it was not made for a federated run"
-            ) from error
+        self.ledger, self.settings = ledger, settings
+        self._curvature = ledger.identity.method.curvature
+        hyper = ledger.hyper_at()
         self._hyper = {name: float(np.float32(value)) for name, value in hyper.items()}
-        self._mean = mean_curvature(ledger.records(), settings.normalise)
+        self._mean = MeanCurvature(settings.normalise) if settings.normalise else None
+        self._mean_now = 1.0
+        if self._mean is not None:
+            self._mean_now = ledger.derived_at(self._mean, self._mean.start)
         self._plans: dict[int, Plan] = {}  # of the open round; none is open if empty
         self._opened = settings
         self._attempt = 0
@@ -134,7 +129,9 @@ class Server:
             s, round = self.settings, self.ledger.position
             self._check_that_it_moves()
             attempt, changes = self.ledger.attempt(round), self._changes()
-            sampled = choose(self._seed, "sample", round, attempt, size=s.clients, count=s.sample)
+            sampled = choose(
+                self.ledger.identity.seed, "sample", round, attempt, size=s.clients, count=s.sample
+            )
             stands = {client: self.ledger.client_position(client) for client in sampled}
             records = self.ledger.records(min(stands.values()))
             common = self._plan()
@@ -202,7 +199,7 @@ class Server:
             chain=self.ledger.chain_at(end),
             steps=s.steps,
             directions=s.directions,
-            mu=s.mu / math.sqrt(self._mean),
+            mu=s.mu if self._mean is None else self._mean.mu(self._mean_now, s.mu),
             scheme=s.scheme,
             stream=0,
         )
@@ -210,7 +207,7 @@ class Server:
     def tell(self, reply: object) -> Verdict:
         """Takes a reply if everything about it is right; otherwise only logs why not."""
         if self._plans:
-            problems = list(reply_problems(reply, self._plans, self._replies, self.curvature))
+            problems = list(reply_problems(reply, self._plans, self._replies, self._curvature))
         else:
             problems = ["no round is open: the reply came too late, or was not asked for"]
         if not problems and isinstance(reply, Reply):
@@ -267,7 +264,7 @@ class Server:
             weighting=self._opened.weighting,
             per_client=self._opened.per_client,
             changes=first.changes,
-            curvature=self.curvature,
+            curvature=self._curvature,
         )
         self.ledger.commit(
             record,
@@ -280,14 +277,15 @@ class Server:
             seconds=seconds or {},
         )
         self._hyper |= record.changes
-        self._mean = mean_curvature([record], self.settings.normalise, self._mean)
+        if self._mean is not None:
+            self._mean_now = self._mean.remember(self._mean_now, record)
         clients = [reply.client for reply in good]
         return Closed(record, clients, loss, agreed.digest, agreed.set_aside, up, down)
 
     def _changes(self) -> dict[str, float]:
-        hyper = dict(self.settings.hyper)
-        if self.settings.normalise:
-            hyper["lr"] /= self._mean
+        hyper = self.settings.hyper
+        if self._mean is not None:
+            hyper = self._mean.hyper(self._mean_now, hyper)
         wanted = {name: float(np.float32(value)) for name, value in hyper.items()}
         unknown = sorted(wanted.keys() - self._hyper.keys())
         if unknown:

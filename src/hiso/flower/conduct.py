@@ -6,13 +6,11 @@ import logging
 import re
 import time
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
+from hiso.core.identity import Identity
 from hiso.errors import ProtocolError, RunConflict
 from hiso.federation.protocol import Plan
-from hiso.federation.schema import canonical_json
 from hiso.federation.server import Aborted, Closed, Server
 from hiso.federation.validate import is_whole
 from hiso.federation.wire import plan_to_bytes, reply_from_bytes
@@ -41,9 +39,7 @@ class Pace:
     start_with: int
 
 
-def agree_on_identity(
-    post: Post, sites: Sites, expected: Mapping[str, Any], start_with: int
-) -> dict[str, Any]:
+def agree_on_identity(post: Post, sites: Sites, expected: Identity, start_with: int) -> Identity:
     """Waits for `start_with` clients that were set up alike; gives the identity that they have.
 
     Args:
@@ -55,22 +51,15 @@ def agree_on_identity(
     while True:
         _greet(post, sites)
         for site in list(sites.by_client.values()):
-            wrong = [
-                f"{key} is {site.identity.get(key)} there and {value} here"
-                for key, value in expected.items()
-                if site.identity.get(key) != value
-            ]
-            if wrong:
-                reason = "; ".join(wrong) + ". Give worker and server the same settings"
+            there = site.identity
+            wanted = replace(expected, model=there.model, task=there.task, data=there.data)
+            if wrong := wanted.differences(there):
+                reason = "; ".join(wrong) + " (here, then there). Give both the same settings"
                 sites.refuse(site, f"client {site.client} was set up for another run: {reason}")
-        texts = {
-            client: canonical_json(site.identity, "identity")
-            for client, site in sites.by_client.items()
-        }
-        for text, votes in Counter(texts.values()).most_common(1):
-            if votes >= start_with:
-                client = next(client for client in texts if texts[client] == text)
-                return sites.by_client[client].identity
+        votes = Counter(site.identity for site in sites.by_client.values())
+        for identity, count in votes.most_common(1):
+            if count >= start_with:
+                return identity
         time.sleep(_POLL)
 
 
@@ -198,7 +187,7 @@ class Conductor:
             stands = self._stands(site)
             if stands < asked.plan.round - len(asked.plan.records):
                 asked.plan = self._server.rejoin(client, stands)
-            facts = {"identity": self._ledger.identity} if site.run != asked.plan.run else {}
+            facts = {"identity": self._ledger.identity.text} if site.run != asked.plan.run else {}
             asked.request = Envelope(kind, facts, plan_to_bytes(asked.plan))
             asked.node, asked.tries = site.node, asked.tries + 1
             requests[site.node] = asked.request

@@ -17,7 +17,7 @@ from typing import Any
 
 from hiso.errors import HisoError, ProtocolError
 
-FORMAT = 1
+FORMAT = 2
 MAX_BYTES = 256 * 2**20
 """Largest envelope that is read: a log of a million rounds with P = 5 is half of it."""
 MISSING = "WorkerMissing"

@@ -117,7 +117,7 @@ def serve(
     with open_ledger(folder, identity, own, seen=seen, patience=_PREDECESSOR) as ledger:
         prepare(ledger, own, rollback, Silent())
         folder.rewrite_metrics(ledger)
-        server = Server(ledger, settings.make_rounds(method), curvature=method.curvature)
+        server = Server(ledger, settings.make_rounds(method))
         sites.run = ledger.run
         conductor = Conductor(post, sites, server, pace)
         _rounds(conductor, folder, ledger, settings)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import dataclass, field
-from typing import Any
 
+from hiso.core.identity import Identity
 from hiso.core.record import MAX_STREAM
+from hiso.errors import ProtocolError
 from hiso.federation.validate import is_whole
 from hiso.flower.envelope import Envelope
 from hiso.flower.post import Answer, Post
@@ -33,7 +34,7 @@ class Site:
     chain: str
     run: str | None
     weights: int
-    identity: dict[str, Any] = field(repr=False)
+    identity: Identity = field(repr=False)
 
 
 class Sites:
@@ -108,12 +109,19 @@ class Sites:
             or not is_whole(weights, 1, 2**63)
             or not isinstance(chain, str)
             or not (run is None or isinstance(run, str))
-            or not isinstance(identity, dict)
-            or "partition" in identity  # of one place: nobody in a deployment knows it
+            or not isinstance(identity, str)
         ):
             log.error("node %d: a hello that makes no sense, client %r", answer.node, client)
             return
-        site = Site(answer.node, client, position, chain, run, weights, identity)
+        try:
+            found = Identity.parse(identity)
+        except ProtocolError as error:
+            log.error("node %d, client %d: %s", answer.node, client, error)
+            return
+        if found.partition is not None:  # of one place: nobody in a deployment knows it
+            log.error("node %d, client %d: an identity of a simulation", answer.node, client)
+            return
+        site = Site(answer.node, client, position, chain, run, weights, found)
         before = self.by_client.get(client)
         self.by_client[client] = site
         self.lost.pop(client, None)

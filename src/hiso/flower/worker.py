@@ -15,15 +15,13 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from hiso.core.probe import Probe
-from hiso.core.record import chain_root
+from hiso.core.identity import Identity
+from hiso.core.outcome import Outcome
 from hiso.core.replica import Replica
 from hiso.errors import HisoError, ProtocolError
 from hiso.federation.client import Client
 from hiso.federation.ledger import Ledger
-from hiso.federation.measure import measure
 from hiso.federation.protocol import Plan
-from hiso.federation.schema import canonical_json
 from hiso.federation.wire import plan_from_bytes, reply_to_bytes
 from hiso.flower.envelope import BEHIND, UNKNOWN_RUN, Envelope
 from hiso.run.folder import RunFolder
@@ -112,7 +110,7 @@ class Worker:
             "client": client,
             "examples": self.shards[client].examples,
             "weights": sum(w.numel() for w in weights if w.requires_grad),
-            "identity": self._identity,
+            "identity": self._identity.text,
             "run": run if chain else None,
             "position": position,
             "chain": chain.hex(),
@@ -150,23 +148,19 @@ class Worker:
         plan = plan_from_bytes(request.body)
         if (refusal := self._prepare(plan, request)) is not None:
             return refusal
-        client, shard = self._clients[index], self.shards[index]
-        probe = self._begin(client, plan)
-        replica = self._standing
-        measure(replica, plan, probe, lambda step: shard.batch(plan.round, step), self._losses)
-        reply = client.finish()
+        reply = self._clients[index].answer(plan)
         log.info("round %d: loss %.4f, digest %016x", plan.round, reply.loss, reply.digest)
         every = self._settings.snapshot_every
         if every and plan.round % every == 0 and plan.round:
-            save_snapshot(self._snapshots, replica)
+            save_snapshot(self._snapshots, self._standing)
         return Envelope("reply", {}, reply_to_bytes(reply))
 
     def _fold(self, request: Envelope, index: int) -> Envelope:
-        """Folds the rest of the log; the probe of the plan is of no interest."""
+        """Folds the rest of the log, and measures nothing."""
         plan = plan_from_bytes(request.body)
         if (refusal := self._prepare(plan, request)) is not None:
             return refusal
-        self._begin(self._clients[index], plan)
+        self._clients[index].catch_up(plan)
         digest = f"{self._standing.digest():016x}"
         log.info("position %d, digest %s", self.position, digest)
         return Envelope("folded", {"position": self.position, "digest": digest})
@@ -183,7 +177,7 @@ class Worker:
             if not folder.has_run():
                 if (identity := request.facts.get("identity")) is None:
                     return Envelope.of_error(UNKNOWN_RUN, f"send the identity of {plan.run}")
-                self._create(folder, plan.run, identity)
+                self._create(folder, plan.run, str(identity))
             self._open(folder)
         elif not self._in_step():
             log.warning("replica and log have come apart: standing again where the log ends")
@@ -195,11 +189,13 @@ class Worker:
             return Envelope("error", facts | {"chain": self._standing.chain.hex()})
         return None
 
-    def _create(self, folder: RunFolder, run: str, identity: dict[str, Any]) -> None:
+    def _create(self, folder: RunFolder, run: str, text: str) -> None:
+        identity = Identity.parse(text)
+        if identity.run != run:
+            raise ProtocolError(
+                f"the identity that was sent is that of run {identity.run}, not of {run}"
+            )
         check_identity(identity, self._identity)
-        found = chain_root(canonical_json(identity, "identity").encode()).hex()
-        if found != run:
-            raise ProtocolError(f"the identity that was sent is that of run {found}, not of {run}")
         folder.path.mkdir(exist_ok=True)
         settings = self._settings.with_hyper(self._method)
         Ledger.create(folder.ledger, identity, settings.model_dump()).close()
@@ -234,9 +230,7 @@ class Worker:
         """Rebuilds the replica at the end of the log, and checks it against a digest of before."""
         if self._replica is not None:
             self._load()  # the weights of the model in memory have moved
-        start = ledger.identity["method"]["hyper"]
-        replica = make_replica(self._settings, self._method, start, self._workload, Silent())
-        replica.chain = ledger.root
+        replica = make_replica(ledger.identity, self._workload, self._settings.memory, Silent())
         end, known, heartbeat = ledger.position, ledger.last_digest(), _Heartbeat(self._alive)
         restore_snapshot(RunFolder(ledger.path.parent).snapshots, replica, ledger, end)
         if known is not None and replica.position <= known[0]:
@@ -250,7 +244,7 @@ class Worker:
         self._replica = replica
         self._objective = self._workload.objective(replica.rows, joint=False)
         self._clients = {
-            index: Client(index, shard.examples, replica, ledger.run)
+            index: Client(index, shard, replica, self._losses, keep=ledger.follow)
             for index, shard in self.shards.items()
         }
         log.info("run %s: position %d, digest %016x", ledger.run[:16], end, replica.digest())
@@ -272,11 +266,6 @@ class Worker:
             ledger.rollback(target)
             self._stand(ledger)
 
-    def _begin(self, client: Client, plan: Plan) -> Probe:
-        if missing := client.missing(plan):  # into the log first: a replica is rebuilt from it
-            self._log.follow(missing, self._standing.digest())
-        return client.begin(plan)
-
     @property
     def _log(self) -> Ledger:
         assert self._ledger is not None
@@ -286,7 +275,7 @@ class Worker:
     def _snapshots(self) -> Path:
         return RunFolder(self._log.path.parent).snapshots
 
-    def _losses(self, batches: Sequence[Any]) -> list[float]:
+    def _losses(self, batches: Sequence[Any]) -> list[Outcome]:
         self._alive()
         if self.superseded.is_set():
             raise Superseded("a newer request has come, this measurement is dropped")

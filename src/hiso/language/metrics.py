@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+from hiso.core.outcome import Outcome
 from hiso.errors import SettingsError
 from hiso.language.generation import stop_tokens, write_answers
-from hiso.language.objective import Objective, Outcome, mean_loss
+from hiso.language.objective import Objective
 from hiso.language.scores import score
 from hiso.language.shards import Encoded
 
@@ -50,19 +51,20 @@ def evaluate(
     outcomes: list[Outcome] = []
     for start in range(0, len(order), batch_size):
         batch = [examples[i] for i in order[start : start + batch_size]]
-        outcomes += objective.measure(batch)
+        outcomes.append(objective.measure(batch))
         if task.answers:
             prompts = [example.ids[: example.start] for example in batch]
             written += write_answers(objective.lm, prompts, task.answer_tokens, stops)
         if on_batch is not None:
             on_batch(len(batch))
-    loss = mean_loss(outcomes)
+    loss = math.fsum(x for o in outcomes for x in o.losses) / sum(o.weights.sum() for o in outcomes)
     if task.answers:
         golds = [examples[i].answers for i in order]
         return {"loss": loss, **score(task.metrics, written, golds)}
     if objective.verbalizer is None:
         return {"loss": loss, "perplexity": math.exp(loss) if loss < 700 else math.inf}
-    pairs = [(examples[i].label, o.prediction) for i, o in zip(order, outcomes, strict=True)]
+    predictions = [int(label) for outcome in outcomes for label in outcome.predictions]
+    pairs = [(examples[i].label, label) for i, label in zip(order, predictions, strict=True)]
     return {
         "loss": loss,
         "accuracy": sum(label == prediction for label, prediction in pairs) / len(pairs),

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hiso.core.outcome import Outcome
 from hiso.errors import SettingsError
 from hiso.language.grouping import group_by_length
 from hiso.language.models import LanguageModel, hidden_states, output_head, shape_logits
@@ -24,28 +24,8 @@ _POSITIONS = 1024
 _VOCABULARY = 8192
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What the model makes of one example.
-
-    Attributes:
-        loss: Cross-entropy of the right label; for free text and answers, the sum over tokens.
-        weight: 1; for free text and answers, the number of tokens that were predicted.
-        prediction: Number of the label that the model prefers, if there are labels.
-    """
-
-    loss: float
-    weight: int
-    prediction: int | None = None
-
-
-def mean_loss(outcomes: Sequence[Outcome]) -> float:
-    """Σ loss / Σ weight, in float64."""
-    return math.fsum(o.loss for o in outcomes) / sum(o.weight for o in outcomes)
-
-
 class Objective:
-    """Mean losses of batches: `objective(batches)`.
+    """What a language model makes of batches: `objective(batches)`.
 
     From the last hidden state on everything is float32, whatever the model computes in, and no
     logits are computed but those that the loss reads.
@@ -85,33 +65,38 @@ class Objective:
         self.passes = 0
         self._rows = rows or _cast_rows
 
-    def __call__(self, batches: Sequence[Batch[Encoded]]) -> list[float]:
-        """The mean loss of each batch: over its examples; for free text and answers, over tokens.
+    def __call__(self, batches: Sequence[Batch[Encoded]]) -> list[Outcome]:
+        """The outcome of each batch; see `measure`.
 
         Raises:
             SettingsError: An example is longer than the model's context.
         """
         groups = [batches] if self.joint and batches else [[batch] for batch in batches]
-        losses: list[float] = []
+        outcomes: list[Outcome] = []
         for group in groups:
-            outcomes = iter(self.measure([e for batch in group for e in batch.examples]))
-            losses += [mean_loss([next(outcomes) for _ in batch.examples]) for batch in group]
-        return losses
+            together = self.measure([e for batch in group for e in batch.examples])
+            outcomes += together.split([len(batch.examples) for batch in group])
+        return outcomes
 
     @torch.inference_mode()
-    def measure(self, examples: Sequence[Encoded]) -> list[Outcome]:
-        """The outcome of each example, from one forward pass.
+    def measure(self, examples: Sequence[Encoded]) -> Outcome:
+        """What the model makes of examples, from one forward pass.
+
+        The loss is the cross-entropy of the right label. For free text and answers it is the sum
+        over tokens, the weight is the number of tokens, and there are no scores.
 
         Raises:
             SettingsError: An example is longer than the model's context.
         """
         started = time.perf_counter()
         if self.verbalizer is None:
-            outcomes = self._text(examples)
+            outcome = self._text(examples)
         else:
-            outcomes = _classify(self._scores(examples, self.verbalizer), examples)
+            outcome = Outcome.of_scores(
+                self._scores(examples, self.verbalizer), [e.label for e in examples]
+            )
         self.seconds += time.perf_counter() - started
-        return outcomes
+        return outcome
 
     def loss(self, batch: Batch[Encoded]) -> Tensor:
         """The mean loss of one batch, a scalar through which gradients flow."""
@@ -146,10 +131,10 @@ class Objective:
         means = [-part.mean() for part in self._token_losses(at, targets).split(lengths)]
         return torch.stack(means).view(len(examples), len(labels))
 
-    def _text(self, examples: Sequence[Encoded]) -> list[Outcome]:
+    def _text(self, examples: Sequence[Encoded]) -> Outcome:
         losses, counts = self._text_losses(examples)
-        parts = losses.cpu().double().split(counts)
-        return [Outcome(float(part.sum()), len(part)) for part in parts]
+        sums = [float(part.sum()) for part in losses.cpu().double().split(counts)]
+        return Outcome(np.array(sums), np.array(counts, np.float64))
 
     def _text_losses(self, examples: Sequence[Encoded]) -> tuple[Tensor, list[int]]:
         """Loss of every token that is predicted, float32 [Σ counts]; the counts by example.
@@ -222,14 +207,6 @@ class Objective:
 
 def _cast_rows(weight: nn.Parameter, ids: Tensor) -> Tensor:
     return weight[ids].float()
-
-
-def _classify(scores: Tensor, examples: Sequence[Encoded]) -> list[Outcome]:
-    """Outcomes from the scores of the labels, [B, C]."""
-    each = nn.functional.cross_entropy(scores, _labels(scores, examples), reduction="none")
-    losses = each.tolist()
-    best = scores.argmax(1).tolist()
-    return [Outcome(loss, 1, label) for loss, label in zip(losses, best, strict=True)]
 
 
 def _labels(scores: Tensor, examples: Sequence[Encoded]) -> Tensor:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hiso.core.identity import Identity
 from hiso.core.record import Record
 from hiso.errors import HisoError, ProtocolError, SettingsError
 from hiso.federation.ledger import Ledger
@@ -27,13 +28,13 @@ class Log:
     """What only a ledger tells.
 
     Attributes:
-        identity: The run's identity.
+        identity: The run's identity; None if its method is not known here.
         records: Every record.
         replies: Every valid reply to a round.
         changes: Settings that took a new value.
     """
 
-    identity: Mapping[str, Any]
+    identity: Identity | None
     records: list[Record]
     replies: list[ReplyRow]
     changes: list[Change]
@@ -123,6 +124,13 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
     return runs
 
 
+def _identity(ledger: Ledger) -> Identity | None:
+    try:
+        return ledger.identity
+    except ProtocolError:
+        return None
+
+
 def _read(path: Path) -> Run:
     folder = RunFolder(path)
     log = settings = traffic = None
@@ -131,7 +139,7 @@ def _read(path: Path) -> Run:
             ledger.verify()
             lines, settings, traffic = metrics_lines(ledger), ledger.settings, ledger.traffic()
             replies, changes = list(ledger.replies()), ledger.changes()
-            log = Log(ledger.identity, ledger.records(), replies, changes)
+            log = Log(_identity(ledger), ledger.records(), replies, changes)
     elif folder.metrics.is_file():
         lines = list(_lines(folder.metrics))
     else:

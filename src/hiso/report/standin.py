@@ -10,16 +10,14 @@ weights follows the same law.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from hiso.core.methods import METHODS
 from hiso.core.replica import Replica
-from hiso.report.gather import Floats, Log, Run
+from hiso.report.gather import Floats, Run
 from hiso.run.observer import Observer
 
 LARGEST = 2**17
@@ -54,13 +52,13 @@ def state_history(run: Run, observer: Observer) -> History | None:
 
     None for a run without ledger, a method that learns nothing, or one that hiso does not know.
     """
-    if run.log is None or (method := _method(run.log)) is None or not method.round_state:
+    identity = None if run.log is None else run.log.identity
+    if run.log is None or identity is None or not identity.method.round_state:
         return None
     sample = min(run.summary.get("trainable_weights", LARGEST), LARGEST)
-    (name, *_) = method.round_state
-    identity = run.log.identity
+    (name, *_) = identity.method.round_state
     module = nn.ParameterList([torch.zeros(sample)])
-    replica = Replica(module, method, seed=identity["seed"], noise=identity["noise"])
+    replica = Replica(module, identity)
     positions = np.unique(np.linspace(0, run.rounds, POSITIONS).astype(np.int64))
     values = np.empty((len(positions), sample), np.float32)
     with observer.phase(f"replaying {name} of {run.path.name}", run.rounds) as advance:
@@ -70,13 +68,6 @@ def state_history(run: Run, observer: Observer) -> History | None:
             row[:] = replica.state[name][:sample].numpy()
             advance(len(records))
     return _histogram(name, positions, values)
-
-
-def _method(log: Log) -> Any:
-    """The method that the run began with."""
-    stored = log.identity["method"]
-    kind = METHODS.get(stored.get("name"))
-    return None if kind is None else kind(**stored["hyper"], feed=stored["feed"])
 
 
 def _histogram(name: str, positions: NDArray[np.int64], values: NDArray[np.float32]) -> History:

@@ -2,39 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from dataclasses import replace
 
-from hiso.core import record
+from hiso.core.identity import Identity
 from hiso.core.method import Method
-from hiso.core.noise import NOISE_FORMAT
 from hiso.errors import RunConflict
 from hiso.run.settings import Settings
 
-_OF_ONE_PLACE = ("partition", "joint")
 
-
-def settings_identity(settings: Settings, method: Method) -> dict[str, Any]:
+def settings_identity(settings: Settings, method: Method) -> Identity:
     """The part of an identity that is known without loading model or data."""
-    return {
-        "formats": {"record": record.FORMAT, "noise": NOISE_FORMAT},
-        "method": {"name": method.name, "hyper": method.hyper, "feed": method.feed},
-        "noise": settings.noise,
-        "seed": settings.seed,
-        "clients": settings.clients,
-        "batch_size": settings.batch_size,
-        "directions": settings.directions,
-        "dtype": settings.dtype,
-    }
+    return Identity(
+        method=method,
+        seed=settings.seed,
+        noise=settings.noise,
+        dtype=settings.dtype,
+        clients=settings.clients,
+        batch_size=settings.batch_size,
+        directions=settings.directions,
+    )
 
 
-def deployed(identity: Mapping[str, Any]) -> dict[str, Any]:
+def deployed(identity: Identity) -> Identity:
     """The identity of the same run on many machines, each with data that nobody else knows."""
-    common = {key: value for key, value in identity.items() if key not in _OF_ONE_PLACE}
-    return {**common, "data": {"max_length": identity["data"]["max_length"]}}
+    data = {"max_length": identity.data["max_length"]}
+    return replace(identity, data=data, partition=None, joint=None)
 
 
-def check_identity(stored: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+def check_identity(stored: Identity, found: Identity) -> None:
     """Makes sure that model, data and partition are those that the run was made with.
 
     Of the method, the values of hyper-parameters are left out: they may have changed.
@@ -46,23 +41,15 @@ def check_identity(stored: Mapping[str, Any], found: Mapping[str, Any]) -> None:
     Raises:
         RunConflict: Something is not; names what.
     """
-    if "partition" not in stored and "partition" in found:
+    if stored.partition is None and found.partition is not None:
         found = deployed(found)
-    stored, found = _without_hyper(stored), _without_hyper(found)
-    different = [
-        f"  {key}: {stored.get(key)} in the run, {found.get(key)} here"
-        for key in {**stored, **found}
-        if stored.get(key) != found.get(key)
-    ]
-    if different:
+    if type(found.method).name == type(stored.method).name:
+        hyper = {**stored.method.hyper, "feed": found.method.feed}
+        found = replace(found, method=replace(found.method, **hyper))
+    if different := stored.differences(found):
         raise RunConflict(
-            "the run was made from something else than what was loaded now:\n"
-            + "\n".join(different)
+            "the run was made from something else than what was loaded now (in the run, then "
+            "here):\n  "
+            + "\n  ".join(different)
             + "\nRestore the model or data of the run, or start another run with another --out."
         )
-
-
-def _without_hyper(identity: Mapping[str, Any]) -> dict[str, Any]:
-    method = identity.get("method")
-    known = (method.get("name"), method.get("feed")) if isinstance(method, dict) else method
-    return {**identity, "method": known}

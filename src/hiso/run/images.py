@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 from torch import nn
 
+from hiso.core.identity import Identity
 from hiso.core.method import Method
 from hiso.language.shards import Shard
 from hiso.run.divide import divide
@@ -29,7 +29,7 @@ class Images:
     dev: Sequence[Image]
     test: Sequence[Image]
     source: str
-    identity: dict[str, Any]
+    identity: Identity
 
     def objective(self, rows: Rows, *, joint: bool) -> ImageObjective:
         """See `Workload.objective`; the whole network computes in the replica's dtype."""
@@ -51,13 +51,14 @@ def load_images(settings: Settings, method: Method, observer: Observer, own: int
     module = make_network(settings.model, tuple(first.shape), splits.classes, settings.seed)
     module.to(device_of(settings))
     shards, partition = divide(splits.train, splits.train, settings, own)
-    identity = settings_identity(settings, method) | {
-        "model": {"fingerprint": fingerprint(module)},
-        "task": {"name": settings.task},
-        "data": {"fingerprint": splits.fingerprint, "max_length": settings.max_length},
-        "partition": partition,
-        "joint": settings.joint,
-    }
+    identity = replace(
+        settings_identity(settings, method),
+        model={"fingerprint": fingerprint(module)},
+        task={"name": settings.task},
+        data={"fingerprint": splits.fingerprint, "max_length": settings.max_length},
+        partition=partition,
+        joint=settings.joint,
+    )
     dev = some(splits.dev, settings.dev_examples)
     test = some(splits.test, settings.test_examples)
     return Images(module, shards, dev, test, splits.source, identity)

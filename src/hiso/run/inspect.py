@@ -40,7 +40,7 @@ def inspect_run(path: Path, last: int) -> dict[str, Any]:
         return {
             "facts": facts,
             "hyper": ledger.hyper_at(),
-            "identity": ledger.identity,
+            "identity": ledger.facts,
             "settings": ledger.settings,
             "changes": [asdict(change) for change in ledger.changes()],
             "evaluations": [evaluation_line(e) for e in ledger.evaluations()],

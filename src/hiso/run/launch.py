@@ -25,7 +25,7 @@ from hiso.run.opening import look, open_ledger, prepare, resolve_settings
 from hiso.run.precision import settle
 from hiso.run.resume import check_method
 from hiso.run.settings import Settings, parse_settings
-from hiso.run.snapshots import replay, restore_snapshot, save_snapshot
+from hiso.run.snapshots import save_snapshot, stand
 from hiso.run.summary import summarise
 from hiso.run.workload import Workload, load_workload, make_replica, measure_split
 
@@ -70,16 +70,15 @@ def launch(
         with Ledger.open(folder.ledger) as ledger:
             check_identity(ledger.identity, workload.identity)
             check_method(ledger, rollback, chosen, changes)
-            start = ledger.identity["method"]["hyper"]
+            identity = ledger.identity
     else:
-        start = chosen.hyper
-    replica = make_replica(settings, chosen, start, workload, observer)
+        identity = workload.identity
+    replica = make_replica(identity, workload, settings.memory, observer)
     own = settings.with_hyper(chosen)
-    with open_ledger(folder, workload.identity, own, seen=seen) as ledger:
+    with open_ledger(folder, identity, own, seen=seen) as ledger:
         prepare(ledger, own, rollback, observer)
-        run = _Run(folder, ledger, settings, chosen, workload, replica, observer)
-        run.catch_up()
-        run.finish()
+        stand(folder.snapshots, replica, ledger, ledger.position, observer)
+        _Run(folder, ledger, settings, chosen, workload, replica, observer).finish()
         summary = summarise(
             ledger,
             workload.source,
@@ -128,11 +127,15 @@ def evaluate_run(
         chosen = method or settings.make_method()
         workload = load_workload(settings, chosen, observer)
         check_identity(ledger.identity, workload.identity)
-        start = ledger.identity["method"]["hyper"]
-        replica = make_replica(settings, chosen, start, workload, observer)
-        run = _Run(folder, ledger, settings, chosen, workload, replica, observer)
-        run.catch_up(at)
-        metrics = run.measure(split)
+        replica = make_replica(ledger.identity, workload, settings.memory, observer)
+        stand(folder.snapshots, replica, ledger, at, observer)
+        objective = workload.objective(replica.rows, joint=settings.joint)
+        count = settings.client_examples or None
+        try:
+            metrics = measure_split(workload, replica, objective, split, count, observer)
+        except Diverged as error:
+            server = Server(ledger, settings.make_rounds(chosen))
+            raise server.diverged(str(error)) from error
         digest = f"{replica.digest():016x}"
         return {"run": ledger.run, "position": at, "split": split, "digest": digest, **metrics}
 
@@ -156,16 +159,9 @@ class _Run:
     ) -> None:
         self.folder, self.ledger, self.settings = folder, ledger, settings
         self.workload, self.replica, self.observer = workload, replica, observer
-        replica.chain = ledger.root
         self.objective = workload.objective(replica.rows, joint=settings.joint)
-        server = Server(ledger, settings.make_rounds(method), curvature=method.curvature)
+        server = Server(ledger, settings.make_rounds(method))
         self.simulation = Simulation(server, replica, workload.shards, self.objective)
-
-    def catch_up(self, position: int | None = None) -> None:
-        """Brings the replica to `position`, from the newest snapshot on the way or from 0."""
-        target = self.ledger.position if position is None else position
-        restore_snapshot(self.folder.snapshots, self.replica, self.ledger, target)
-        replay(self.replica, self.ledger, target, self.observer)
 
     def finish(self) -> None:
         """Runs the rounds that are left, with evaluations before, in between and after."""
@@ -188,9 +184,7 @@ class _Run:
             self.observer.round(row)
             every = self.settings.snapshot_every
             if every and self.ledger.position % every == 0:
-                self.simulation.catch_up()
                 save_snapshot(self.folder.snapshots, self.replica)
-        self.simulation.catch_up()
         self._evaluate_dev(self.ledger.position)
         self._evaluate_once("test")
         if self.settings.client_examples:
@@ -217,7 +211,6 @@ class _Run:
     def _evaluate_dev(self, position: int) -> None:
         every = self.settings.eval_every
         if every and position % every == 0:
-            self.simulation.catch_up()
             self._evaluate_once("dev")
 
     def _evaluate_once(self, split: str) -> None:

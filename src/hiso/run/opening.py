@@ -6,6 +6,7 @@ from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from hiso.core.identity import Identity
 from hiso.core.method import Method
 from hiso.errors import RunConflict
 from hiso.federation.ledger import Ledger
@@ -58,7 +59,7 @@ def look(folder: RunFolder) -> Seen | None:
 @contextmanager
 def open_ledger(
     folder: RunFolder,
-    identity: Mapping[str, Any],
+    identity: Identity,
     settings: Settings,
     *,
     seen: Seen | None,

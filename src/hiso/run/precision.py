@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import get_args
 
 import numpy as np
@@ -94,9 +95,7 @@ def _survey(
     passes = sum(map(len, wanted.values())) * (2 * DIRECTIONS + 1)
     with observer.phase("measuring how exact scalars are", passes) as advance:
         found = {
-            dtype: _measure(
-                settings.model_copy(update={"dtype": dtype}), method, workload, at, advance
-            )
+            dtype: _measure(settings.model_copy(update={"dtype": dtype}), workload, at, advance)
             for dtype, at in wanted.items()
         }
     truth = found["float32"][REFERENCE_MU]["central"]
@@ -108,16 +107,17 @@ def _survey(
 
 
 def _measure(
-    settings: Settings, method: Method, workload: Workload, mus: Iterable[float], advance: Advance
+    settings: Settings, workload: Workload, mus: Iterable[float], advance: Advance
 ) -> dict[float, dict[Scheme, NDArray[np.float64]]]:
     """The scalars at each `mu`, by scheme, on the first batch of client 0."""
     batch = workload.shards[0].batch(0, 0)
-    replica = make_replica(settings, method, method.hyper, workload, Silent())
+    identity = replace(workload.identity, dtype=settings.dtype)
+    replica = make_replica(identity, workload, settings.memory, Silent())
     objective = workload.objective(replica.rows, joint=True)
 
     def loss() -> float:
         advance(1)
-        return objective([batch])[0]
+        return objective([batch])[0].mean
 
     try:
         return {mu: scalars(replica, loss, mu, DIRECTIONS) for mu in mus}

@@ -52,6 +52,16 @@ def restore_snapshot(folder: Path, replica: Replica, ledger: Ledger, last: int) 
     return 0
 
 
+def stand(folder: Path, replica: Replica, ledger: Ledger, target: int, observer: Observer) -> None:
+    """Brings a replica to position `target`, from the newest snapshot on the way or from 0.
+
+    Raises:
+        ProtocolError: A snapshot or the log is damaged.
+    """
+    restore_snapshot(folder, replica, ledger, target)
+    replay(replica, ledger, target, observer)
+
+
 def replay(replica: Replica, ledger: Ledger, target: int, observer: Observer) -> None:
     """Folds the records from where the replica stands up to position `target`.
 
@@ -83,7 +93,8 @@ def _restore(path: Path, replica: Replica, ledger: Ledger, last: int) -> bool:
         if position > last or ledger.chain_at(position) != chain:
             return False
         buffers: dict[str, torch.Tensor] = {n: file.get_tensor(n) for n in file.keys()}  # noqa: SIM118
-    replica.restore(buffers, position, chain, ledger.hyper_at(position))
+    derived = ledger.derived_at(replica.method, replica.method.derived, position)
+    replica.restore(buffers, position, chain, ledger.hyper_at(position), derived)
     if f"{replica.digest():016x}" != facts["digest"]:
         raise _damaged(path)
     return True

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 from torch import nn
 
+from hiso.core.identity import Identity
 from hiso.core.method import Method
 from hiso.errors import SettingsError
 from hiso.language.data import load_examples
@@ -34,7 +34,7 @@ class Words:
     dev: Sequence[Encoded]
     test: Sequence[Encoded]
     source: str
-    identity: dict[str, Any]
+    identity: Identity
 
     @property
     def module(self) -> nn.Module:
@@ -75,12 +75,13 @@ def load_words(settings: Settings, method: Method, observer: Observer, own: int 
         )
         train = encode(splits.train, task, lm.tokenizer, settings.max_length)
         shards, partition = divide(splits.train, train, settings, own)
-    identity = settings_identity(settings, method) | {
-        "model": {"fingerprint": lm.fingerprint},
-        "task": {"name": task.name, "template": task.template, "labels": list(task.labels)}
-        | ({"answer_tokens": task.answer_tokens} if task.answers else {}),
-        "data": {"fingerprint": splits.fingerprint, "max_length": settings.max_length},
-        "partition": partition,
-        "joint": settings.joint,
-    }
+    answers = {"answer_tokens": task.answer_tokens} if task.answers else {}
+    identity = replace(
+        settings_identity(settings, method),
+        model={"fingerprint": lm.fingerprint},
+        task={"name": task.name, "template": task.template, "labels": list(task.labels), **answers},
+        data={"fingerprint": splits.fingerprint, "max_length": settings.max_length},
+        partition=partition,
+        joint=settings.joint,
+    )
     return Words(lm, task, shards, dev, test, splits.source, identity)

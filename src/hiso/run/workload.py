@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from hiso.core.identity import Identity
 from hiso.core.keys import choose
 from hiso.core.method import Method
-from hiso.core.replica import DTYPES, Replica
+from hiso.core.outcome import Outcome
+from hiso.core.replica import Memory, Replica
 from hiso.errors import Diverged, SettingsError
 from hiso.language.shards import Shard
 from hiso.run.observer import Advance, Observer
@@ -24,10 +25,10 @@ EVAL_BATCH = 32
 
 
 class Objective(Protocol):
-    """The loss of a module on batches of a workload, at whatever weights the module has."""
+    """What a module makes of batches of a workload, at whatever weights the module has."""
 
-    def __call__(self, batches: Sequence[Any]) -> list[float]:
-        """The mean loss of each batch, by forward passes alone."""
+    def __call__(self, batches: Sequence[Any]) -> list[Outcome]:
+        """The outcome of each batch, by forward passes alone."""
         ...
 
     def loss(self, batch: Any) -> Tensor:
@@ -64,7 +65,7 @@ class Workload(Protocol):
         ...
 
     @property
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> Identity:
         """What makes the run this run: with equal identities and settings, digests are equal.
 
         Paths and names of machines are not in it, fingerprints are.
@@ -114,22 +115,11 @@ def load_workload(
 
 
 def make_replica(
-    settings: Settings,
-    method: Method,
-    start: Mapping[str, float],
-    workload: Workload,
-    observer: Observer,
+    identity: Identity, workload: Workload, memory: Memory, observer: Observer
 ) -> Replica:
-    """The base model at position 0, with the hyper-parameters that the run began with."""
+    """The base model at position 0 of the run with this identity."""
     with observer.phase("preparing kernels"):
-        return Replica(
-            workload.module,
-            replace(method, **start),
-            seed=settings.seed,
-            noise=settings.noise,
-            dtype=DTYPES[settings.dtype],
-            memory=settings.memory,
-        )
+        return Replica(workload.module, identity, memory=memory)
 
 
 def measure_split(

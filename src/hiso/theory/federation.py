@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from hiso.core.identity import Identity
 from hiso.core.layout import Layout
 from hiso.core.method import Method
 from hiso.core.replica import Replica
@@ -58,28 +58,27 @@ class Federation:
         """Each client's images."""
         return images.shards(len(self.labels), self.rules.clients, self.batch_size, self.seed)
 
-    def replica(self, chain: bytes, *, seed: int | None = None) -> Replica:
+    @property
+    def identity(self) -> Identity:
+        """That of the run."""
+        return Identity(method=self.method, seed=self.seed, model="digits")
+
+    def replica(self, seed: int | None = None) -> Replica:
         """A replica at position 0, whose directions are those of `seed`, or of the run."""
-        directions = self.seed if seed is None else seed
-        return Replica(self.module(), self.method, seed=directions, chain=chain)
+        own = self.seed if seed is None else seed
+        return Replica(self.module(), replace(self.identity, seed=own))
 
     @contextmanager
     def ledger(self, path: Path) -> Iterator[Ledger]:
         """The run's log, made if it is missing."""
-        identity: dict[str, Any] = {
-            "model": "digits",
-            "seed": self.seed,
-            "method": {"name": self.method.name, "hyper": self.method.hyper},
-        }
-        opened = Ledger.open(path) if path.exists() else Ledger.create(path, identity, {})
+        opened = Ledger.open(path) if path.exists() else Ledger.create(path, self.identity, {})
         with opened as ledger:
             yield ledger
 
     def simulation(self, ledger: Ledger) -> Simulation:
         """The federation where the log ends."""
-        replica = self.replica(ledger.root)
-        replica.replay(ledger.records())
-        server = Server(ledger, self.rules, curvature=self.method.curvature)
+        replica = self.replica()
+        server = Server(ledger, self.rules)
         losses = images.Losses(replica.module, self.inputs, self.labels)
         return Simulation(server, replica, self.shards(), losses)
 
@@ -124,7 +123,7 @@ def state_at(
     With another `seed` the scalars of the log meet directions that have nothing to do with the
     losses they were measured from: h then scatters just as it does, and knows nothing.
     """
-    replica = federation.replica(ledger.root, seed=seed)
+    replica = federation.replica(seed)
     replica.replay(ledger.records(0, position))
     h = unpadded(replica.layout, replica.state["h"]).double().numpy()
     return unpadded(replica.layout, replica.weights), h

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hiso.bench.timing import one_thread
 from hiso.core.keys import choose
-from hiso.core.replica import DTYPES, Replica
+from hiso.core.replica import Replica
 from hiso.errors import SettingsError
 from hiso.federation.ledger import Ledger
 from hiso.language.data import load_examples
@@ -55,16 +55,10 @@ class _Scene:
     @contextmanager
     def replica(self, position: int, seed: int | None = None) -> Iterator[Replica]:
         """The run's replica at a position; with another `seed`, on directions of that seed."""
-        method = replace(self.settings.make_method(), **self.ledger.identity["method"]["hyper"])
+        own = self.settings.seed if seed is None else seed
         self.lm.model.load_state_dict(self.base)
-        replica = Replica(
-            self.lm.model,
-            method,
-            seed=self.settings.seed if seed is None else seed,
-            noise=self.settings.noise,
-            dtype=DTYPES["float32"],
-            chain=self.ledger.root,
-        )
+        identity = replace(self.ledger.identity, seed=own, dtype="float32")
+        replica = Replica(self.lm.model, identity)
         replica.replay(self.ledger.records(0, position))
         replica.write()
         try:

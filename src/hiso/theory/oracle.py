@@ -141,7 +141,6 @@ def _positions(
         yield replica
         for done in range(preset.rounds):
             if done % preset.measure_every == 0 and candidate not in ("one", "hiso"):
-                simulation.catch_up()
                 h = torch.from_numpy(_measure(preset, federation, replica, candidate)).float()
                 set_state(replica, "h", h)
             try:
@@ -149,7 +148,6 @@ def _positions(
             except Diverged:
                 return
             if (done + 1) % preset.look_every == 0:
-                simulation.catch_up()
                 yield replica
 
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 
+from hiso.core.identity import Identity
 from hiso.core.method import Method
 from hiso.core.replica import Replica
 from hiso.engines.simulation import Simulation
@@ -72,13 +73,13 @@ def race(
     """
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        identity = {"seed": seed, "method": {"name": method.name, "hyper": method.hyper}}
+        identity = Identity(method=method, seed=seed, model="separable")
         with Ledger.create(Path(folder) / "ledger.sqlite", identity, {}) as ledger:
-            replica = Replica(problem, method, seed=seed, chain=ledger.root)
+            replica = Replica(problem, identity)
             weights = replica.weights[: problem.spectrum.d]
             if h is not None:
                 set_state(replica, "h", torch.from_numpy(problem.spectrum.spread(h)).float())
-            server = Server(ledger, rules, curvature=method.curvature)
+            server = Server(ledger, rules)
             shards = [Shard(i, shifts, problem.spectrum) for i in range(rules.clients)]
             simulation = Simulation(server, replica, shards, problem.losses)
             start, done, end = problem.loss(weights), 0, "limit"
@@ -89,7 +90,6 @@ def race(
                 except Diverged:
                     end = "blown up"
                     break
-                simulation.catch_up()
                 done, loss = done + 1, problem.loss(weights)
                 if not loss <= _BLOWN_UP * start:
                     end = "blown up"

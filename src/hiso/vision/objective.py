@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from hiso.core.outcome import Outcome
 from hiso.errors import SettingsError
 from hiso.vision.data import Image
 
@@ -24,9 +25,10 @@ class ImageBatch(Protocol):
 
 
 class ImageObjective:
-    """Mean cross-entropies of batches: `objective(batches)`.
+    """What a network makes of batches: `objective(batches)`.
 
-    Logits become float32 before the loss, whatever the network computes in.
+    The loss is the cross-entropy of the right label. Logits become float32 before it, whatever the
+    network computes in.
     """
 
     def __init__(self, module: nn.Module, *, joint: bool = True) -> None:
@@ -34,20 +36,20 @@ class ImageObjective:
         self._module, self._joint = module, joint
 
     @torch.inference_mode()
-    def __call__(self, batches: Sequence[ImageBatch]) -> list[float]:
-        """The mean loss of each batch."""
+    def __call__(self, batches: Sequence[ImageBatch]) -> list[Outcome]:
+        """The outcome of each batch."""
         groups = [batches] if self._joint and batches else [[batch] for batch in batches]
-        losses: list[float] = []
+        outcomes: list[Outcome] = []
         for group in groups:
             examples = [e for batch in group for e in batch.examples]
-            each, _ = self._outcomes(examples)
-            parts = each.double().cpu().split([len(batch.examples) for batch in group])
-            losses += [float(part.mean()) for part in parts]
-        return losses
+            together = Outcome.of_scores(*self._scores(examples))
+            outcomes += together.split([len(batch.examples) for batch in group])
+        return outcomes
 
     def loss(self, batch: ImageBatch) -> Tensor:
         """The mean loss of one batch, a scalar through which gradients flow."""
-        return self._outcomes(batch.examples)[0].mean()
+        scores, labels = self._scores(batch.examples)
+        return nn.functional.cross_entropy(scores, labels, reduction="none").mean()
 
     @torch.inference_mode()
     def evaluate(
@@ -63,17 +65,16 @@ class ImageObjective:
         loss, hits = 0.0, 0
         for start in range(0, len(examples), _CHUNK):
             part = examples[start : start + _CHUNK]
-            each, right = self._outcomes(part)
-            loss, hits = loss + float(each.double().sum()), hits + int(right.sum())
+            outcome = Outcome.of_scores(*self._scores(part))
+            loss += float(outcome.losses.sum())
+            hits += int((outcome.predictions == outcome.labels).sum())
             if advance is not None:
                 advance(len(part))
         return {"loss": loss / len(examples), "accuracy": hits / len(examples)}
 
-    def _outcomes(self, examples: Sequence[Image]) -> tuple[Tensor, Tensor]:
-        """Loss [B] float32 of each image, and whether its label is the likeliest [B]."""
+    def _scores(self, examples: Sequence[Image]) -> tuple[Tensor, Tensor]:
+        """Logits float32 [B, C] of images, and their labels [B]."""
         like = next(self._module.parameters())
         pixels = torch.stack([e.pixels for e in examples]).to(like.device, like.dtype)
         labels = torch.tensor([e.label for e in examples], device=like.device)
-        logits = self._module(pixels).float()
-        losses = nn.functional.cross_entropy(logits, labels, reduction="none")
-        return losses, logits.argmax(1) == labels
+        return self._module(pixels).float(), labels

@@ -1,0 +1,26 @@
+"""State that derives from the log alone: numbers that whoever has the records can work out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    from hiso.core.record import Record
+
+State = TypeVar("State")
+
+
+class Derived(Protocol[State]):
+    """A pure fold over records. A `Method` is one, and so is `MeanCurvature`."""
+
+    def remember(self, state: State, record: Record, /) -> State:
+        """The state after a record, from the state before it; changes nothing."""
+        ...
+
+
+def remember_all(what: Derived[State], records: Iterable[Record], state: State) -> State:
+    """The state after `records`, from the `state` before the first of them."""
+    for record in records:
+        state = what.remember(state, record)
+    return state

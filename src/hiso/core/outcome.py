@@ -1,0 +1,113 @@
+"""What a model makes of a batch, example by example."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hiso.errors import SettingsError
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """Losses of the B examples of a batch and, where the task has labels, their scores.
+
+    Attributes:
+        losses: Loss of each example, summed over what it was measured on, float64 [B].
+        weights: On how much each was measured, float64 [B]: 1, or its number of tokens.
+        scores: Scores of the C labels, float32 [B, C]: softmax gives their probabilities. None
+            where there are no labels.
+        labels: Number of each example's right label, int64 [B]; None without scores.
+    """
+
+    losses: NDArray[np.float64]
+    weights: NDArray[np.float64]
+    scores: NDArray[np.float32] | None = None
+    labels: NDArray[np.int64] | None = None
+
+    @property
+    def mean(self) -> float:
+        """Σ losses / Σ weights, summed exactly and rounded to float64."""
+        return math.fsum(self.losses.tolist()) / math.fsum(self.weights.tolist())
+
+    @property
+    def predictions(self) -> NDArray[np.int64]:
+        """Number of the label with the highest score, the first of equals, int64 [B].
+
+        Raises:
+            SettingsError: There are no scores.
+        """
+        if self.scores is None:
+            raise SettingsError("there are no labels to predict: this task has no scores")
+        return self.scores.argmax(1)
+
+    @classmethod
+    def of(cls, value: Any) -> Outcome:
+        """What a loss function of a user's own returns for a batch.
+
+        Args:
+            value: A mean loss; losses of the examples [B]; a pair of scores [B, C] and labels [B],
+                from which the cross-entropy is taken; or an `Outcome`. Tensors, arrays or lists.
+
+        Raises:
+            SettingsError: It is something else.
+        """
+        if isinstance(value, Outcome):
+            return value
+        if isinstance(value, tuple):
+            return cls.of_scores(*value)
+        try:
+            losses = _array(value, np.float64)
+        except (TypeError, ValueError) as error:
+            raise SettingsError(
+                f"a loss function returned {type(value).__name__}: it must return a mean loss, "
+                "losses [B], or scores [B, C] and labels [B]"
+            ) from error
+        if losses.ndim > 1 or not losses.size:
+            raise SettingsError(
+                f"a loss function returned an array {list(losses.shape)}: losses are [B], and "
+                "scores come with their labels, as a pair"
+            )
+        return cls(losses.reshape(-1), np.ones(losses.size))
+
+    @classmethod
+    def of_scores(cls, scores: Any, labels: Any) -> Outcome:
+        """Cross-entropies −log softmax(scores)[label], in torch's float32, one by one.
+
+        Raises:
+            SettingsError: The shapes are not [B, C] and [B], or a label is not in [0, C).
+        """
+        import torch  # not before it is needed: a server has none
+
+        at = torch.as_tensor(scores).detach().float()
+        right = torch.as_tensor(labels).detach().to(at.device).long()
+        if at.ndim != 2 or right.shape != at.shape[:1] or not right.numel():
+            raise SettingsError(
+                f"scores {list(at.shape)} and labels {list(right.shape)} must be [B, C] and [B]"
+            )
+        if not bool(((right >= 0) & (right < at.shape[1])).all()):
+            raise SettingsError(f"labels must lie in [0, {at.shape[1]}), the columns of scores")
+        losses = torch.nn.functional.cross_entropy(at, right, reduction="none")
+        found = losses.double().cpu().numpy(), at.cpu().numpy(), right.cpu().numpy()
+        return cls(found[0], np.ones(len(found[0])), found[1], found[2])
+
+    def split(self, sizes: list[int]) -> list[Outcome]:
+        """The outcomes of batches of these sizes that were measured together."""
+        ends = np.cumsum(sizes)[:-1]
+        columns = [
+            [None] * len(sizes) if column is None else np.split(column, ends)
+            for column in (self.losses, self.weights, self.scores, self.labels)
+        ]
+        return [Outcome(*parts) for parts in zip(*columns, strict=True)]  # pyright: ignore[reportArgumentType]
+
+
+def _array(value: Any, dtype: type[np.float64]) -> NDArray[np.float64]:
+    if value is None:  # which NumPy would take for NaN
+        raise TypeError("nothing was returned")
+    if hasattr(value, "detach"):  # a tensor, of whatever dtype and device
+        value = value.detach().cpu().double().numpy()
+    return np.asarray(value, dtype)

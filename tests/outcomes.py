@@ -1,0 +1,12 @@
+"""What tests compare of outcomes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from hiso.core.outcome import Outcome
+
+
+def means(outcomes: Iterable[Outcome]) -> list[float]:
+    """The mean loss of each batch."""
+    return [outcome.mean for outcome in outcomes]
