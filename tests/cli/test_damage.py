@@ -117,6 +117,17 @@ def test_a_disk_that_is_full_for_a_derived_file_loses_nothing(run, hiso):
     assert done.json["digest"] == digest
 
 
+def test_a_disk_that_is_full_for_a_snapshot_loses_nothing(tmp_path, original, hiso, base):
+    command = ("run", *flags(base), "--snapshot-every", 2, "--out", "run", "--json")
+    done = on_a_disk_of(300_000, hiso, *command)
+    assert done.code == 7, done.err
+    assert "position-00000002.safetensors" in done.err
+    assert "Traceback" not in done.err
+    assert rounds_in(tmp_path / "run" / "ledger.sqlite") == 2
+    assert not list((tmp_path / "run" / "snapshots").iterdir())
+    assert hiso(*command).json["digest"] == digest_of(original)
+
+
 class FillsTheDisk(Silent):
     """From the first round on, there is no room for a line of metrics.jsonl."""
 

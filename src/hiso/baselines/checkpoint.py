@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from hiso.errors import ProtocolError
+from hiso.run.folder import storing
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,9 @@ class Checkpoint:
         }
         tensors = {name: torch.from_numpy(value) for name, value in self.state.items()}
         partial = path.with_name(path.name + ".partial")
-        save_file({"weights": self.weights, **tensors}, partial, metadata=facts)
-        os.replace(partial, path)
+        with storing(path):
+            save_file({"weights": self.weights, **tensors}, partial, metadata=facts)
+            os.replace(partial, path)
 
 
 def read_checkpoint(path: Path) -> Checkpoint | None:

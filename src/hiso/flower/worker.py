@@ -121,7 +121,7 @@ class Worker:
         """Position and chain hash in a run; the hash is empty if it does not know the run."""
         if run is None or not (folder := self._folder_of(run)).has_run():
             return 0, b""
-        with Ledger.open(folder.ledger) as ledger:
+        with Ledger.read(folder.ledger) as ledger:
             return ledger.position, ledger.chain_at(ledger.position)
 
     def _folder_of(self, run: str) -> RunFolder:

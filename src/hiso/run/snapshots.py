@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from hiso.core.replica import Replica
 from hiso.errors import ProtocolError
 from hiso.federation.ledger import Ledger
+from hiso.run.folder import storing
 from hiso.run.observer import Observer
 
 _KEEP = 2
@@ -19,8 +20,11 @@ _REPLAY_CHUNK = 20
 
 
 def save_snapshot(folder: Path, replica: Replica) -> Path:
-    """Keeps the replica as it stands, at the log's end, and the one before; no others."""
-    folder.mkdir(exist_ok=True)
+    """Keeps the replica as it stands, at the log's end, and the one before; no others.
+
+    Raises:
+        StorageError: It cannot be written; the ledger has all that it would have shortened.
+    """
     path = folder / f"position-{replica.position:08d}.safetensors"
     facts = {
         "position": str(replica.position),
@@ -28,8 +32,13 @@ def save_snapshot(folder: Path, replica: Replica) -> Path:
         "digest": f"{replica.digest():016x}",
     }
     partial = folder / "snapshot.partial"
-    save_file({"weights": replica.weights, **replica.state}, partial, metadata=facts)
-    os.replace(partial, path)
+    with storing(path):
+        folder.mkdir(exist_ok=True)
+        try:
+            save_file({"weights": replica.weights, **replica.state}, partial, metadata=facts)
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)  # it has become `path`, or is of no use
     kept = sorted(folder.glob("position-*.safetensors"))
     last = kept.index(path) + 1
     for old in kept[: max(0, last - _KEEP)] + kept[last:]:  # too old, or of rounds set aside
