@@ -281,3 +281,13 @@ def test_the_installed_command_runs(tmp_path):
     assert "Federated fine-tuning" in done.stdout + done.stderr
     for name in ("run", "eval", "inspect", "doctor", "bench", "report"):
         assert name in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(("given", "policy"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_threads_that_wait_sleep_unless_told_otherwise(tmp_path, given, policy):
+    """OpenMP itself says what it was told, since it reads its settings once, when torch loads."""
+    env = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
+    env |= {"OMP_DISPLAY_ENV": "TRUE"} | ({"OMP_WAIT_POLICY": given} if given else {})
+    command = [sys.executable, "-m", "hiso", "eval", str(tmp_path)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert re.findall(r"OMP_WAIT_POLICY = '(\w+)'", done.stderr) == [policy]

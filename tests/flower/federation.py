@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import socket
 import sqlite3
@@ -25,12 +26,15 @@ from hiso.flower.envelope import Envelope
 
 BIN = Path(sys.executable).parent
 ROOT = Path(__file__).parents[2]
+_PARTS = ("floor", "serve", "superlink", "supernode", "worker")
 
 
 def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+    """A port below those that systems lend to outgoing connections, which might take it."""
+    while True:
+        with socket.socket() as s, suppress(OSError):
+            s.bind(("127.0.0.1", random.SystemRandom().randrange(15_000, 32_000)))
+            return s.getsockname()[1]
 
 
 class Proxy:
@@ -165,13 +169,17 @@ class Deployment:
         return folder
 
     def wait(self, what: str, test: Callable[[], Any], seconds: float = 90) -> Any:
-        """What `test` gives as soon as it is true; shows the logs if it cannot, or takes long."""
+        """What `test` gives as soon as it is true; shows the logs if that takes long.
+
+        A process of the deployment that ended with an error, though nobody killed it, is shown
+        at once; those of strangers may.
+        """
         end = time.monotonic() + seconds
         while not (found := test()):
             if time.monotonic() > end:
                 raise AssertionError(f"no {what} after {seconds} s\n{self.logs()}")
-            for name in {"serve", "floor"} & self.processes.keys():
-                if code := self.processes[name].poll():
+            for name, process in self.processes.items():
+                if name.startswith(_PARTS) and (code := process.poll()):
                     raise AssertionError(f"no {what}: {name} ended with {code}\n{self.logs()}")
             time.sleep(0.1)
         return found

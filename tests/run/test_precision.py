@@ -21,7 +21,7 @@ from hiso.run.words import Words, load_words
 
 from ..identities import identity_of
 
-DIRECTIONS = 50
+DIRECTIONS = 24
 REAL = {"batch_size": 4, "max_length": 32, "test_examples": 1, "dev_examples": 1}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -176,6 +177,8 @@ def _end_with(error: HisoError) -> NoReturn:
 
 def main() -> None:
     """Entry point: runs a command, turns hiso's errors into a message and an exit code."""
+    # Threads that wait sleep, instead of taking a core from other processes; before torch loads.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app()
     except HisoError as error:
