@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hiso.core.identity import Identity
-    from hiso.core.methods import HiSo, HiZoo, Method, Momentum, ZoSgd
+    from hiso.core.methods import HiSo, HiZoo, Method, Momentum, SubspaceNewton, ZoSgd
     from hiso.core.replica import Replica
     from hiso.errors import HisoError
     from hiso.run.api import simulate
@@ -21,6 +21,7 @@ _HOMES = {
     "Method": "hiso.core.methods",
     "Momentum": "hiso.core.methods",
     "Replica": "hiso.core.replica",
+    "SubspaceNewton": "hiso.core.methods",
     "ZoSgd": "hiso.core.methods",
     "evaluate_run": "hiso.run.launch",
     "simulate": "hiso.run.api",
@@ -34,6 +35,7 @@ __all__ = [
     "Method",
     "Momentum",
     "Replica",
+    "SubspaceNewton",
     "ZoSgd",
     "evaluate_run",
     "simulate",

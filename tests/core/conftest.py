@@ -58,6 +58,7 @@ def make_record(
         (rng.standard_normal(count) * scale).astype(np.float32),
         (rng.standard_normal(count) * 3).astype(np.float32) if method.curvature else None,
         changes or {},
+        {name: float(rng.uniform(0.5, 2)) for name in method.facts},
     )
 
 

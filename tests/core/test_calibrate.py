@@ -9,6 +9,7 @@ from torch import nn
 
 from hiso.core.calibrate import judge, scalars
 from hiso.core.methods import HiSo, ZoSgd
+from hiso.core.outcome import Outcome
 from hiso.core.probe import Point
 from hiso.core.replica import Replica
 from hiso.errors import ProtocolError
@@ -27,11 +28,11 @@ def test_scalars_of_a_quadratic():
     replica = Replica(net, identity_of(ZoSgd(), seed=5))
     w = net.weight.detach().clone()[0].double()
 
-    def loss() -> float:
+    def outcome() -> Outcome:
         x = net.weight[0].double()
-        return float((a / 2 * x**2 + b * x).sum())
+        return Outcome.of((a / 2 * x**2 + b * x).sum())
 
-    found = scalars(replica, loss, mu, 6)
+    found = scalars(replica, outcome, mu, 6)
     for p in range(6):
         replica.write(Point(0, 0, p, 1), round=0, mu=1.0)
         z = net.weight[0].double() - w

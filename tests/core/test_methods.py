@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from hiso.core.method import Method
-from hiso.core.methods import METHODS, HiSo, HiZoo, Momentum, ZoSgd
+from hiso.core.methods import METHODS, HiSo, HiZoo, Momentum, SubspaceNewton, ZoSgd
 from hiso.core.noise.reference import direction
 from hiso.core.ops import absolute, maximum, select, sign, sqrt, var
 from hiso.core.replica import Replica
@@ -27,6 +27,7 @@ CASES = [
     HiSo(lr=LR, nu=0.1, feed="all"),
     Momentum(lr=LR, beta=0.8),
     HiZoo(lr=LR, nu=0.05, feed="all"),
+    SubspaceNewton(lr=LR),
 ]
 IDS = [f"{m.name}-{m.feed}" for m in CASES]
 CHANGES = {4: {"lr": 0.02}, 7: {"lr": 0.005}}
@@ -78,7 +79,7 @@ def oracle(method: Method, replica: Replica, records: list, seed: int) -> dict[s
                 continue
             x["weights"] = x["weights"] - hyper["lr"] * dx
             fed = {"first": k == 0, "last": k == record.steps - 1, "all": True}[method.feed]
-            if method.name == "zo_sgd" or not fed:
+            if not method.round_state or not fed:
                 continue
             nu, h = hyper["nu"], x["h"]
             new = dx**2 + hyper["eps"] if method.name == "hiso" else np.abs(0.5 * s2 * h)
@@ -230,7 +231,7 @@ class FixedNormals:
 
 @dataclass(frozen=True, kw_only=True)
 class Lion(Method):
-    """A fifth method, as docs/methods.md writes it: the sign of an interpolated momentum."""
+    """A method of our own, as docs/methods.md writes it: the sign of an interpolated momentum."""
 
     name: ClassVar[str] = "lion"
     step_state: ClassVar[dict[str, float]] = {"m": 0.0}

@@ -30,6 +30,7 @@ def records(draw: st.DrawFn) -> Record:
         column(floats, "f4"),
         column(floats, "f4") if draw(st.booleans()) else None,
         draw(st.dictionaries(st.sampled_from(["lr", "nu", "floor", "µ"]), floats)),
+        draw(st.dictionaries(st.sampled_from(["t", "µ"]), floats)),
     )
 
 
@@ -41,6 +42,7 @@ def test_bytes_round_trip(record):
     assert (again.round, again.terms, again.steps) == (record.round, record.terms, record.steps)
     assert np.array_equal(again.coefficient, record.coefficient)
     assert dict(again.changes) == {k: np.float32(v) for k, v in record.changes.items()}
+    assert dict(again.facts) == {k: np.float32(v) for k, v in record.facts.items()}
 
 
 @given(records(), st.data())

@@ -46,6 +46,7 @@ class StandIn:
 
     def __init__(self, identity: Identity) -> None:
         self.identity, self.chain, self.position = identity, identity.root, 0
+        self.derived = identity.method.derived
         hyper = identity.method.hyper
         self.hyper = {name: float(np.float32(value)) for name, value in hyper.items()}
         self.w = np.zeros(SIZE, np.float32)

@@ -229,9 +229,37 @@ def test_open_says_what_is_wrong_with_a_file(tmp_path):
         new_ledger(tmp_path / "other.db")
     new_ledger(tmp_path / "newer.db").close()
     with closing(sqlite3.connect(tmp_path / "newer.db")) as db, db:
-        db.execute("PRAGMA user_version=2")
-    with pytest.raises(ProtocolError, match=r"format 2, this hiso reads format 1.*newer"):
+        db.execute("PRAGMA user_version=3")
+    with pytest.raises(ProtocolError, match=r"format 3, this hiso reads formats up to 2.*newer"):
         Ledger.open(tmp_path / "newer.db")
+
+
+def test_a_ledger_of_format_1_is_read_and_goes_on(tmp_path):
+    """Format 1 had no column for facts; a reader updates its copy, a writer the file."""
+    path = tmp_path / "old.db"
+    new_ledger(path).close()
+    with closing(sqlite3.connect(path)) as db, db:
+        for table in ("replies", "abandoned_replies"):
+            db.execute(f"ALTER TABLE {table} DROP COLUMN facts")
+        db.execute("PRAGMA user_version=1")
+    before = path.read_bytes()
+    with Ledger.read(path) as ledger:
+        assert ledger.position == 0
+    assert path.read_bytes() == before
+    with Ledger.open(path, method=Plain) as ledger:
+        for rounds in (2, 1):
+            server, clients = Server(ledger, RULES), clients_of(ledger, 5)
+            for client in clients:
+                client.replica.replay(ledger.records())
+            for _ in range(rounds):
+                one_round(server, clients)
+            ledger.verify()
+            ledger.rollback(1)
+    with closing(sqlite3.connect(path)) as db:
+        assert db.execute("PRAGMA user_version").fetchone() == (2,)
+        assert db.execute("SELECT facts FROM replies").fetchall()[0] == (None,)
+        (kept,) = db.execute("SELECT count(*) FROM abandoned_replies WHERE facts IS NULL")
+        assert kept == (6,)
 
 
 def test_readers_see_whole_rounds_while_the_writer_goes_on(ledger):

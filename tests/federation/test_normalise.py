@@ -9,7 +9,7 @@ from torch import nn
 
 from hiso import HiSo, Replica, simulate
 from hiso.core.derived import remember_all
-from hiso.core.methods import ZoSgd
+from hiso.core.methods import SubspaceNewton, ZoSgd
 from hiso.core.record import Record
 from hiso.errors import SettingsError
 from hiso.federation.ledger import Ledger
@@ -120,8 +120,14 @@ def test_mu_is_divided_by_the_root_of_the_mean(tmp_path):
 
 
 def test_what_makes_no_sense_is_refused(tmp_path, base):
-    with pytest.raises(SettingsError, match="hiso has a curvature for each weight"):
+    with pytest.raises(SettingsError, match="hiso has a curvature of its own"):
         simulate(out=tmp_path / "run", **base | {"method": "hiso", "normalise": NU})
+    with new_ledger(tmp_path / "solved.db", SubspaceNewton()) as ledger:
+        rules = RoundSettings(
+            clients=1, sample=1, steps=1, directions=1, mu=1e-3, normalise=NU, hyper={"lr": 0.5}
+        )
+        with pytest.raises(SettingsError, match="subspace_newton has done already"):
+            Server(ledger, rules)
     common = {"clients": 2, "sample": 1, "steps": 1, "directions": 1, "mu": 1e-3}
     with pytest.raises(SettingsError, match="name lr among hyper"):
         RoundSettings(**common, normalise=NU)

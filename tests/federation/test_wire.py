@@ -24,9 +24,10 @@ from hiso.federation.wire import (
 )
 
 GOLDEN = [
-    "e90fc35fdbbacc0a0b3a8a3f9af530338c91e939120d6151bc18c6d2ab17f19e",
-    "1ab208865d006f0db512e888ac56d4664224b252d2d3d197c9916ae4c54b5303",
-    "c651411d4d6a52cd403015f09030bf6d1c8c522e56ac2d65aa6492a7608d354f",
+    "0c38d6949290a1f0452a59aefb82fcdf94e319549237bda14f5daad11fa6c9e5",
+    "128cdf0913005d39efbd6ada32a0adc1caae27cf9bc6bdd1c588016320937283",
+    "160ac4b9a6e98a58c081df2095e13068f7e94f96d65a05b75eefbf2f268bb297",
+    "74f53e7b2bac2fd64ab2c1ceac89ffbed541867692f6dea8544d84f275f90211",
 ]
 FLOAT32 = float(np.finfo(np.float32).max)
 
@@ -83,6 +84,7 @@ def replies(draw: st.DrawFn) -> Reply:
         curvature=numbers() if draw(st.booleans()) else None,
         loss=draw(st.floats()),
         examples=draw(st.integers(0, 2**64 - 1)),
+        facts=draw(st.dictionaries(st.sampled_from(["t", "µ"]), st.floats(-8.0, 8.0, width=32))),
     )
 
 
@@ -195,6 +197,8 @@ def test_the_bytes_are_pinned():
     assert hash_question(plan).hex() == GOLDEN[0]
     assert hashlib.sha256(plan_to_bytes(plan)).hexdigest() == GOLDEN[1]
     assert hashlib.sha256(reply_to_bytes(reply)).hexdigest() == GOLDEN[2]
+    told = replace(reply, facts={"t": 0.5, "s": -1.0})
+    assert hashlib.sha256(reply_to_bytes(told)).hexdigest() == GOLDEN[3]
     assert plan_from_bytes(plan_to_bytes(plan)).changes == plan.changes
     for flag in (2, 4, 0x8000):
         raw = bytearray(reply_to_bytes(reply))

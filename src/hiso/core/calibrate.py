@@ -9,19 +9,24 @@ small for a language model.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hiso.core.probe import Probe, Scheme
+from hiso.core.local import Local
+from hiso.core.method import Needs
+from hiso.core.outcome import Outcome
+from hiso.core.probe import Point, Scheme
 from hiso.core.replica import Replica
+from hiso.errors import NonFiniteLoss
 
 REFERENCE_MU = 3e-4
 
-Loss = Callable[[], float]
-"""The loss of one fixed batch under the model as it is written now."""
+Measure = Callable[[], Outcome]
+"""What the model, as it is written now, makes of one fixed batch."""
 
 
 @dataclass(frozen=True)
@@ -43,23 +48,37 @@ class Accuracy:
 
 
 def scalars(
-    replica: Replica, loss: Loss, mu: float, directions: int
+    replica: Replica, measure: Measure, mu: float, directions: int, needs: Needs = "loss"
 ) -> dict[Scheme, NDArray[np.float64]]:
     """Directional derivatives [P] along round 0's shared directions, by either scheme.
 
-    Takes 2P + 1 losses. A forward difference is the central one plus half of mu times the
-    curvature along the direction.
+    Takes 2P + 1 outcomes. With `needs` = "loss" they are differences of mean losses, with "scores"
+    the gradient that `Local` takes from label scores.
 
     Raises:
         NonFiniteLoss: A loss is NaN or infinite.
+        SettingsError: Scores are needed, and there are none.
     """
-    probe = Probe(client=0, round=0, steps=1, directions=directions, mu=mu, curvature=True)
-    while (point := probe.ask()) is not None:
-        replica.write(point, round=0, mu=probe.mu)
-        probe.tell(loss())
-    assert probe.curvature is not None
-    central, curvature = (x[0].astype(np.float64) for x in (probe.scalars, probe.curvature))
-    return {"forward": central + probe.mu / 2 * curvature, "central": central}
+    mu = float(np.float32(mu))
+
+    def at(direction: int, sign: int) -> Outcome:
+        replica.write(Point(0, 0, direction, sign), round=0, mu=mu)
+        outcome = measure()
+        if not math.isfinite(outcome.mean):
+            raise NonFiniteLoss(
+                f"the loss is {outcome.mean} at direction {direction} ({sign:+d}mu, mu = {mu:g}): "
+                "lower mu, or use a wider dtype"
+            )
+        return outcome
+
+    base = at(0, 0)
+    ahead, behind = ([at(p, sign) for p in range(directions)] for sign in (1, -1))
+    if needs == "scores":
+        forward, central = (Local.of(base, ahead, low, mu).gradient for low in ([], behind))
+    else:
+        here, high, low = base.mean, *(np.array([o.mean for o in some]) for some in (ahead, behind))
+        forward, central = (high - here) / mu, (high - low) / (2 * mu)
+    return {"forward": forward, "central": central}
 
 
 def judge(

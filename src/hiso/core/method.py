@@ -20,14 +20,17 @@ from numbers import Real
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hiso.core.ops import Value
 from hiso.errors import SettingsError
 
 if TYPE_CHECKING:
+    from hiso.core.local import Local
     from hiso.core.record import Record
 
 Feed = Literal["first", "last", "all"]
+Needs = Literal["loss", "scores"]
 Values = Mapping[str, Value]
 """State or hyper-parameters by name, seen for one weight (all at once)."""
 
@@ -45,6 +48,11 @@ class Method:
         step_state: Initial values of state that moves with every local step (momentum).
         round_state: Initial values of state that is frozen in a round and learned at its end.
         curvature: Whether a direction also needs κ = [f(x+μz) + f(x−μz) − 2f(x)] / μ².
+        needs: What a client measures: mean losses, whose differences are its scalars; or label
+            scores, of which `solve` makes them.
+        divided: Whether a scalar is divided by P to become a coefficient.
+        facts: Names of the numbers that a reply carries beside its scalars; see `solve`. A record
+            has their means over clients.
         derived: Initial values of what derives from the log; see `remember`.
         feed: Which local steps of a round reach `learn`.
         lr: Learning rate η.
@@ -54,6 +62,9 @@ class Method:
     step_state: ClassVar[Mapping[str, float]] = {}
     round_state: ClassVar[Mapping[str, float]] = {}
     curvature: ClassVar[bool] = False
+    needs: ClassVar[Needs] = "loss"
+    divided: ClassVar[bool] = True
+    facts: ClassVar[tuple[str, ...]] = ()
     derived: ClassVar[Mapping[str, float]] = {}
 
     lr: float = 3e-4
@@ -99,6 +110,39 @@ class Method:
         if not self.round_state:
             return False
         return {"first": step == 0, "last": step == steps - 1, "all": True}[self.feed]
+
+    def from_size(
+        self, hyper: Mapping[str, float], directions: int, examples: int
+    ) -> dict[str, float]:
+        """Hyper-parameters that follow from the size of a round where they are not set by hand.
+
+        Args:
+            hyper: Those that are to hold.
+            directions: P.
+            examples: Examples of all clients that are asked, for one local step: m·B.
+        """
+        del hyper, directions, examples
+        return {}
+
+    def solve(
+        self,
+        local: Local,
+        facts: Mapping[str, float],
+        hyper: Mapping[str, float],
+        derived: Mapping[str, float],
+    ) -> tuple[NDArray[np.float64], dict[str, float]]:
+        """A client's scalars of one local step, float64 [P], and its facts (`needs` = scores).
+
+        A pure function, run by the client alone: only its rounded results travel.
+
+        Args:
+            local: What the client's batch says along the step's directions.
+            facts: Those of the round's first local step; empty in that step itself.
+            hyper: Hyper-parameters in force.
+            derived: What the method remembers of the log before the round.
+        """
+        del hyper, derived, facts
+        return local.gradient, {}
 
     def remember(self, derived: Mapping[str, float], record: Record) -> Mapping[str, float]:
         """What derives from the log after a record, from what did before it: float64 numbers.

@@ -41,9 +41,20 @@ class Outcome:
         Raises:
             SettingsError: There are no scores.
         """
-        if self.scores is None:
-            raise SettingsError("there are no labels to predict: this task has no scores")
-        return self.scores.argmax(1)
+        return self.labelled()[0].argmax(1)
+
+    def labelled(self) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Scores and right labels.
+
+        Raises:
+            SettingsError: There are none.
+        """
+        if self.scores is None or self.labels is None:
+            raise SettingsError(
+                "label scores are needed, and the loss gives none: choose a task with labels, or "
+                "let the loss function return a pair of scores [B, C] and labels [B]"
+            )
+        return self.scores, self.labels
 
     @classmethod
     def of(cls, value: Any) -> Outcome:

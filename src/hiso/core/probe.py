@@ -7,23 +7,32 @@ at once and on what device, is the engine's business.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 
+from hiso.core.local import Local
 from hiso.core.outcome import Outcome
 from hiso.errors import NonFiniteLoss
 
 Scheme = Literal["forward", "central"]
+Solve = Callable[[Local, Mapping[str, float]], tuple[NDArray[np.float64], dict[str, float]]]
+"""Of what a batch says and the facts of the round's first local step: scalars [P], and facts."""
 
 
-def passes(directions: int, scheme: Scheme, *, curvature: bool = False) -> int:
-    """Forward passes of one local step: P + 1 (forward), 2P (central), 2P + 1 (with κ)."""
-    if curvature:
-        return 2 * directions + 1
-    return 2 * directions if scheme == "central" else directions + 1
+def passes(
+    directions: int, scheme: Scheme, *, curvature: bool = False, scores: bool = False
+) -> int:
+    """Forward passes of one local step: P + 1 (forward), 2P (central), 2P + 1 (with κ).
+
+    With `scores`, central differences need the base point too: 2P + 1.
+    """
+    if scheme == "central" or curvature:
+        return 2 * directions + (curvature or scores)
+    return directions + 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +55,8 @@ class Probe:
     central:  g = [f(x + μz; ξ) − f(x − μz; ξ)] / (2μ)         2P passes a step
     κ     =  [f(x + μz; ξ) + f(x − μz; ξ) − 2f(x; ξ)] / μ²     2P + 1 passes a step, central g
 
+    With `solve`, the scalars are what it makes of label scores at the same points, x included.
+
     The differences are taken in float64 from the mean losses of what is told, and each result is
     rounded to float32 once. The batch ξ is one and the same for all points of a step.
 
@@ -62,6 +73,7 @@ class Probe:
     Attributes:
         scalars: g, float32 [τ, P], filled as losses are told.
         curvature: κ, float32 [τ, P], or None.
+        facts: What `solve` tells beside the scalars, of the first local step; float32 numbers.
         loss: Mean loss of the client's first batch at (forward) or around (central) the shared
             weights; NaN until it is known.
         mu: μ as the kernels use it, rounded to float32.
@@ -78,6 +90,8 @@ class Probe:
         scheme: Scheme = "forward",
         stream: int = 0,
         curvature: bool = False,
+        divided: bool = True,
+        solve: Solve | None = None,
     ) -> None:
         self.client, self.round, self.stream = client, round, stream
         self.mu = float(np.float32(mu))
@@ -87,12 +101,15 @@ class Probe:
             raise ValueError(f"scheme {scheme!r} must be one of {', '.join(get_args(Scheme))}")
         self.scalars = np.zeros((steps, directions), np.float32)
         self.curvature = np.zeros((steps, directions), np.float32) if curvature else None
+        self.facts: dict[str, float] = {}
         self.loss = math.nan
-        self._base = scheme == "forward" or curvature
+        self._divided, self._solve = divided, solve
+        self._base = scheme == "forward" or curvature or solve is not None
         self._signs = (1, -1) if scheme == "central" or curvature else (1,)
         self._points = self._order()
         self._wanted: Point | None = next(self._points)
         self._losses: dict[tuple[int, int], float] = {}
+        self._outcomes: dict[tuple[int, int], Outcome] = {}
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -118,6 +135,7 @@ class Probe:
 
         Raises:
             NonFiniteLoss: The mean loss is NaN or infinite. Nothing was changed by the probe.
+            SettingsError: Label scores are needed, and there are none.
             RuntimeError: No point was asked for.
         """
         point = self._wanted
@@ -131,16 +149,29 @@ class Probe:
                 f"{point.step}, at {where}: lower lr or mu, raise the method's floor, or use a "
                 "wider dtype."
             )
+        if self._solve is not None:
+            told = Outcome.of(outcome)
+            told.labelled()
+            self._outcomes[point.direction, point.sign] = told
         self._losses[point.direction, point.sign] = loss
         self._wanted = next(self._points, None)
         if self._wanted is None or self._wanted.step != point.step:
             self._finish(point.step)
             self._losses.clear()
+            self._outcomes.clear()
+
+    def coefficients(self, step: int) -> NDArray[np.float32]:
+        """c_p = g_p / P (or g_p) of a step: what the client's own walk moves by, float32 [P]."""
+        divisor = self.shape[1] if self._divided else 1
+        return (self.scalars[step].astype(np.float64) / divisor).astype(np.float32)
 
     def _finish(self, k: int) -> None:
         at, mu = self._losses, self.mu
+        solved = None if self._solve is None else self._solved(self._solve, k)
         for p in range(self.shape[1]):
-            if -1 in self._signs:
+            if solved is not None:
+                g = float(solved[p])
+            elif -1 in self._signs:
                 g = (at[p, 1] - at[p, -1]) / (2 * mu)
             else:
                 g = (at[p, 1] - at[0, 0]) / mu
@@ -150,6 +181,17 @@ class Probe:
                 self.curvature[k, p] = self._finite(kappa, k, p)
         if k == 0:
             self.loss = at[0, 0] if self._base else math.fsum(at.values()) / len(at)
+
+    def _solved(self, solve: Solve, k: int) -> NDArray[np.float64]:
+        at, every = self._outcomes, range(self.shape[1])
+        behind = [at[p, -1] for p in every] if -1 in self._signs else []
+        local = Local.of(at[0, 0], [at[p, 1] for p in every], behind, self.mu)
+        scalars, facts = solve(local, self.facts)
+        if k == 0:
+            self.facts = {
+                name: float(np.float32(self._finite(value, 0, 0))) for name, value in facts.items()
+            }
+        return scalars
 
     def _finite(self, scalar: float, step: int, direction: int) -> float:
         if not abs(scalar) <= float(np.finfo(np.float32).max):

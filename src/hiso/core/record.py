@@ -2,10 +2,12 @@
 
 Canonical bytes, little-endian, in this order (`FORMAT` 1):
 
-    magic "HISO" · format u16 · flags u16 (bit 0: curvature) · round u32 · terms u32 · changes u16
+    magic "HISO" · format u16 · flags u16 (1: curvature, 2: facts)
+    round u32 · terms u32 · changes u16
     each change, in ascending order of name:  length u8 · name (UTF-8) · value f32
     step u16[terms] · stream u32[terms] · direction u16[terms] · coefficient f32[terms]
     curvature f32[terms], if flagged
+    if flagged:  facts u16 · each fact as a change, in ascending order of name
 
 The chain hash of a log is SHA-256(previous chain hash + record bytes); it starts from the hash
 of the run's identity, so no two runs share one.
@@ -28,7 +30,7 @@ from hiso.errors import ProtocolError, SettingsError
 FORMAT = 1
 _MAGIC = b"HISO"
 _HEADER = struct.Struct("<4sHHIIH")
-_CURVATURE = 1
+_CURVATURE, _FACTS = 1, 2
 MAX_ROUND = MAX_STREAM = 2**32 - 1
 MAX_STEP = MAX_DIRECTION = 2**16 - 1
 
@@ -49,6 +51,7 @@ class Record:
         coefficient: The factor of the direction, float32 [terms]; finite.
         curvature: The factor of its square (methods that ask for it), float32 [terms].
         changes: Hyper-parameters that take a new value from this round on, float32.
+        facts: Means over clients of what their replies told beside scalars, float32.
 
     Raises:
         ProtocolError: A field is out of range, of another length, or not finite.
@@ -61,10 +64,12 @@ class Record:
     coefficient: NDArray[np.float32]
     curvature: NDArray[np.float32] | None = None
     changes: Mapping[str, float] = field(default_factory=dict[str, float])
+    facts: Mapping[str, float] = field(default_factory=dict[str, float])
 
     def __post_init__(self) -> None:
-        rounded = {name: float(np.float32(value)) for name, value in self.changes.items()}
-        object.__setattr__(self, "changes", rounded)
+        for what in ("changes", "facts"):
+            rounded = {name: float(np.float32(x)) for name, x in getattr(self, what).items()}
+            object.__setattr__(self, what, rounded)
         problems = list(self._problems())
         if problems:
             raise ProtocolError(f"record of round {self.round}: " + "; ".join(problems))
@@ -85,9 +90,10 @@ class Record:
             yield "a record needs at least one term"
         elif self.step[0] != 0 or not np.isin(np.diff(self.step.astype(np.int64)), (0, 1)).all():
             yield "local steps must ascend from 0 without gaps"
-        for name, value in self.changes.items():
-            if not np.isfinite(np.float32(value)) or not 0 < len(name.encode()) < 256:
-                yield f"change {name!r} = {value} is not a named finite number"
+        for what, named in (("change", self.changes), ("fact", self.facts)):
+            for name, value in named.items():
+                if not np.isfinite(np.float32(value)) or not 0 < len(name.encode()) < 256:
+                    yield f"{what} {name!r} = {value} is not a named finite number"
 
     @property
     def terms(self) -> int:
@@ -102,17 +108,15 @@ class Record:
     @property
     def scalars(self) -> int:
         """float32 numbers that a client needs to replay this record (seeds never travel)."""
-        return self.terms * (1 if self.curvature is None else 2) + len(self.changes)
+        arrays = 1 if self.curvature is None else 2
+        return self.terms * arrays + len(self.changes) + len(self.facts)
 
     def to_bytes(self) -> bytes:
         """The canonical bytes: equal records have equal bytes on every machine."""
-        flags = 0 if self.curvature is None else _CURVATURE
-        parts = [_HEADER.pack(_MAGIC, FORMAT, flags, self.round, self.terms, len(self.changes))]
-        for name in sorted(self.changes):
-            encoded = name.encode()
-            parts.append(struct.pack("<B", len(encoded)) + encoded)
-            parts.append(struct.pack("<f", self.changes[name]))
-        parts += [
+        flags = _CURVATURE * (self.curvature is not None) | _FACTS * bool(self.facts)
+        parts = [
+            _HEADER.pack(_MAGIC, FORMAT, flags, self.round, self.terms, len(self.changes)),
+            pack_named(self.changes),
             self.step.astype("<u2").tobytes(),
             self.stream.astype("<u4").tobytes(),
             self.direction.astype("<u2").tobytes(),
@@ -120,6 +124,8 @@ class Record:
         ]
         if self.curvature is not None:
             parts.append(self.curvature.astype("<f4").tobytes())
+        if self.facts:
+            parts += [struct.pack("<H", len(self.facts)), pack_named(self.facts)]
         return b"".join(parts)
 
     @classmethod
@@ -139,20 +145,18 @@ class Record:
                     f"record format {version} is not the one this hiso writes ({FORMAT}): "
                     "use the version of hiso that made the run"
                 )
-            at = _HEADER.size
-            changes: dict[str, float] = {}
-            for _ in range(changed):
-                (length,) = struct.unpack_from("<B", data, at)
-                name = data[at + 1 : at + 1 + length].decode()
-                (changes[name],) = struct.unpack_from("<f", data, at + 1 + length)
-                at += 1 + length + 4
+            changes, at = unpack_named(data, _HEADER.size, changed)
             columns: list[NDArray[Any]] = []
             dtypes = ["<u2", "<u4", "<u2", "<f4"] + ["<f4"] * (flags & _CURVATURE)
             for dtype in dtypes:
                 column = np.frombuffer(data, dtype, terms, at)
                 columns.append(column.astype(column.dtype.newbyteorder("="), copy=False))
                 at += column.nbytes
-            record = cls(number, *columns, changes=changes)
+            facts: dict[str, float] = {}
+            if flags & _FACTS:
+                (count,) = struct.unpack_from("<H", data, at)
+                facts, at = unpack_named(data, at + 2, count)
+            record = cls(number, *columns, changes=changes, facts=facts)
         except (struct.error, ValueError) as error:
             raise ProtocolError(f"record of {len(data)} bytes is malformed: {error}") from error
         if record.to_bytes() != data:
@@ -162,6 +166,32 @@ class Record:
     def chain(self, previous: bytes) -> bytes:
         """Chain hash of the log that ends with this record, 32 bytes."""
         return hashlib.sha256(previous + self.to_bytes()).digest()
+
+
+def pack_named(values: Mapping[str, float]) -> bytes:
+    """Numbers by name, in ascending order: length u8 · name (UTF-8) · value f32, each."""
+    parts: list[bytes] = []
+    for name in sorted(values):
+        encoded = name.encode()
+        length = len(encoded)
+        parts.append(struct.pack(f"<B{length}sf", length, encoded, values[name]))
+    return b"".join(parts)
+
+
+def unpack_named(data: bytes, at: int, count: int) -> tuple[dict[str, float], int]:
+    """Reads `count` numbers by name from `at` on; gives them and where they end.
+
+    Raises:
+        ValueError: A name is not UTF-8.
+        struct.error: The data are cut short.
+    """
+    values: dict[str, float] = {}
+    for _ in range(count):
+        (length,) = struct.unpack_from("<B", data, at)
+        name, value = struct.unpack_from(f"<{length}sf", data, at + 1)
+        values[name.decode()] = value
+        at += 1 + length + 4
+    return values, at
 
 
 def chain_root(identity: bytes) -> bytes:
@@ -186,14 +216,15 @@ def check_sequence(
                 f"the record of round {record.round} cannot be folded at position {number}: "
                 "records follow each other without gaps"
             )
-        if (record.curvature is not None) != method.curvature or unknown:
+        problems = [f"it changes {', '.join(sorted(unknown))}"] if unknown else []
+        if (record.curvature is not None) != method.curvature:
+            problems.append(f"it has {'no ' if method.curvature else ''}curvature scalars")
+        if set(record.facts) != set(method.facts):
+            problems.append(f"it has the facts {sorted(record.facts)}, not {sorted(method.facts)}")
+        if problems:
             raise ProtocolError(
                 f"the record of round {number} was made by another method than {method.name}: "
-                + (
-                    f"it changes {', '.join(sorted(unknown))}"
-                    if unknown
-                    else f"it has {'no ' if method.curvature else ''}curvature scalars"
-                )
+                + "; ".join(problems)
             )
         if record.changes:
             now |= record.changes

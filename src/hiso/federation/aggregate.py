@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hiso.core.method import Method
 from hiso.core.record import Record
 from hiso.errors import ProtocolError
 from hiso.federation.protocol import Reply
@@ -27,7 +29,7 @@ def aggregate(
     weighting: Weighting,
     per_client: bool,
     changes: Mapping[str, float],
-    curvature: bool,
+    method: Method,
 ) -> Record:
     """The record of a round from the replies that count, in whatever order they came.
 
@@ -36,8 +38,9 @@ def aggregate(
         shared directions:  c[k, p]    = float32( Σ_i wt_i·g_i[k, p] / Σ_i wt_i / P ),  stream 0
         a client's own:     c[k, i, p] = float32( wt_i·g_i[k, p] / Σ_i wt_i / P ),      stream i + 1
 
-    and κ alike. Sums run in float64 over clients in ascending order; terms are ordered by k,
-    then client, then p.
+    and κ alike. Methods that do not divide (`Method.divided`) have no "/ P". Facts are averaged
+    over clients, and not divided. Sums run in float64 over clients in ascending order; terms are
+    ordered by k, then client, then p.
 
     Args:
         round: Round of the record.
@@ -45,13 +48,13 @@ def aggregate(
         weighting: Whether clients count alike or by their number of examples.
         per_client: Whether every client measured along directions of its own.
         changes: Hyper-parameters that take a new value with this round.
-        curvature: Whether the method needs κ.
+        method: The run's method: whether it needs κ, has facts, and divides by P.
 
     Returns:
         The record, with τ·P terms (shared) or τ·clients·P terms (per client).
 
     Raises:
-        ProtocolError: No replies, two of one client, different shapes, or κ missing.
+        ProtocolError: No replies, two of one client, different shapes, or κ or a fact missing.
     """
     replies = sorted(replies, key=lambda reply: reply.client)
     clients = [reply.client for reply in replies]
@@ -68,15 +71,24 @@ def aggregate(
         weighted = [w * value.astype(np.float64) for w, value in zip(weights, values, strict=True)]
         if not per_client:
             weighted = [sum(weighted[1:], start=weighted[0])]
-        mean = np.stack(weighted, axis=1) / sum(weights.tolist()) / replies[0].scalars.shape[1]
+        mean = np.stack(weighted, axis=1) / sum(weights.tolist())
+        if method.divided:
+            mean = mean / replies[0].scalars.shape[1]
         return mean.astype(np.float32)
 
     learned = None
-    if curvature:
+    if method.curvature:
         measured = [reply.curvature for reply in replies if reply.curvature is not None]
         if len(measured) < len(replies):
             raise ProtocolError(f"round {round} cannot be aggregated: a reply lacks curvature")
         learned = average(measured).ravel()
+    if any(set(reply.facts) != set(method.facts) for reply in replies):
+        raise ProtocolError(f"round {round} cannot be aggregated: a reply lacks facts")
+    facts = {
+        name: math.fsum(w * r.facts[name] for w, r in zip(weights, replies, strict=True))
+        / math.fsum(weights)
+        for name in method.facts
+    }
     coefficient = average([reply.scalars for reply in replies])
     step, slot, direction = np.indices(coefficient.shape)
     streams = np.array([client + 1 for client in clients] if per_client else [0], np.uint32)
@@ -88,4 +100,5 @@ def aggregate(
         coefficient.ravel(),
         learned,
         dict(changes),
+        facts,
     )

@@ -50,6 +50,11 @@ class Replica(Writable, Protocol):
         """Hyper-parameters in force at that position."""
         ...
 
+    @property
+    def derived(self) -> Mapping[str, float]:
+        """What the method remembers of the log up to that position."""
+        ...
+
     def digest(self) -> int:
         """Fingerprint of weights and state, unsigned 64 bits."""
         ...
@@ -149,7 +154,8 @@ class Client:
         self.catch_up(plan)
         self._digest = int(self.replica.digest())
         self._asked, self._reply = asked, None
-        self._probe = plan.probe(curvature=self.replica.identity.method.curvature)
+        replica = self.replica
+        self._probe = plan.probe(replica.identity.method, replica.hyper, replica.derived)
         return self._probe
 
     def finish(self) -> Reply:
@@ -172,6 +178,7 @@ class Client:
                 curvature=None if probe.curvature is None else probe.curvature.copy(),
                 loss=float(probe.loss),
                 examples=self.shard.examples,
+                facts=dict(probe.facts),
             )
         return self._reply
 

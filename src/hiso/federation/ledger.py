@@ -182,7 +182,8 @@ class Ledger(RunFile):
                 kappa = None if r.curvature is None else r.curvature.astype("<f4").tobytes()
                 row = (record.round, r.client, attempt, set_aside.get(r.client))
                 row += (f"{r.digest:016x}", r.loss, r.examples, *r.scalars.shape)
-                db.insert("replies", (*row, r.scalars.astype("<f4").tobytes(), kappa))
+                told = canonical_json(dict(r.facts), "facts") if r.facts else None
+                db.insert("replies", (*row, r.scalars.astype("<f4").tobytes(), kappa, told))
                 _stand(db, r.client, record.round)
 
     def follow(self, records: Sequence[Record], digest: int) -> None:

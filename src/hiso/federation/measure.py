@@ -80,6 +80,6 @@ def measure(
 
 
 def take_step(walk: Walk, probe: Probe, step: int) -> None:
-    """Moves a walk by the client's own scalars g of a local step: c_p = float32(g_p / P)."""
-    own = (probe.scalars[step].astype(np.float64) / probe.shape[1]).astype(np.float32)
+    """Moves a walk by the client's own scalars of a local step."""
+    own = probe.coefficients(step)
     walk.step(round=probe.round, step=step, stream=probe.stream, coefficients=own)

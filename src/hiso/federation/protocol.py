@@ -7,13 +7,15 @@ digest, the loss, the numbers that name a round, and the framing of the transpor
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hiso.core.method import Method
 from hiso.core.probe import Probe, Scheme
 from hiso.core.record import MAX_DIRECTION, MAX_ROUND, MAX_STEP, MAX_STREAM, Record
 from hiso.errors import ProtocolError
@@ -104,8 +106,17 @@ class Plan:
         """float32 numbers that travel down with this plan: catch-up and changes."""
         return sum(record.scalars for record in self.records) + len(self.changes)
 
-    def probe(self, *, curvature: bool) -> Probe:
-        """The probe that the plan asks for; with κ if `curvature`."""
+    def probe(
+        self, method: Method, hyper: Mapping[str, float], derived: Mapping[str, float]
+    ) -> Probe:
+        """The probe that the plan asks for.
+
+        Args:
+            method: The run's method.
+            hyper: Its hyper-parameters in force before the round; the plan's changes override them.
+            derived: What it remembers of the log before the round.
+        """
+        solve = partial(method.solve, hyper={**hyper, **self.changes}, derived=derived)
         return Probe(
             client=self.client,
             round=self.round,
@@ -114,13 +125,15 @@ class Plan:
             mu=self.mu,
             scheme=self.scheme,
             stream=self.stream,
-            curvature=curvature,
+            curvature=method.curvature,
+            divided=method.divided,
+            solve=solve if method.needs == "scores" else None,
         )
 
 
 @dataclass(frozen=True, eq=False)
 class Reply:
-    """What one client measured. Scalars on the wire: g, and κ where the method has it.
+    """What one client measured. Scalars on the wire: g, and κ and facts where the method has them.
 
     Attributes:
         run: As in the plan, like `round` and `client`.
@@ -130,6 +143,7 @@ class Reply:
         curvature: κ, float32 [τ, P], or None.
         loss: Mean loss of the client's first batch of the round, for people and for the guard.
         examples: Size of the client's data set, the weight of an example-weighted mean.
+        facts: What the method tells beside scalars, float32 numbers by name.
     """
 
     run: str
@@ -141,8 +155,9 @@ class Reply:
     curvature: NDArray[np.float32] | None
     loss: float
     examples: int
+    facts: Mapping[str, float] = field(default_factory=dict[str, float])
 
     @property
     def count(self) -> int:
         """float32 numbers that travel up with this reply."""
-        return self.scalars.size * (1 if self.curvature is None else 2)
+        return self.scalars.size * (1 if self.curvature is None else 2) + len(self.facts)

@@ -2,7 +2,8 @@
 
 The file is SQLite in WAL mode with synchronous=FULL: a commit is on the disk when it returns, and
 readers are never blocked by the one writer. `PRAGMA application_id` says that it is a ledger,
-`PRAGMA user_version` of which format. Digests are 16 hex digits, scalars little-endian float32.
+`PRAGMA user_version` of which format. Format 1 had no facts; `open_file` brings a file of it up to
+date. Digests are 16 hex digits, scalars little-endian float32.
 
 While a writer has the file open, its last commits may be in the file `…-wal` beside it, and
 `…-shm` is what SQLite locks with. When the writer closes, the file alone is the run.
@@ -23,7 +24,7 @@ from typing import Any, Self, TypeVar
 
 from hiso.errors import HisoError, ProtocolError, RunConflict, StorageError
 
-FORMAT = 1
+FORMAT = 2
 _APPLICATION = int.from_bytes(b"HISO", "big")
 
 # Tables whose rows belong to a round or position, and the column that says to which.
@@ -60,6 +61,7 @@ CREATE TABLE replies (
     directions INTEGER NOT NULL,
     scalars BLOB NOT NULL,      -- g, <f4[steps, directions]
     curvature BLOB,             -- kappa, likewise
+    facts TEXT,                 -- JSON: name -> number; NULL if there are none
     PRIMARY KEY (round, client)
 );
 CREATE INDEX replies_by_client ON replies (client, round);
@@ -339,6 +341,7 @@ def open_file(path: Path) -> Database:
     _check_that_it_is_there(path)
     with _connected(path, "rw") as db:
         _check_format(db)
+        _update(db)
     return db
 
 
@@ -354,6 +357,8 @@ def read_file(path: Path) -> Database:
     _check_that_it_is_there(path)
     with _copied(path) as db:
         _check_format(db)
+        _update(db)
+        db.execute("PRAGMA query_only=1")
     return db
 
 
@@ -385,11 +390,22 @@ def _check_format(db: Database) -> None:
         raise ProtocolError(
             f"{db.path} is not a ledger: it is another kind of SQLite file, or empty"
         )
-    if version != FORMAT:
+    if not 1 <= version <= FORMAT:
         raise ProtocolError(
-            f"{db.path} has ledger format {version}, this hiso reads format {FORMAT}: "
+            f"{db.path} has ledger format {version}, this hiso reads formats up to {FORMAT}: "
             "use the version of hiso that made the run, or a newer one"
         )
+
+
+def _update(db: Database) -> None:
+    """Brings a ledger of format 1 up to date: its replies get a column for facts, without any."""
+    if db.one(integer, "PRAGMA user_version") == FORMAT:
+        return
+    with db.transaction():
+        if db.one(integer, "PRAGMA user_version") < FORMAT:  # unless another process has done it
+            db.execute("ALTER TABLE replies ADD COLUMN facts TEXT")
+            db.execute("ALTER TABLE abandoned_replies ADD COLUMN facts TEXT")
+            db.execute(f"PRAGMA user_version={FORMAT}")
 
 
 @contextmanager
@@ -409,7 +425,6 @@ def _copied(path: Path) -> Iterator[Database]:
         memory = sqlite3.connect(":memory:", isolation_level=None)
         db = stack.enter_context(Database(path, memory))
         _copy(path.resolve(), memory)
-        db.execute("PRAGMA query_only=1")
         yield db
         stack.pop_all()
 

@@ -95,11 +95,16 @@ class Server:
 
         Raises:
             ProtocolError: The ledger's identity is not one that this hiso can run.
+            SettingsError: `normalise` with a method that measures curvature itself.
         """
         self.ledger, self.settings = ledger, settings
-        self._curvature = ledger.identity.method.curvature
+        self._method = ledger.identity.method
         hyper = ledger.hyper_at()
         self._hyper = {name: float(np.float32(value)) for name, value in hyper.items()}
+        if settings.normalise and self._method.needs == "scores":
+            raise SettingsError(
+                f"normalise divides lr by a curvature, which {self._method.name} has done already"
+            )
         self._mean = MeanCurvature(settings.normalise) if settings.normalise else None
         self._mean_now = 1.0
         if self._mean is not None:
@@ -207,12 +212,13 @@ class Server:
     def tell(self, reply: object) -> Verdict:
         """Takes a reply if everything about it is right; otherwise only logs why not."""
         if self._plans:
-            problems = list(reply_problems(reply, self._plans, self._replies, self._curvature))
+            problems = list(reply_problems(reply, self._plans, self._replies, self._method))
         else:
             problems = ["no round is open: the reply came too late, or was not asked for"]
         if not problems and isinstance(reply, Reply):
             kappa = None if reply.curvature is None else reply.curvature.copy()
-            reply = replace(reply, scalars=reply.scalars.copy(), curvature=kappa)
+            facts = dict(reply.facts)
+            reply = replace(reply, scalars=reply.scalars.copy(), curvature=kappa, facts=facts)
             self._replies[reply.client] = reply
             return Verdict(True)
         reason = "; ".join(problems)
@@ -264,7 +270,7 @@ class Server:
             weighting=self._opened.weighting,
             per_client=self._opened.per_client,
             changes=first.changes,
-            curvature=self._curvature,
+            method=self._method,
         )
         self.ledger.commit(
             record,
@@ -283,7 +289,7 @@ class Server:
         return Closed(record, clients, loss, agreed.digest, agreed.set_aside, up, down)
 
     def _changes(self) -> dict[str, float]:
-        hyper = self.settings.hyper
+        hyper = {**self.settings.hyper, **self._follow()}
         if self._mean is not None:
             hyper = self._mean.hyper(self._mean_now, hyper)
         wanted = {name: float(np.float32(value)) for name, value in hyper.items()}
@@ -294,6 +300,18 @@ class Server:
                 f"it has {', '.join(sorted(self._hyper))}"
             )
         return {name: value for name, value in wanted.items() if value != self._hyper[name]}
+
+    def _follow(self) -> dict[str, float]:
+        """Hyper-parameters that follow from the size of the round to come."""
+        s, batch = self.settings, self.ledger.identity.batch_size
+        given = {**self._method.hyper, **s.hyper}
+        follow = self._method.from_size(given, s.directions, s.sample * (batch or 1))
+        if follow and batch is None:
+            raise SettingsError(
+                f"{', '.join(follow)} of {self._method.name} follows from the batch size, which "
+                "the identity does not tell: set it, or give the identity a batch_size"
+            )
+        return follow
 
     def _guard(self, round: int, loss: float) -> None:
         first = self.ledger.losses(stop=GUARD_ROUNDS)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Iterator, Mapping
-from typing import Any, TypeGuard
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeGuard, cast
 
 import numpy as np
 
+from hiso.core.method import Method
 from hiso.federation.protocol import Plan, Reply
 from hiso.federation.wire import hash_question
 
@@ -22,7 +23,7 @@ def is_whole(value: object, low: int, high: int) -> TypeGuard[int]:
 
 
 def reply_problems(
-    reply: object, plans: Mapping[int, Plan], answered: Mapping[int, Reply], curvature: bool
+    reply: object, plans: Mapping[int, Plan], answered: Mapping[int, Reply], method: Method
 ) -> Iterator[str]:
     """Everything that keeps a reply from counting in the round that is open.
 
@@ -30,7 +31,7 @@ def reply_problems(
         reply: What came in; its fields may be anything.
         plans: The open round's plan for each client that was asked, at least one.
         answered: The replies that count already.
-        curvature: Whether the method needs κ.
+        method: The run's method.
     """
     if not isinstance(reply, Reply):
         yield f"a reply is expected, not {type(reply).__name__}"
@@ -58,10 +59,11 @@ def reply_problems(
         yield f"digest {_short(reply.digest)} is not an unsigned 64-bit integer"
     shape = (plan.steps, plan.directions)
     yield from _array_problems("scalars", reply.scalars, shape)
-    if curvature:
+    if method.curvature:
         yield from _array_problems("curvature", reply.curvature, shape)
     elif reply.curvature is not None:
         yield "curvature was sent, but the method has no use for it"
+    yield from _fact_problems(reply.facts, method.facts)
     if not (isinstance(reply.loss, float) and abs(reply.loss) <= LARGEST_LOSS):
         yield f"loss {_short(reply.loss)} is not a finite number in the range of float32"
     if not is_whole(reply.examples, 1, MAX_EXAMPLES):
@@ -76,6 +78,19 @@ def _array_problems(name: str, value: Any, shape: tuple[int, int]) -> Iterator[s
     elif not np.isfinite(value).all():
         k, p = np.argwhere(~np.isfinite(value))[0].tolist()
         yield f"{name} is {value[k, p]} at local step {k}, direction {p}"
+
+
+def _fact_problems(facts: object, names: Sequence[str]) -> Iterator[str]:
+    if not isinstance(facts, Mapping):
+        yield f"facts is {type(facts).__name__}, not a mapping"
+        return
+    told = cast(Mapping[Any, Any], facts)
+    if set(told) != set(names):
+        yield f"facts are named {_short(sorted(map(str, told)))}, not {sorted(names)}"
+    for name in set(names) & set(told):
+        value = told[name]
+        if not (isinstance(value, float) and abs(value) <= LARGEST_LOSS):
+            yield f"fact {name} = {_short(value)} is not a finite number in the range of float32"
 
 
 def _short(value: object) -> str:

@@ -1,6 +1,6 @@
 """Plan and reply as bytes: what a transport carries, whatever it is.
 
-Little-endian, in this order (`FORMAT` 2). A reader takes canonical bytes only: what it accepts, it
+Little-endian, in this order (`FORMAT` 3). A reader takes canonical bytes only: what it accepts, it
 would write again bit for bit.
 
     plan    "HPLN" · format u16 · flags u16 (1: central differences, 2: directions of its own)
@@ -8,10 +8,11 @@ would write again bit for bit.
             steps u32 · directions u32 · mu f64 · changes u16 · records u32
             each change, by ascending name:  length u8 · name (UTF-8) · value f64
             each record:  length u32 · its canonical bytes
-    reply   "HRPL" · format u16 · flags u16 (1: curvature)
+    reply   "HRPL" · format u16 · flags u16 (1: curvature, 2: facts)
             run 32 bytes · asked 32 bytes · round u32 · client u32
             digest u64 · loss f64 · examples u64 · steps u32 · directions u32
             scalars f32[steps, directions] · curvature f32[steps, directions], if flagged
+            if flagged:  facts u16 · each, by ascending name:  length u8 · name (UTF-8) · value f32
 
 Whether a reply makes sense (finite, of the right round, asked for) is the server's to judge.
 """
@@ -24,17 +25,17 @@ from dataclasses import replace
 
 import numpy as np
 
-from hiso.core.record import Record
+from hiso.core.record import Record, pack_named, unpack_named
 from hiso.errors import ProtocolError
 from hiso.federation.protocol import Plan, Reply
 
-FORMAT = 2
+FORMAT = 3
 _PLAN, _REPLY = b"HPLN", b"HRPL"
 _HEAD = struct.Struct("<4sHH32s32sII")
 _PLAN_BODY = struct.Struct("<IIdHI")
 _REPLY_BODY = struct.Struct("<QdQII")
 _CENTRAL, _OWN = 1, 2
-_CURVATURE = 1
+_CURVATURE, _FACTS = 1, 2
 
 
 def plan_to_bytes(plan: Plan) -> bytes:
@@ -126,11 +127,14 @@ def reply_to_bytes(reply: Reply) -> bytes:
         arrays = [reply.scalars] if reply.curvature is None else [reply.scalars, reply.curvature]
         if {array.shape for array in arrays} != {(steps, directions)}:
             raise ValueError("scalars and curvature have different shapes")
+        flags = _CURVATURE * (reply.curvature is not None) | _FACTS * bool(reply.facts)
+        count = struct.pack("<H", len(reply.facts)) if reply.facts else b""
         return b"".join(
             [
-                _head(_REPLY, _CURVATURE * (reply.curvature is not None), reply, reply.asked),
+                _head(_REPLY, flags, reply, reply.asked),
                 _REPLY_BODY.pack(reply.digest, reply.loss, reply.examples, steps, directions),
                 *(array.astype("<f4").tobytes() for array in arrays),
+                count + pack_named(reply.facts),
             ]
         )
     except (struct.error, ValueError) as error:
@@ -138,32 +142,38 @@ def reply_to_bytes(reply: Reply) -> bytes:
 
 
 def reply_from_bytes(data: bytes) -> Reply:
-    """Reads the bytes of a reply.
+    """Reads the canonical bytes of a reply.
 
     Raises:
-        ProtocolError: The bytes are cut short, too long, or of another format.
+        ProtocolError: The bytes are cut short, too long, of another format, or not canonical.
     """
     try:
         flags, run, asked, number, client = _read_head(_REPLY, data)
         digest, loss, examples, steps, directions = _REPLY_BODY.unpack_from(data, _HEAD.size)
         at, arrays = _HEAD.size + _REPLY_BODY.size, 2 if flags & _CURVATURE else 1
-        if flags & ~_CURVATURE or len(data) != at + 4 * arrays * steps * directions:
-            raise ValueError(f"{steps} local steps of {directions} directions have another size")
-        values = np.frombuffer(data, "<f4", offset=at).reshape(arrays, steps, directions)
+        values = np.frombuffer(data, "<f4", arrays * steps * directions, at).astype(np.float32)
+        at, facts = at + values.nbytes, dict[str, float]()
+        if flags & _FACTS:
+            (count,) = struct.unpack_from("<H", data, at)
+            facts, _ = unpack_named(data, at + 2, count)
+        values = values.reshape(arrays, steps, directions)
+        reply = Reply(
+            run=run,
+            round=number,
+            client=client,
+            asked=asked,
+            digest=digest,
+            scalars=values[0],
+            curvature=values[1] if arrays == 2 else None,
+            loss=loss,
+            examples=examples,
+            facts=facts,
+        )
     except (struct.error, ValueError) as error:
         raise ProtocolError(f"reply of {len(data)} bytes is malformed: {error}") from error
-    values = values.astype(np.float32)
-    return Reply(
-        run=run,
-        round=number,
-        client=client,
-        asked=asked,
-        digest=digest,
-        scalars=values[0],
-        curvature=values[1] if arrays == 2 else None,
-        loss=loss,
-        examples=examples,
-    )
+    if reply_to_bytes(reply) != data:
+        raise ProtocolError(f"reply of client {client} in round {number} is not in canonical form")
+    return reply
 
 
 def _head(magic: bytes, flags: int, message: Plan | Reply, content: bytes) -> bytes:

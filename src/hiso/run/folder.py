@@ -14,6 +14,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from hiso.core.methods import METHODS
 from hiso.core.probe import passes
 from hiso.errors import RunConflict, StorageError
 from hiso.federation.ledger import Ledger, RoundRow
@@ -121,13 +122,15 @@ def round_lines(ledger: Ledger, start: int = 0) -> list[dict[str, Any]]:
     `passes` counts the forward passes of one client's batch, over all clients that count.
     """
     settled = ledger.settings.get("scheme")
+    method = METHODS.get(ledger.facts["method"]["name"])  # None: one of the user's own
+    scores = method is not None and method.needs == "scores"
     schemes = [change for change in ledger.changes() if change.key == "scheme"]
     lines: list[dict[str, Any]] = []
     for row, record in zip(ledger.rounds(start), ledger.records(start), strict=True):
         later = [change.old for change in schemes if change.position > row.round]
         scheme = (later or [settled])[0] or "forward"
         directions = int(record.direction.max()) + 1
-        a_step = passes(directions, scheme, curvature=record.curvature is not None)
+        a_step = passes(directions, scheme, curvature=record.curvature is not None, scores=scores)
         lines.append(round_line(row, len(row.clients) * record.steps * a_step))
     return lines
 

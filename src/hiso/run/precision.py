@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from hiso.core.calibrate import REFERENCE_MU, Accuracy, judge, scalars
 from hiso.core.method import Method
+from hiso.core.outcome import Outcome
 from hiso.core.probe import Scheme
 from hiso.errors import SettingsError
 from hiso.run.observer import Advance, Observer, Silent
@@ -115,11 +116,12 @@ def _measure(
     replica = make_replica(identity, workload, settings.memory, Silent())
     objective = workload.objective(replica.rows, joint=True)
 
-    def loss() -> float:
+    def outcome() -> Outcome:
         advance(1)
-        return objective([batch])[0].mean
+        return Outcome.of(objective([batch])[0])
 
+    needs = replica.method.needs
     try:
-        return {mu: scalars(replica, loss, mu, DIRECTIONS) for mu in mus}
+        return {mu: scalars(replica, outcome, mu, DIRECTIONS, needs) for mu in mus}
     finally:
         replica.release()

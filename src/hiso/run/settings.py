@@ -50,6 +50,9 @@ class Values(BaseModel):
     eps: Hyper = Field(None, description="Added to dx² (hiso).")
     floor: Hyper = Field(None, description="Least curvature (hiso, hizoo).")
     beta: Hyper = Field(None, description="Momentum factor (momentum).")
+    ridge: Hyper = Field(
+        None, description="Added curvature, relative; by default set by sizes (subspace_newton)."
+    )
     feed: Feed | None = Field(
         None, description="Local steps that feed the curvature: first, last or all."
     )
@@ -139,8 +142,8 @@ class Settings(Values):
                 settled = self.model_copy(update={"mu": 1.0}) if self.mu == "auto" else self
                 method = self.make_method()
                 settled.make_rounds(method)
-                if self.normalise and "h" in method.state:
-                    problems.append(f"normalise: {self.method} has a curvature for each weight")
+                if self.normalise and ("h" in method.state or method.needs == "scores"):
+                    problems.append(f"normalise: {self.method} has a curvature of its own")
             except SettingsError as error:
                 problems.append(str(error))
         if (self.partition == "column") != (self.partition_column is not None):
@@ -195,11 +198,23 @@ class Settings(Values):
 
 AnyValues = TypeVar("AnyValues", bound=Values)
 
-HYPER = ("lr", "nu", "eps", "floor", "beta", "feed")
+HYPER = ("lr", "nu", "eps", "floor", "beta", "ridge", "feed")
 """Settings that belong to the method."""
 
 CHANGEABLE = frozenset(
-    {"lr", "nu", "eps", "floor", "beta", "mu", "scheme", "perturbations", "local_steps", "sample"}
+    {
+        "lr",
+        "nu",
+        "eps",
+        "floor",
+        "beta",
+        "ridge",
+        "mu",
+        "scheme",
+        "perturbations",
+        "local_steps",
+        "sample",
+    }
     | {"rounds", "weighting", "min_replies", "eval_every", "dev_examples", "divergence_factor"}
     | {"client_examples"}
     | {"snapshot_every", "memory", "device", "model", "data"}

@@ -6,12 +6,15 @@ from hiso.core.method import Method
 from hiso.core.methods.hiso import HiSo
 from hiso.core.methods.hizoo import HiZoo
 from hiso.core.methods.momentum import Momentum
+from hiso.core.methods.subspace_newton import SubspaceNewton
 from hiso.core.methods.zo_sgd import ZoSgd
 from hiso.errors import SettingsError
 
-METHODS: dict[str, type[Method]] = {m.name: m for m in (HiSo, ZoSgd, Momentum, HiZoo)}
+METHODS: dict[str, type[Method]] = {
+    m.name: m for m in (HiSo, ZoSgd, Momentum, HiZoo, SubspaceNewton)
+}
 
-__all__ = ["METHODS", "HiSo", "HiZoo", "Method", "Momentum", "ZoSgd", "register"]
+__all__ = ["METHODS", "HiSo", "HiZoo", "Method", "Momentum", "SubspaceNewton", "ZoSgd", "register"]
 
 
 def register(kind: type[Method]) -> None:
