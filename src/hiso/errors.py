@@ -18,6 +18,7 @@ A message says what was wrong, where, and what to do. Exit codes:
 from __future__ import annotations
 
 import errno
+from collections.abc import Sequence
 from typing import ClassVar
 
 # What the system says of a disk that is full, damaged, or not to be written to.
@@ -45,9 +46,17 @@ class SettingsError(HisoError):
 
 
 class RunConflict(HisoError):
-    """A run folder holds another run than the one that was asked for."""
+    """A run folder holds another run than the one that was asked for.
+
+    Attributes:
+        settings: Names of the settings that differ.
+    """
 
     exit_code = 3
+
+    def __init__(self, problem: str, *, settings: Sequence[str] = ()) -> None:
+        self.settings = settings
+        super().__init__(problem)
 
 
 class Diverged(HisoError):
@@ -84,9 +93,17 @@ class LoadError(HisoError):
 
 
 class ProtocolError(HisoError):
-    """A record, plan, ledger or replica does not fit the run it is used in."""
+    """A record, plan, ledger or replica does not fit the run it is used in.
+
+    Attributes:
+        position: Where to go back to: the last position before damage; None if that is no remedy.
+    """
 
     exit_code = 6
+
+    def __init__(self, problem: str, *, position: int | None = None) -> None:
+        self.position = position
+        super().__init__(problem)
 
 
 class StorageError(HisoError):

@@ -26,7 +26,14 @@ from hiso.cli.options import (
 from hiso.cli.report import report
 from hiso.cli.serve import serve
 from hiso.cli.theory import theory
-from hiso.errors import DISK_ERRORS, Diverged, HisoError, StorageError
+from hiso.errors import (
+    DISK_ERRORS,
+    Diverged,
+    HisoError,
+    ProtocolError,
+    RunConflict,
+    StorageError,
+)
 
 Folder = Annotated[Path, typer.Argument(help="The run's folder.", show_default=False)]
 
@@ -170,9 +177,22 @@ def _show(result: dict[str, Any], as_json: bool, render: display.Render) -> None
 
 def _end_with(error: HisoError) -> NoReturn:
     Console(stderr=True).print(f"[bold red]error:[/] {display.escape(str(error))}", soft_wrap=True)
-    if isinstance(error, Diverged) and error.position is not None:
-        print(f"as flags: --rollback {error.position} --change lr={error.lr:.3g}", file=sys.stderr)
+    if flags := _remedy(error):
+        print(f"as flags: {flags}", file=sys.stderr)
     sys.exit(error.exit_code)
+
+
+def _remedy(error: HisoError) -> str | None:
+    """What the facts of an error ask for, in flags."""
+    match error:
+        case Diverged(position=int(position), lr=float(lr)):
+            return f"--rollback {position} --change lr={lr:.3g}"
+        case ProtocolError(position=int(position)):
+            return f"--rollback {position}"
+        case RunConflict(settings=[_, *_]):
+            return "--out FOLDER for a new run, --change KEY=VALUE to alter this one"
+        case _:
+            return None
 
 
 def main() -> None:

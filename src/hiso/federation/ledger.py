@@ -360,7 +360,8 @@ class Ledger(RunFile):
             if problem:
                 raise ProtocolError(
                     f"{self.path} is damaged from round {expected} on: {problem}. Restore the "
-                    f"file from a copy, or go on before the damage with --rollback {expected}"
+                    f"file from a copy, or go back to position {expected}, before the damage",
+                    position=expected,
                 )
         check_seal(self._db)
 

@@ -280,7 +280,7 @@ def damaged(path: Path, problem: object) -> ProtocolError:
     """The error for a file that does not hold what hiso wrote."""
     return ProtocolError(
         f"{path} cannot be used as a ledger: {problem}. It is damaged, or is none: restore it from "
-        "a copy; without one, --rollback to a position before the damage may help"
+        "a copy; without one, going back to a position before the damage may help"
     )
 
 

@@ -70,7 +70,7 @@ def check(settings: Settings, pace: Pace) -> None:
     if settings.mu == "auto":
         raise SettingsError(
             "mu = auto measures on the model, which a server does not have: set the mu and scheme "
-            "that `hiso run` with mu = auto and rounds = 1 finds at a site"
+            "that a run with mu = auto and rounds = 1 finds at a site"
         )
 
 

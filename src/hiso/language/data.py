@@ -101,7 +101,7 @@ def load_examples(
     if task.source is None:
         raise LoadError(
             f"task '{task.name}' has no data set of its own: name a file, a folder or a Hugging "
-            "Face data set with --data."
+            "Face data set as `data`."
         )
     if task.source.packaged is not None and (path := _packaged_reviews()) is not None:
         return _from_package(task, path, task.source.packaged, group_column)
@@ -233,7 +233,7 @@ def _from_hub(task: Task, source: Source, group_column: str | None) -> Splits:
         raise LoadError(
             f"cannot load the Hugging Face data set {name}: {str(error).strip()} Check the name "
             "and the connection, or save the rows as CSV, TSV or JSON Lines with the columns "
-            f"{_in_words(_needed(task, None))} and name the file with --data."
+            f"{_in_words(_needed(task, None))} and name the file as `data`."
         ) from error
     if source.train not in loaded:
         raise LoadError(

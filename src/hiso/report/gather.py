@@ -145,7 +145,7 @@ def _read(path: Path) -> Run:
     else:
         raise ProtocolError(
             f"{path} holds no run: there is neither ledger.sqlite nor metrics.jsonl. "
-            "Name the folder that was the --out of a run."
+            "Name the folder of a run."
         )
     try:
         rounds = [line for line in lines if line["kind"] == "round"]

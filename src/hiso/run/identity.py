@@ -51,5 +51,5 @@ def check_identity(stored: Identity, found: Identity) -> None:
             "the run was made from something else than what was loaded now (in the run, then "
             "here):\n  "
             + "\n  ".join(different)
-            + "\nRestore the model or data of the run, or start another run with another --out."
+            + "\nRestore the model or data of the run, or start another run in another folder."
         )

@@ -34,7 +34,7 @@ def resolve_settings(
     if not folder.has_run():
         if changes or rollback is not None:
             raise RunConflict(
-                f"{folder.path} holds no run yet: --change and --rollback alter one that exists"
+                f"{folder.path} holds no run yet: changes and a rollback alter one that exists"
             )
         return parse_settings(given)
     own = set() if method is None else set(method.hyper) - set(Settings.model_fields)

@@ -29,27 +29,31 @@ def merge_settings(
     unknown = [key for key in changes if key not in Settings.model_fields]
     if unknown:
         raise SettingsError(
-            "; ".join(f"--change {k}: unknown key" + near(k, CHANGEABLE) for k in unknown)
+            "; ".join(f"change of {k}: unknown key" + near(k, CHANGEABLE) for k in unknown)
         )
     fixed = sorted(set(changes) - CHANGEABLE)
     if fixed:
         raise RunConflict(
             f"{', '.join(fixed)} cannot change in a run: it is part of what the run is. "
-            f"Start another run, with another --out. Changeable: {', '.join(sorted(CHANGEABLE))}"
+            f"Start another run, in another folder. Changeable: {', '.join(sorted(CHANGEABLE))}"
         )
     given = {key: value for key, value in given.items() if (key, value) != ("mu", "auto")}
     asked = parse_values({**stored, **given})
     now = parse_values(stored)
     different = [
-        f"  {key}: {getattr(now, key)!r} in the run, {getattr(asked, key)!r} asked for"
+        key
         for key in Settings.model_fields
         if key in given and key not in changes and getattr(now, key) != getattr(asked, key)
     ]
     if different:
         raise RunConflict(
             f"{folder} holds a run with other settings:\n"
-            + "\n".join(different)
-            + "\nUse another --out for a new run, or --change KEY=VALUE to alter this one."
+            + "\n".join(
+                f"  {key}: {getattr(now, key)!r} in the run, {getattr(asked, key)!r} asked for"
+                for key in different
+            )
+            + "\nUse another folder for a new run, or name these as changes to alter this one.",
+            settings=different,
         )
     return parse_settings({**stored, **changes})
 

@@ -59,7 +59,7 @@ def open_cells(folder: Path, preset: Mapping[str, Any]) -> Iterator[Cells]:
             )
             raise RunConflict(
                 f"{folder} holds cells of another preset, which differs in "
-                f"{', '.join(different)}: choose another folder with --out"
+                f"{', '.join(different)}: choose another folder"
             )
         if not lines:
             path.write_text(json.dumps(given) + "\n")

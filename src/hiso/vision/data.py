@@ -108,7 +108,7 @@ def _hub(place: str, known: DataSet) -> tuple[list[Image], list[Image]]:
     except Exception as error:  # what datasets raises here has no common root
         raise LoadError(
             f"cannot load the data set {place}: {str(error).strip()} Check the name and the "
-            "connection, or save it elsewhere and name its folder with --data."
+            "connection, or save it elsewhere and name its folder as `data`."
         ) from error
     found: list[list[Image]] = []
     for split in ("train", "test"):
