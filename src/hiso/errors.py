@@ -18,8 +18,8 @@ A message says what was wrong, where, and what to do. Exit codes:
 from __future__ import annotations
 
 import errno
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 # What the system says of a disk that is full, damaged, or not to be written to.
 DISK_ERRORS = {
@@ -49,13 +49,15 @@ class RunConflict(HisoError):
     """A run folder holds another run than the one that was asked for.
 
     Attributes:
-        settings: Names of the settings that differ.
+        settings: The settings that differ, by name: (value in the run, value asked for).
     """
 
     exit_code = 3
 
-    def __init__(self, problem: str, *, settings: Sequence[str] = ()) -> None:
-        self.settings = settings
+    def __init__(
+        self, problem: str, *, settings: Mapping[str, tuple[Any, Any]] | None = None
+    ) -> None:
+        self.settings = settings or {}
         super().__init__(problem)
 
 
@@ -66,14 +68,22 @@ class Diverged(HisoError):
         position: Where to go back to: the last position with a normal loss; None if it is not
             known, or if no weight has moved yet.
         lr: A learning rate to go on with, half of the one that is set.
+        round: The round that went wrong; None if it was found out between rounds.
+        client: The client whose loss it was; None if it is not one client's.
     """
 
     exit_code = 4
 
     def __init__(
-        self, problem: str, *, position: int | None = None, lr: float | None = None
+        self,
+        problem: str,
+        *,
+        position: int | None = None,
+        lr: float | None = None,
+        round: int | None = None,
+        client: int | None = None,
     ) -> None:
-        self.position, self.lr = position, lr
+        self.position, self.lr, self.round, self.client = position, lr, round, client
         if position is not None and lr is not None:
             problem += (
                 f" The last round with a normal loss is {position}: go back to position {position} "
@@ -106,6 +116,22 @@ class ProtocolError(HisoError):
         super().__init__(problem)
 
 
+class RoundAborted(ProtocolError):
+    """A round came to nothing as often as it may. The ledger keeps the rounds before it.
+
+    Attributes:
+        round: Its number; it stays the next one.
+        attempts: How often it was tried.
+        reason: Why the last attempt came to nothing, and what to do.
+    """
+
+    def __init__(
+        self, problem: str, *, round: int = 0, attempts: int = 1, reason: str = ""
+    ) -> None:
+        self.round, self.attempts, self.reason = round, attempts, reason
+        super().__init__(problem)
+
+
 class StorageError(HisoError):
     """The disk is full, or a file cannot be read or written. The ledger keeps what it has."""
 
@@ -117,5 +143,5 @@ class StorageError(HisoError):
         said = cause.strerror if isinstance(cause, OSError) and cause.strerror else cause
         return cls(
             f"{path}: {said}. Free space on its disk, or make it a place that can be read and "
-            "written; then start the same command again: every finished round is kept"
+            "written; then start again: every finished round is kept"
         )

@@ -16,8 +16,10 @@ from hiso.compare.picture import draw_curves
 from hiso.compare.spec import read_comparison
 from hiso.compare.trials import Trial, tuning_trials
 from hiso.errors import SettingsError
+from hiso.federation.runfile import Evaluation
 from hiso.language.tasks import TASKS
 from hiso.report.parts import PALETTE
+from hiso.run.results import Round
 
 WRONG = """
 title = "wrong"
@@ -137,19 +139,17 @@ changes = [{ round = 2, set = { nu = 0.0 } }, { round = 5, set = { nu = 0.1 } }]
     assert not {trial.folder for trial in changed} & {trial.folder for trial in trials}
 
 
-LINES = [
-    {"kind": "evaluation", "position": 0, "split": "dev", "accuracy": 0.5, "loss": 1.0},
-    {"kind": "evaluation", "position": 0, "split": "test", "accuracy": 0.9, "loss": 1.0},
-    {"kind": "round", "round": 0, "bytes_up": 10, "bytes_down": 5, "passes": 6},
-    {"kind": "round", "round": 1, "bytes_up": 10, "bytes_down": 15, "passes": 6},
-    {"kind": "evaluation", "position": 2, "split": "dev", "accuracy": 0.7, "loss": 0.8},
-    {"kind": "round", "round": 2, "bytes_up": 10, "bytes_down": 5, "passes": 6},
-    {"kind": "evaluation", "position": 3, "split": "dev", "accuracy": 0.6, "loss": 0.7},
+ROUNDS = [Round(0, 1.0, [0], 10, 5, 6), Round(1, 1.0, [1], 10, 15, 6), Round(2, 1.0, [0], 10, 5, 6)]
+EVALUATIONS = [
+    Evaluation(0, "dev", {"accuracy": 0.5, "loss": 1.0}),
+    Evaluation(0, "test", {"accuracy": 0.9, "loss": 1.0}),
+    Evaluation(2, "dev", {"accuracy": 0.7, "loss": 0.8}),
+    Evaluation(3, "dev", {"accuracy": 0.6, "loss": 0.7}),
 ]
 
 
 def test_a_curve_by_hand():
-    curve = curve_of(LINES, "accuracy")
+    curve = curve_of(ROUNDS, EVALUATIONS, "accuracy")
     assert curve == Curve([0, 2, 3], [0.5, 0.7, 0.6], [0, 40, 55], [0, 12, 18], [1.0, 0.8, 0.7])
     assert curve.best == 0.7
     assert [curve.first(target) for target in (0.5, 0.65, 0.71)] == [0, 1, None]
@@ -161,7 +161,7 @@ def test_a_curve_by_hand():
 def test_a_value_with_which_a_run_failed_is_out():
     def outcome(lr, seed, accuracy, loss=1.0):
         curve = None if accuracy is None else Curve([0], [accuracy], [0], [0], [loss])
-        return Outcome(Trial("t", "m", "a", {"lr": lr}, seed, {}), {}, curve)
+        return Outcome(Trial("t", "m", "a", {"lr": lr}, seed, {}), None, curve)
 
     runs = [outcome(1, 0, 0.9), outcome(1, 1, None)]
     runs += [outcome(2, 0, 0.6, 0.5), outcome(2, 1, 0.8, 0.5)]
@@ -187,7 +187,7 @@ def test_a_method_looks_alike_wherever_it_is_drawn(tmp_path):
     """Also where another one came to nothing."""
     curve = Curve([0, 1, 2], [0.5, 0.6, 0.7], [0, 10, 20], [0, 6, 12], [1.0, 0.9, 0.8])
     runs = [
-        Outcome(Trial(task, "", method, {}, 0, {}), {}, None if lost else curve)
+        Outcome(Trial(task, "", method, {}, 0, {}), None, None if lost else curve)
         for task, method, lost in (
             ("a", "x", False),
             ("a", "y", False),

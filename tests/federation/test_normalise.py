@@ -11,7 +11,7 @@ from hiso import HiSo, Replica, simulate
 from hiso.core.derived import remember_all
 from hiso.core.methods import SubspaceNewton, ZoSgd
 from hiso.core.record import Record
-from hiso.errors import SettingsError
+from hiso.errors import Diverged, SettingsError
 from hiso.federation.ledger import Ledger
 from hiso.federation.normalise import MeanCurvature
 from hiso.federation.server import Server
@@ -103,7 +103,7 @@ def test_advice_after_divergence_halves_the_lr_that_is_set(tmp_path, lr):
         for _ in range(2):
             one_round(server, clients)
         assert server.hyper["lr"] != pytest.approx(lr, rel=1e-3)
-        assert server.diverged("it did").lr == lr / 2
+        assert server.diverged(Diverged("it did")).lr == lr / 2
 
 
 def test_mu_is_divided_by_the_root_of_the_mean(tmp_path):

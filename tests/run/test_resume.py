@@ -17,11 +17,12 @@ from safetensors.torch import load_file, save_file
 
 from hiso import simulate
 from hiso.errors import Diverged, ProtocolError, RunConflict, SettingsError
-from hiso.federation.ledger import Ledger, RoundRow
+from hiso.federation.ledger import Ledger
 from hiso.federation.runfile import Change
 from hiso.run.inspect import inspect_run
 from hiso.run.launch import evaluate_run
 from hiso.run.observer import Silent
+from hiso.run.results import Round
 
 from ..process import Hiso, flags
 from ..tiny import save_model
@@ -102,7 +103,7 @@ def test_other_settings_are_refused_with_what_differs(tmp_path, base, hiso):
     assert "seed: 0 in the run, 3 asked for" in done.err
     assert "method: 'hiso' in the run, 'zo_sgd' asked for" in done.err
     assert "clients" not in done.err
-    assert "--change KEY=VALUE" in done.err
+    assert "--out FOLDER for a new run, --change lr=0.5 to alter this one" in done.err
     assert done.out == ""
     with pytest.raises(SettingsError, match="sample = -1"):
         simulate(out=tmp_path / "run", **base | {"sample": -1})
@@ -334,7 +335,7 @@ class Rival(Silent):
     def __init__(self, hiso: Hiso, folder: Path) -> None:
         self.hiso, self.folder, self.done = hiso, folder, None
 
-    def round(self, row: RoundRow) -> None:
+    def round(self, done: Round) -> None:
         self.done = self.done or self.hiso("run", "--out", self.folder)
 
 
@@ -351,7 +352,7 @@ def test_a_run_can_be_watched_from_elsewhere(tmp_path, base, hiso):
     class Watcher(Silent):
         seen = 0
 
-        def round(self, row: RoundRow) -> None:
+        def round(self, done: Round) -> None:
             Watcher.seen = inspect_run(tmp_path / "run", 1)["facts"]["rounds"]
 
     simulate(out=tmp_path / "run", observer=Watcher(), **base)

@@ -13,9 +13,10 @@ import pytest
 
 from hiso import simulate
 from hiso.errors import LoadError, SettingsError
-from hiso.federation.ledger import Ledger, RoundRow
+from hiso.federation.ledger import Ledger
 from hiso.federation.runfile import Evaluation
 from hiso.run.observer import Several, Silent
+from hiso.run.results import Round
 from hiso.run.track import TRACKERS, Tracker
 
 from ..process import flags
@@ -104,8 +105,8 @@ class Stop(Silent):
     def __init__(self, at: int) -> None:
         self.at = at
 
-    def round(self, row: RoundRow) -> None:
-        if row.round == self.at:
+    def round(self, done: Round) -> None:
+        if done.round == self.at:
             raise KeyboardInterrupt
 
 
@@ -210,8 +211,8 @@ class Diary(Silent):
     def started(self, position: int, rounds: int) -> None:
         self.lines.append(f"{self.name}: from {position} to {rounds}")
 
-    def round(self, row: RoundRow) -> None:
-        self.lines.append(f"{self.name}: round {row.round}")
+    def round(self, done: Round) -> None:
+        self.lines.append(f"{self.name}: round {done.round}")
 
     def evaluated(self, evaluation: Evaluation) -> None:
         self.lines.append(f"{self.name}: {evaluation.split}")
@@ -226,7 +227,7 @@ def test_several_observers_hear_the_same():
     with several.phase("work", 3) as advance:
         advance(2)
     several.started(1, 2)
-    several.round(RoundRow(1, 0.5, 4, 4, {}, [0], {}))
+    several.round(Round(1, 0.5, [0], 4, 4))
     several.evaluated(Evaluation(2, "dev", {"loss": 1.0}))
     several.notice("mind the gap")
     said = ["work of 3", "+2", "done", "from 1 to 2", "round 1", "dev", "mind the gap"]

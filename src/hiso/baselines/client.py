@@ -69,7 +69,9 @@ def descend(
                 if not math.isfinite(losses[-1]):
                     raise NonFiniteLoss(
                         f"the loss is {losses[-1]} for client {client} in round {round}, local "
-                        f"step {step}"
+                        f"step {step}",
+                        round=round,
+                        client=client,
                     )
                 gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
             with torch.no_grad():

@@ -13,11 +13,15 @@ from hiso.baselines.client import Clock, descend, search
 from hiso.baselines.server import Server, Update, by_name
 from hiso.baselines.settings import ZEROTH_ORDER, BaselineSettings
 from hiso.core.keys import choose
+from hiso.core.probe import passes
 from hiso.core.replica import Replica
-from hiso.federation.ledger import RoundRow
 from hiso.federation.protocol import SCALAR_BYTES
 from hiso.run.observer import Observer
+from hiso.run.results import Round
 from hiso.run.workload import Workload, measure_split
+
+BACKWARD = 2
+"""Forward passes that a backward pass counts as."""
 
 
 class Federation:
@@ -38,8 +42,11 @@ class Federation:
         self.workload, self.replica, self._settings = workload, replica, settings
         self.server = Server(settings.method, settings.hyper)
         self._objective = workload.objective(replica.rows, joint=False)
+        self._passes = 1 + BACKWARD
+        if settings.method in ZEROTH_ORDER:
+            self._passes = passes(settings.perturbations, settings.scheme or "forward")
 
-    def round(self) -> RoundRow:
+    def round(self) -> Round:
         """Runs the next round.
 
         The sampled clients, and so their batches, are those of a hiso run with the same seed.
@@ -58,8 +65,16 @@ class Federation:
             view.copy_(torch.from_numpy(fresh[name]))
         self._move_to(round + 1, flat)
         size = SCALAR_BYTES * replica.numel * len(clients)
-        seconds = {"round": time.perf_counter() - started, "forward": clock.seconds}
-        return RoundRow(round, loss, size, size, seconds, clients, {})
+        return Round(
+            round=round,
+            loss=loss,
+            clients=clients,
+            bytes_up=size,
+            bytes_down=size,
+            passes=len(clients) * s.local_steps * self._passes,
+            seconds=time.perf_counter() - started,
+            forward_seconds=clock.seconds,
+        )
 
     def measure(self, split: str, count: int | None, observer: Observer) -> dict[str, float]:
         """Metrics of the global weights; see `measure_split`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -34,6 +35,7 @@ from hiso.errors import (
     RunConflict,
     StorageError,
 )
+from hiso.run.settings import CHANGEABLE
 
 Folder = Annotated[Path, typer.Argument(help="The run's folder.", show_default=False)]
 
@@ -79,6 +81,7 @@ def run(
     """
     from hiso.run.folder import RunFolder
     from hiso.run.observer import Several
+    from hiso.run.results import encode_summary
     from hiso.run.settings import parse_settings
     from hiso.run.track import Tracker
 
@@ -102,7 +105,10 @@ def run(
     except KeyboardInterrupt:
         print("interrupted: every finished round is kept; start again to go on", file=sys.stderr)
         raise typer.Exit(130) from None
-    _show({**summary, "folder": str(folder)}, as_json, display.summary_table)
+    if as_json:
+        print(json.dumps({**encode_summary(summary), "folder": str(folder)}))
+    else:
+        display.summary_table(Console(), summary, folder)
 
 
 @app.command(name="eval")
@@ -189,10 +195,21 @@ def _remedy(error: HisoError) -> str | None:
             return f"--rollback {position} --change lr={lr:.3g}"
         case ProtocolError(position=int(position)):
             return f"--rollback {position}"
-        case RunConflict(settings=[_, *_]):
-            return "--out FOLDER for a new run, --change KEY=VALUE to alter this one"
+        case RunConflict(settings=different) if different:
+            words = [
+                f"--change {shlex.quote(f'{key}={_value(asked)}')}"
+                for key, (_, asked) in different.items()
+                if key in CHANGEABLE
+            ]
+            alter = f", {' '.join(words)} to alter this one" if words else ""
+            return f"--out FOLDER for a new run{alter}"
         case _:
             return None
+
+
+def _value(value: Any) -> str:
+    """As `parse_change` reads it."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def main() -> None:

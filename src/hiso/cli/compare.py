@@ -24,8 +24,10 @@ from rich.progress import (
 from rich.table import Table
 
 from hiso.cli.options import Json
+from hiso.run.results import Summary
 
 if TYPE_CHECKING:
+    from hiso.compare.execute import Failure
     from hiso.compare.trials import Trial
 
 _WIDE = 180
@@ -152,14 +154,13 @@ class _Watch:
                 self._bars[name] = self._progress.add_task(text, total=trial.rounds)
             self._progress.update(self._bars[name], completed=rounds)
 
-    def finished(self, trial: Trial, result: dict[str, Any]) -> None:
+    def finished(self, trial: Trial, result: Summary | Failure) -> None:
         """See `Display.finished`."""
         if self._stage is not None:
             self._progress.advance(self._stage)
-        if "failed" in result:
-            said = "the loss exploded"
-        else:
-            after = result["metrics_after"]
+        said = "the loss exploded"
+        if isinstance(result, Summary):
+            after = result.metrics_after
             said = " ".join(f"{key} {after[key]:.4g}" for key in sorted(after))
         line = f"{trial.label}, seed {trial.seed}: {said}"
         if self._lines:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import accumulate
+from pathlib import Path
 from typing import Any, Self
 
 from rich.console import Console
@@ -22,12 +23,12 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from hiso.federation.ledger import RoundRow
 from hiso.federation.runfile import Evaluation
 from hiso.language.tasks import headline
 from hiso.run.observer import Advance
 from hiso.run.readable import figure as _figure
 from hiso.run.readable import size
+from hiso.run.results import Round, Summary, decode_line
 
 Render = Callable[[Console, dict[str, Any]], None]
 
@@ -102,16 +103,16 @@ class Watcher:
         elif position:
             self.notice(f"going on at round {position} of {rounds}")
 
-    def round(self, row: RoundRow) -> None:
+    def round(self, done: Round) -> None:
         """See `Observer.round`."""
         assert self._rounds is not None
-        self._bytes += row.bytes_up + row.bytes_down
-        rate = f" · {row.seconds['round']:.2f} s/round" if "round" in row.seconds else ""
-        loss = math.nan if row.loss is None else row.loss
+        self._bytes += done.bytes_up + done.bytes_down
+        rate = "" if done.seconds is None else f" · {done.seconds:.2f} s/round"
+        loss = math.nan if done.loss is None else done.loss
         facts = f"loss {loss:.3f}{self._metric} · {size(self._bytes)}{rate}"
         # Rounds of an earlier process would spoil the estimate of the time that is left.
-        done = max(self._first, row.round + 1)
-        self._progress.update(self._rounds, completed=done, facts=facts)
+        completed = max(self._first, done.round + 1)
+        self._progress.update(self._rounds, completed=completed, facts=facts)
 
     def evaluated(self, evaluation: Evaluation) -> None:
         """See `Observer.evaluated`."""
@@ -143,40 +144,37 @@ def _table(title: str, rows: list[tuple[str, ...]], header: tuple[str, ...] = ("
     return table
 
 
-def summary_table(console: Console, s: dict[str, Any]) -> None:
+def summary_table(console: Console, s: Summary, folder: Path) -> None:
     """The end of `hiso run`."""
     rows: list[tuple[str, ...]] = []
-    first = headline(s["metrics_after"])
-    for name in sorted(s["metrics_after"], key=lambda name: name != first):
-        before, after = s["metrics_before"].get(name), s["metrics_after"][name]
+    first = headline(s.metrics_after)
+    for name in sorted(s.metrics_after, key=lambda name: name != first):
+        before, after = s.metrics_before.get(name), s.metrics_after[name]
         rows.append((f"test {name}, before → after", f"{_figure(before)} → {_figure(after)}"))
-    per_round = f"{_figure(s['seconds_per_round'])} s"
-    forward = f"{_figure(s['forward_seconds_per_round'])} s in forward passes"
+    per_round = f"{_figure(s.seconds_per_round)} s"
+    forward = f"{_figure(s.forward_seconds_per_round)} s in forward passes"
+    sent = s.sent_bytes_up or 0, s.sent_bytes_down or 0
     rows += [
-        ("rounds", _figure(s["rounds"])),
-        ("bytes up", f"{size(s['bytes_up'])}  (FedAvg: {size(s['fedavg_bytes_up'])})"),
-        ("bytes down", f"{size(s['bytes_down'])}  (FedAvg: {size(s['fedavg_bytes_down'])})"),
-        ("the paper's count", size(s["paper_bytes"])),
-        *_transport(s),
+        ("rounds", _figure(s.rounds)),
+        ("bytes up", f"{size(s.bytes_up)}  (FedAvg: {size(s.fedavg_bytes_up)})"),
+        ("bytes down", f"{size(s.bytes_down)}  (FedAvg: {size(s.fedavg_bytes_down)})"),
+        ("the paper's count", size(s.paper_bytes)),
+        *_both_ways("whole messages", s.message_bytes_up, s.message_bytes_down),
+        *_both_ways("sent between SuperLink and SuperNodes", *sent),
         ("seconds a round", f"{per_round}, {forward}"),
-        ("peak memory", size(s["peak_memory_bytes"])),
-        ("trainable weights", _figure(s["trainable_weights"])),
-        ("data", s["data"]),
-        ("digest", s["digest"] or "not known: no majority of workers has told it"),
-        ("folder", s["folder"]),
+        ("peak memory", size(s.peak_memory_bytes)),
+        ("trainable weights", _figure(s.trainable_weights)),
+        ("data", s.data),
+        ("digest", s.digest or "not known: no majority of workers has told it"),
+        ("folder", str(folder)),
     ]
-    settings = s["settings"]
+    settings = s.settings
     console.print(_table(f"{settings['method']} on {settings['task']}, {settings['model']}", rows))
 
 
-def _transport(s: dict[str, Any]) -> list[tuple[str, ...]]:
+def _both_ways(name: str, up: int, down: int) -> list[tuple[str, ...]]:
     """What a deployment sent, where there was one."""
-    names = {"message": "whole messages", "sent": "sent between SuperLink and SuperNodes"}
-    return [
-        (name, f"{size(s[f'{kind}_bytes_up'])} up, {size(s[f'{kind}_bytes_down'])} down")
-        for kind, name in names.items()
-        if s.get(f"{kind}_bytes_up")
-    ]
+    return [(name, f"{size(up)} up, {size(down)} down")] if up else []
 
 
 def plain_table(console: Console, result: dict[str, Any]) -> None:
@@ -197,22 +195,25 @@ def inspection(console: Console, result: dict[str, Any]) -> None:
             for c in result["changes"]
         ]
         console.print(_table("changes", rows, ("from round", "setting", "value")))
-    if result["evaluations"]:
-        name = headline(result["evaluations"][0]) or "accuracy"
+    lines = [decode_line(line) for line in result["evaluations"]]
+    evaluations = [line for line in lines if isinstance(line, Evaluation)]
+    if evaluations:
+        name = headline(evaluations[0].metrics) or "accuracy"
         rows = [
-            (str(e["position"]), e["split"], _figure(e.get("loss")), _figure(e.get(name)))
-            for e in result["evaluations"]
+            (str(e.position), e.split, _figure(e.metrics.get("loss")), _figure(e.metrics.get(name)))
+            for e in evaluations
         ]
         console.print(_table("evaluations", rows, ("position", "split", "loss", name)))
     rows = [
         (
-            str(r["round"]),
-            _figure(r["loss"]),
-            ", ".join(map(str, r["clients"])),
-            " ".join(f"{g:+.3g}" for g in r["coefficients"]),
-            size(r["bytes_up"] + r["bytes_down"]),
+            str(done.round),
+            _figure(done.loss),
+            ", ".join(map(str, done.clients)),
+            " ".join(f"{g:+.3g}" for g in told["coefficients"]),
+            size(done.bytes_up + done.bytes_down),
         )
-        for r in result["rounds"]
+        for told in result["rounds"]
+        if isinstance(done := decode_line(told), Round)
     ]
     if rows:
         header = ("round", "loss", "clients", "coefficients", "bytes")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -88,12 +88,12 @@ def serve(
             f"the run has not come to its end, Flower calls it {outcome.status}: see "
             f"{folder.path / LOG}"
         )
-    if "sent_bytes_up" not in summary:  # else it tells of the same rounds as before
+    if summary.sent_bytes_up is None:  # else it tells of the same rounds as before
         sent = {"sent_bytes_up": outcome.bytes_up, "sent_bytes_down": outcome.bytes_down}
-        each = shares(_answered(folder) - before, **sent)
-        summary |= {**sent, "per_round_and_worker": summary["per_round_and_worker"] | each}
+        each = summary.per_round_and_worker | shares(_answered(folder) - before, **sent)
+        summary = replace(summary, **sent, per_round_and_worker=each)
         folder.write_summary(summary)
-    display.summary_table(Console(), {**summary, "folder": os.fspath(folder.path)})
+    display.summary_table(Console(), summary, folder.path)
 
 
 def _answered(folder: RunFolder) -> int:

@@ -8,9 +8,10 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import psutil
 
@@ -18,6 +19,7 @@ from hiso.baselines.settings import BASELINES
 from hiso.compare.trials import Trial
 from hiso.errors import Diverged
 from hiso.run.folder import RunFolder, write_text
+from hiso.run.results import Summary, decode_summary
 
 FAILED = "failed.json"
 _POLL = 0.5
@@ -36,15 +38,28 @@ class Display(Protocol):
         """The rounds that each run has done so far."""
         ...
 
-    def finished(self, trial: Trial, result: dict[str, Any]) -> None:
-        """A run has ended; `result` is its summary, or says why it failed."""
+    def finished(self, trial: Trial, result: Summary | Failure) -> None:
+        """A run has ended."""
         ...
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A run whose loss exploded: failed.json.
+
+    Attributes:
+        failed: How, in words.
+        seconds: Wall time until then.
+    """
+
+    failed: str
+    seconds: float
 
 
 def run_all(
     what: str, trials: Sequence[Trial], root: Path, threads: int, jobs: int | None, display: Display
-) -> dict[str, dict[str, Any]]:
-    """Runs what is not done yet; gives the summary of each, or {"failed": reason}, by folder.
+) -> dict[str, Summary | Failure]:
+    """Runs what is not done yet; gives what came of each, by folder.
 
     Without `jobs`, one run goes first; then as many go side by side as have room in memory
     beside each other, if each takes what that one took, and as there are cores for.
@@ -60,7 +75,8 @@ def run_all(
     if jobs is None and waiting:
         first = waiting.pop(0)
         results |= _batch([first], root, threads, 1, display)
-        peak = results[first.folder].get("peak_memory_bytes", 2**30)
+        done = results[first.folder]
+        peak = done.peak_memory_bytes if isinstance(done, Summary) else 2**30
         room = int(psutil.virtual_memory().available * _SHARE / peak)
         jobs = max(1, min((os.cpu_count() or 1) // threads, room))
     if waiting:
@@ -68,19 +84,19 @@ def run_all(
     return results
 
 
-def read_result(folder: Path) -> dict[str, Any] | None:
+def read_result(folder: Path) -> Summary | Failure | None:
     """What a run has come to; None if it has not ended."""
     if (failed := folder / FAILED).is_file():
-        return json.loads(failed.read_text())
+        return Failure(**json.loads(failed.read_text()))
     return RunFolder(folder).read_summary()
 
 
 def _batch(
     trials: Sequence[Trial], root: Path, threads: int, jobs: int, display: Display
-) -> dict[str, dict[str, Any]]:
-    results: dict[str, dict[str, Any]] = {}
+) -> dict[str, Summary | Failure]:
+    results: dict[str, Summary | Failure] = {}
     with _threads(threads), ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
-        futures: dict[Future[dict[str, Any]], Trial] = {
+        futures: dict[Future[Summary | Failure], Trial] = {
             pool.submit(run_trial, trial, root / trial.folder, threads): trial for trial in trials
         }
         try:
@@ -91,7 +107,7 @@ def _batch(
                     results[trial.folder] = future.result()
                     display.finished(trial, results[trial.folder])
                 running = [trial for future, trial in futures.items() if future.running()]
-                display.progress({t: rounds_done(root / t.folder) for t in running})
+                display.progress({t: RunFolder(root / t.folder).count_rounds() for t in running})
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             for process in psutil.Process().children():
@@ -114,7 +130,7 @@ def _threads(count: int) -> Iterator[None]:
             os.environ["OMP_NUM_THREADS"] = before
 
 
-def run_trial(trial: Trial, folder: Path, threads: int) -> dict[str, Any]:
+def run_trial(trial: Trial, folder: Path, threads: int) -> Summary | Failure:
     """One run in this process, from wherever its folder stands."""
     import torch
 
@@ -124,18 +140,16 @@ def run_trial(trial: Trial, folder: Path, threads: int) -> dict[str, Any]:
         if trial.settings.get("method") in BASELINES:
             from hiso.baselines.launch import train
 
-            summary = train(trial.settings, folder)
-        else:
-            summary = _in_stages(trial, folder)
+            return decode_summary(train(trial.settings, folder))
+        return _in_stages(trial, folder)
     except Diverged as error:
-        failed = {"failed": str(error), "seconds": time.monotonic() - began}
+        failure = Failure(str(error), time.monotonic() - began)
         folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / FAILED, json.dumps(failed) + "\n")
-        return failed
-    return summary
+        write_text(folder / FAILED, json.dumps(asdict(failure)) + "\n")
+        return failure
 
 
-def _in_stages(trial: Trial, folder: Path) -> dict[str, Any]:
+def _in_stages(trial: Trial, folder: Path) -> Summary:
     """A run whose settings change on the way is several, one behind the other."""
     from hiso.federation.ledger import Ledger
     from hiso.run.launch import launch
@@ -153,12 +167,3 @@ def _in_stages(trial: Trial, folder: Path) -> dict[str, Any]:
         if position <= change.round:
             summary = launch({}, folder, changes={**change.set, "rounds": end})
     return summary
-
-
-def rounds_done(folder: Path) -> int:
-    """Rounds of a run so far."""
-    try:
-        lines = RunFolder(folder).metrics.read_text().splitlines()
-    except OSError:
-        return 0
-    return sum('"kind": "round"' in line for line in lines)

@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hiso.compare.execute import Failure
 from hiso.compare.measure import Curve, read_curve
 from hiso.compare.spec import Comparison
 from hiso.compare.trials import Trial
+from hiso.run.results import Summary
 
 Key = tuple[str, str, str]
 """Labels of task, model and method."""
@@ -20,10 +22,10 @@ Key = tuple[str, str, str]
 
 @dataclass(frozen=True)
 class Run:
-    """A run that has ended: its curve and summary; or the reason why it came to nothing."""
+    """A run that has ended: its summary and curve, or neither if its loss exploded."""
 
     trial: Trial
-    summary: Mapping[str, Any]
+    summary: Summary | None
     curve: Curve | None
 
     @property
@@ -33,14 +35,15 @@ class Run:
 
 
 def read_runs(
-    trials: Iterable[Trial], results: Mapping[str, Mapping[str, Any]], root: Path, metric: str
+    trials: Iterable[Trial], results: Mapping[str, Summary | Failure], root: Path, metric: str
 ) -> list[Run]:
     """The runs with their curves."""
     runs: list[Run] = []
     for trial in trials:
-        result = results[trial.folder]
-        curve = None if "failed" in result else read_curve(root / trial.folder, metric)
-        runs.append(Run(trial, result, curve))
+        if isinstance(result := results[trial.folder], Summary):
+            runs.append(Run(trial, result, read_curve(root / trial.folder, metric)))
+        else:
+            runs.append(Run(trial, None, None))
     return runs
 
 
@@ -115,7 +118,7 @@ def _figures(
     group: Sequence[Run], target: float | None, budget: Mapping[str, int], metric: str
 ) -> dict[str, Any]:
     curves = [run.curve for run in group if run.curve is not None]
-    done = [run.summary for run in group if run.curve is not None]
+    done = [run.summary for run in group if run.summary is not None]
     hits = [(c, i) for c in curves if target is not None and (i := c.first(target)) is not None]
 
     def over(values: Iterable[float | None]) -> dict[str, Any]:
@@ -131,14 +134,14 @@ def _figures(
         "reached": len(hits),
         "to_target": {name: over(get(c, i) for c, i in hits) for name, get in counts.items()},
         "best": over(curve.best for curve in curves),
-        "test": over(summary["metrics_after"].get(metric) for summary in done),
-        "test_before": over(summary["metrics_before"].get(metric) for summary in done),
+        "test": over(summary.metrics_after.get(metric) for summary in done),
+        "test_before": over(summary.metrics_before.get(metric) for summary in done),
         "at_equal_bytes": over(curve.at(curve.bytes, budget["bytes"]) for curve in curves),
         "at_equal_passes": over(curve.at(curve.passes, budget["passes"]) for curve in curves),
         "bytes": over(curve.bytes[-1] for curve in curves),
         "passes": over(curve.passes[-1] for curve in curves),
-        "seconds_per_round": over(summary["seconds_per_round"] for summary in done),
-        "digests": [summary["digest"] for summary in done],
+        "seconds_per_round": over(summary.seconds_per_round for summary in done),
+        "digests": [summary.digest for summary in done],
     }
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import bisect
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
 
+from hiso.federation.runfile import Evaluation
 from hiso.run.folder import RunFolder
+from hiso.run.results import Round
 
 
 @dataclass(frozen=True)
@@ -47,22 +47,19 @@ class Curve:
 
 def read_curve(folder: Path, metric: str) -> Curve:
     """The curve of a run that has ended."""
-    lines = [json.loads(line) for line in RunFolder(folder).metrics.read_text().splitlines()]
-    return curve_of(lines, metric)
+    return curve_of(*RunFolder(folder).read_metrics(), metric)
 
 
-def curve_of(lines: Iterable[Mapping[str, Any]], metric: str) -> Curve:
-    """The curve that the lines of a metrics.jsonl tell."""
-    lines = list(lines)
-    rounds = sorted((x for x in lines if x["kind"] == "round"), key=lambda x: x["round"])
-    spent = [0, *accumulate(x["bytes_up"] + x["bytes_down"] for x in rounds)]
-    passes = [0, *accumulate(x["passes"] for x in rounds)]
-    dev = [x for x in lines if x["kind"] == "evaluation" and x["split"] == "dev"]
-    positions = [x["position"] for x in dev]
+def curve_of(rounds: Sequence[Round], evaluations: Sequence[Evaluation], metric: str) -> Curve:
+    """The curve that rounds and evaluations tell; rounds that tell no passes count as none."""
+    spent = [0, *accumulate(done.bytes_up + done.bytes_down for done in rounds)]
+    passes = [0, *accumulate(done.passes or 0 for done in rounds)]
+    dev = [e for e in evaluations if e.split == "dev"]
+    positions = [e.position for e in dev]
     return Curve(
         positions,
-        [x[metric] for x in dev],
+        [e.metrics[metric] for e in dev],
         [spent[position] for position in positions],
         [passes[position] for position in positions],
-        [x["loss"] for x in dev],
+        [e.metrics["loss"] for e in dev],
     )

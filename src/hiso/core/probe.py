@@ -147,7 +147,9 @@ class Probe:
             raise NonFiniteLoss(
                 f"the loss is {loss} for client {self.client} in round {self.round}, local step "
                 f"{point.step}, at {where}: lower lr or mu, raise the method's floor, or use a "
-                "wider dtype."
+                "wider dtype.",
+                round=self.round,
+                client=self.client,
             )
         if self._solve is not None:
             told = Outcome.of(outcome)
@@ -198,6 +200,8 @@ class Probe:
             raise NonFiniteLoss(
                 f"a scalar of client {self.client} in round {self.round}, local step {step}, "
                 f"direction {direction} is {scalar:.3g}, beyond float32: the loss has exploded, or "
-                "mu is far too small."
+                "mu is far too small.",
+                round=self.round,
+                client=self.client,
             )
         return scalar

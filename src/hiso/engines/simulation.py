@@ -91,7 +91,7 @@ class Simulation:
             seconds = {"round": time.perf_counter() - started, "forward": self._forward}
             closed = self.server.close(seconds)
         except NonFiniteLoss as error:
-            raise self.server.diverged(str(error), NonFiniteLoss) from error
+            raise self.server.diverged(error) from error
         finally:
             self.server.drop()
         self._catch_up()

@@ -317,23 +317,30 @@ class Server:
         first = self.ledger.losses(stop=GUARD_ROUNDS)
         last = [*self.ledger.losses(start=round - GUARD_ROUNDS + 1), loss]
         if problem := excess(first, last, self._opened.divergence_factor):
-            raise self.diverged(f"round {round}: {problem}. Nothing of the round was recorded.")
+            text = f"round {round}: {problem}. Nothing of the round was recorded."
+            raise self.diverged(Diverged(text, round=round))
 
     def _check_that_it_moves(self) -> None:
         end = self.ledger.position
         first, last = self.ledger.losses(stop=GUARD_ROUNDS), self.ledger.losses(start=end - 1)
         records = self.ledger.records(end - STUCK_ROUNDS)
         if last and (problem := stuck(first, records, last[0])):
-            raise self.diverged(f"{problem}.")
+            raise self.diverged(Diverged(f"{problem}."))
 
-    def diverged(self, problem: str, kind: type[Diverged] = Diverged) -> Diverged:
-        """The error that names `problem`, the last good position, and half of the lr that is set.
+    def diverged(self, error: Diverged) -> Diverged:
+        """The same error with the last good position, and half of the lr that is set.
 
         With `normalise`, the lr that is set is the one before it is divided.
         """
         records, losses = self.ledger.records(), [row.loss for row in self.ledger.rounds()]
         if not any(record.coefficient.any() for record in records):
             advice = "No weight has moved yet: start another run with another mu, or in float32."
-            return kind(f"{problem} {advice}")
+            return type(error)(f"{error} {advice}", round=error.round, client=error.client)
         lr = self.settings.hyper.get("lr", self._hyper["lr"]) / 2
-        return kind(problem, position=last_good(records, losses), lr=lr)
+        return type(error)(
+            str(error),
+            position=last_good(records, losses),
+            lr=lr,
+            round=error.round,
+            client=error.client,
+        )

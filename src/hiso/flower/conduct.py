@@ -115,6 +115,11 @@ class Conductor:
             time.sleep(_POLL)
         closed = self._server.close({"round": time.monotonic() - began})
         self._note_sizes(number)
+        if isinstance(closed, Aborted):
+            log.warning("round %d came to nothing: %s", closed.round, closed.reason)
+        else:
+            for reason in closed.set_aside.values():
+                log.error("%s", reason)
         return closed
 
     def finish(self) -> tuple[int | None, int]:

@@ -38,5 +38,5 @@ def ask(folder: Path, request: Envelope, timeout: float) -> Envelope:
         except (OSError, ProtocolError) as error:
             return Envelope.of_error(
                 MISSING,
-                f"no worker answers in {folder} ({error}): start it with `hiso worker start`",
+                f"no worker answers in {folder} ({error}): start it",
             )

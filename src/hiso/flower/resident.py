@@ -69,7 +69,7 @@ class Resident:
         """
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.folder.chmod(0o700)
-        busy = f"a worker runs in {self.folder} already: see `hiso worker status {self.folder}`"
+        busy = f"a worker runs in {self.folder} already: stop it, or use another folder"
         with (
             locked(self.folder, busy),
             (self.folder / LOG).open("a") as trace,

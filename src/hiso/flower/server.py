@@ -5,28 +5,31 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from hiso.errors import ProtocolError, SettingsError
+from hiso.errors import SettingsError
 from hiso.federation.ledger import Ledger
-from hiso.federation.server import Aborted, Server
+from hiso.federation.server import Server
 from hiso.flower.conduct import Conductor, Pace, agree_on_identity
 from hiso.flower.logs import log_to
 from hiso.flower.post import Post
 from hiso.flower.sites import Sites
-from hiso.run.folder import RunFolder, round_lines
+from hiso.run.folder import RunFolder
 from hiso.run.identity import settings_identity
+from hiso.run.loop import Loop
 from hiso.run.observer import Silent
 from hiso.run.opening import look, open_ledger, prepare, resolve_settings
+from hiso.run.results import Round, Summary, rounds_of
 from hiso.run.settings import Settings
 from hiso.run.summary import summarise
 
 LOG = "server.log"
-_ABORTS = 20
+_ATTEMPTS = 20
 """Attempts at a round that may come to nothing, one after the other."""
 _PREDECESSOR = 120.0
 """Seconds that a server waits for the one before it, whose SuperLink was killed, to end."""
@@ -82,7 +85,7 @@ def serve(
     *,
     changes: Mapping[str, Any],
     rollback: int | None,
-) -> dict[str, Any]:
+) -> Summary:
     """Runs to the last round, from wherever the folder `out` stands; gives the summary.
 
     Args:
@@ -97,7 +100,7 @@ def serve(
         SettingsError: The settings are wrong. The folder is as it was.
         RunConflict: The folder holds another run, or another process is at work on it.
         Diverged: The loss has exploded; the ledger keeps the last good round.
-        ProtocolError: A round has come to nothing too often.
+        RoundAborted: A round has come to nothing too often.
     """
     folder = RunFolder(out)
     seen = look(folder)
@@ -116,48 +119,53 @@ def serve(
     own = settings.with_hyper(method)
     with open_ledger(folder, identity, own, seen=seen, patience=_PREDECESSOR) as ledger:
         prepare(ledger, own, rollback, Silent())
-        folder.rewrite_metrics(ledger)
         server = Server(ledger, settings.make_rounds(method))
         sites.run = ledger.run
         conductor = Conductor(post, sites, server, pace)
-        _rounds(conductor, folder, ledger, settings)
-        digest, answered = conductor.finish()
-        weights = max((site.weights for site in sites.by_client.values()), default=0)
-        summary = summarise(
-            ledger,
-            "each client's own",
-            weights=weights,
-            digest=digest,
-            machine={"engine": "flower", "clients_at_the_end": answered},
+        loop = Loop(
+            folder,
+            settings,
+            _ToLog(ledger.run),
+            rounds=partial(rounds_of, ledger),
+            evaluations=ledger.evaluations,
+            record=ledger.record_evaluation,
+            round=conductor.round,
+            summarise=lambda: _summary(ledger, conductor, sites),
+            attempts=_ATTEMPTS,
         )
-        log.info("%d rounds done, digest %s", ledger.position, summary["digest"])
-        return folder.keep_summary(summary)
+        return loop.run()
 
 
-def _rounds(conductor: Conductor, folder: RunFolder, ledger: Ledger, settings: Settings) -> None:
-    if ledger.position < settings.rounds:
-        folder.summary.unlink(missing_ok=True)
-    log.info("run %s, going on at round %d", ledger.run, ledger.position)
-    aborted = 0
-    while ledger.position < settings.rounds:
-        closed = conductor.round()
-        if isinstance(closed, Aborted):
-            log.warning("round %d came to nothing: %s", closed.round, closed.reason)
-            aborted += 1
-            if aborted == _ABORTS:
-                raise ProtocolError(
-                    f"round {closed.round} came to nothing {aborted} times, last because: "
-                    f"{closed.reason}. Repair the workers, then start the same command again"
-                )
-            continue
-        aborted = 0
-        (line,) = round_lines(ledger, closed.record.round)
-        folder.append_metrics(line)
-        for reason in closed.set_aside.values():
-            log.error("%s", reason)
-        clients = ", ".join(map(str, closed.clients))
-        log.info(
-            "round %d: loss %.4f, clients %s, %.1f s, %d B up, %d B down",
-            line["round"], closed.loss, clients, line["seconds"],
-            closed.bytes_up, closed.bytes_down,
-        )  # fmt: skip
+def _summary(ledger: Ledger, conductor: Conductor, sites: Sites) -> Summary:
+    """What came of the run, with the digest that the workers agree on at its end."""
+    digest, answered = conductor.finish()
+    summary = summarise(
+        ledger,
+        "each client's own",
+        weights=max((site.weights for site in sites.by_client.values()), default=0),
+        digest=digest,
+        machine={"engine": "flower", "clients_at_the_end": answered},
+    )
+    log.info("%d rounds done, digest %s", ledger.position, summary.digest)
+    return summary
+
+
+class _ToLog(Silent):
+    """Writes a line about every new round to the log."""
+
+    def __init__(self, run: str) -> None:
+        self._run, self._first = run, 0
+
+    def started(self, position: int, rounds: int) -> None:  # noqa: ARG002
+        """See `Observer.started`."""
+        self._first = position
+        log.info("run %s, going on at round %d", self._run, position)
+
+    def round(self, done: Round) -> None:
+        """See `Observer.round`."""
+        if done.round >= self._first:
+            clients = ", ".join(map(str, done.clients))
+            log.info(
+                "round %d: loss %.4f, clients %s, %.1f s, %d B up, %d B down",
+                done.round, done.loss, clients, done.seconds, done.bytes_up, done.bytes_down,
+            )  # fmt: skip

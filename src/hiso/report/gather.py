@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,8 @@ from hiso.errors import HisoError, ProtocolError, SettingsError
 from hiso.federation.ledger import Ledger
 from hiso.federation.protocol import paper_bytes
 from hiso.federation.runfile import Change, Evaluation, ReplyRow
-from hiso.run.folder import RunFolder, metrics_lines
+from hiso.run.folder import RunFolder
+from hiso.run.results import Round, Summary, rounds_of
 
 Floats = NDArray[np.float64]
 
@@ -52,7 +52,7 @@ class Run:
     Attributes:
         path: Its folder.
         settings: The settings in force; empty if nothing tells them yet.
-        summary: The content of summary.json; empty while the run goes on.
+        summary: What came of it; None while the run goes on.
         loss: Mean loss of each round's clients, float64 [R]; NaN where nobody told it.
         seconds: Wall time of each round, float64 [R]; NaN where it was not measured.
         spent: What had been spent when position 0..R was reached, float64 [R + 1], by kind:
@@ -66,7 +66,7 @@ class Run:
 
     path: Path
     settings: Mapping[str, Any]
-    summary: Mapping[str, Any]
+    summary: Summary | None
     loss: Floats
     seconds: Floats
     spent: Mapping[str, Floats]
@@ -137,72 +137,45 @@ def _read(path: Path) -> Run:
     if folder.has_run():
         with Ledger.read(folder.ledger) as ledger:
             ledger.verify()
-            lines, settings, traffic = metrics_lines(ledger), ledger.settings, ledger.traffic()
+            rounds, evaluations = rounds_of(ledger), ledger.evaluations()
+            settings, traffic = ledger.settings, ledger.traffic()
             replies, changes = list(ledger.replies()), ledger.changes()
             log = Log(_identity(ledger), ledger.records(), replies, changes)
     elif folder.metrics.is_file():
-        lines = list(_lines(folder.metrics))
+        rounds, evaluations = folder.read_metrics()
     else:
         raise ProtocolError(
             f"{path} holds no run: there is neither ledger.sqlite nor metrics.jsonl. "
             "Name the folder of a run."
         )
-    try:
-        rounds = [line for line in lines if line["kind"] == "round"]
-        if [line["round"] for line in rounds] != list(range(len(rounds))):
-            raise ProtocolError(f"the rounds of {folder.metrics} do not ascend from 0 without gaps")
-        summary = folder.read_summary() or {}
-        if summary.get("rounds") != len(rounds):
-            summary = {}  # of an earlier end, or of none
-        return Run(
-            path=path,
-            settings=settings or summary.get("settings", {}),
-            summary=summary,
-            loss=_column(rounds, "loss"),
-            seconds=_column(rounds, "seconds"),
-            spent=dict(_spent(rounds)),
-            traffic=traffic or (_sum(rounds, "bytes_up"), _sum(rounds, "bytes_down")),
-            clients=[line["clients"] for line in rounds],
-            evaluations=[_evaluation(line) for line in lines if line["kind"] == "evaluation"],
-            log=log,
-        )
-    except (KeyError, TypeError) as error:
-        raise ProtocolError(
-            f"a line of {folder.metrics} is not as hiso writes it: {error!r}"
-        ) from error
+    summary = folder.read_summary()
+    if summary is not None and summary.rounds != len(rounds):
+        summary = None  # of an earlier end
+    return Run(
+        path=path,
+        settings=settings or (summary.settings if summary else {}),
+        summary=summary,
+        loss=_column(done.loss for done in rounds),
+        seconds=_column(done.seconds for done in rounds),
+        spent=dict(_spent(rounds)),
+        traffic=traffic
+        or (sum(done.bytes_up for done in rounds), sum(done.bytes_down for done in rounds)),
+        clients=[done.clients for done in rounds],
+        evaluations=evaluations,
+        log=log,
+    )
 
 
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of metrics.jsonl; the last one may be half written."""
-    texts = path.read_text().split("\n")
-    for number, text in enumerate(texts, 1):
-        try:
-            if text:
-                yield json.loads(text)
-        except ValueError as error:
-            if number < len(texts):
-                raise ProtocolError(f"{path}, line {number} is not JSON: {error}") from error
+def _column(values: Iterable[float | None]) -> Floats:
+    return np.array([np.nan if value is None else value for value in values], np.float64)
 
 
-def _evaluation(line: Mapping[str, Any]) -> Evaluation:
-    metrics = {k: v for k, v in line.items() if k not in ("kind", "position", "split")}
-    return Evaluation(line["position"], line["split"], metrics)
-
-
-def _column(rounds: Sequence[Mapping[str, Any]], key: str) -> Floats:
-    return np.array([np.nan if (v := line.get(key)) is None else v for line in rounds], np.float64)
-
-
-def _sum(rounds: Sequence[Mapping[str, Any]], key: str) -> int:
-    return sum(line[key] for line in rounds)
-
-
-def _spent(rounds: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, Floats]]:
-    def total(values: Floats) -> Floats:
-        return np.concatenate([[0.0], np.cumsum(values)])
+def _spent(rounds: Sequence[Round]) -> Iterator[tuple[str, Floats]]:
+    def total(values: Iterable[float | None]) -> Floats:
+        return np.concatenate([[0.0], np.cumsum(_column(values))])
 
     yield "rounds", np.arange(len(rounds) + 1, dtype=np.float64)
-    yield "bytes", total(_column(rounds, "bytes_up") + _column(rounds, "bytes_down"))
-    passes = _column(rounds, "passes")
+    yield "bytes", total(done.bytes_up + done.bytes_down for done in rounds)
+    passes = total(done.passes for done in rounds)
     if rounds and not np.isnan(passes).any():
-        yield "passes", total(passes)
+        yield "passes", passes

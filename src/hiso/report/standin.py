@@ -55,7 +55,7 @@ def state_history(run: Run, observer: Observer) -> History | None:
     identity = None if run.log is None else run.log.identity
     if run.log is None or identity is None or not identity.method.round_state:
         return None
-    sample = min(run.summary.get("trainable_weights", LARGEST), LARGEST)
+    sample = LARGEST if run.summary is None else min(run.summary.trainable_weights, LARGEST)
     (name, *_) = identity.method.round_state
     module = nn.ParameterList([torch.zeros(sample)])
     replica = Replica(module, identity)

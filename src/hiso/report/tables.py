@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
@@ -28,7 +29,7 @@ def results_section(groups: Sequence[Group]) -> Section:
         + [_span([run.rounds for run in group.runs]), len(group.runs), group.seeds]
         for group in groups
     ]
-    unfinished = [run for run in runs if not run.summary]
+    unfinished = [run for run in runs if run.summary is None]
     text = "Means over the runs of a group ± sample deviation." if len(runs) > len(groups) else ""
     if unfinished:
         text += " Not at its end: " if len(unfinished) == 1 else " Not at their end: "
@@ -70,35 +71,49 @@ def costs_section(groups: Sequence[Group]) -> Section:
     return Section("Costs", [Table(header, rows)], text)
 
 
+@dataclass(frozen=True)
+class _Costs:
+    """What a run cost, as far as it is known."""
+
+    bytes_up: int
+    bytes_down: int
+    paper_bytes: int | None
+    fedavg_bytes: int | None
+    passes: int | None
+    seconds: float | None
+    forward_seconds: float | None
+    peak_memory: int | None
+
+
 def _cost_cells(group: Group) -> Iterator[str | float | None]:
     costs = [_costs(run) for run in group.runs]
     yield group.label
     yield _span([run.rounds for run in group.runs])
-    for key in ("bytes_up", "bytes_down", "paper_bytes", "fedavg_bytes"):
-        yield _mean_size([cost.get(key) for cost in costs])
-    passes = [cost["passes"] for cost in costs]
-    yield None if None in passes else round(fmean(passes))
-    yield plus_minus([cost.get("seconds_per_round") for cost in costs])
-    yield plus_minus([cost.get("forward_seconds_per_round") for cost in costs])
-    yield _mean_size([cost.get("peak_memory_bytes") for cost in costs])
+    yield _mean_size([cost.bytes_up for cost in costs])
+    yield _mean_size([cost.bytes_down for cost in costs])
+    yield _mean_size([cost.paper_bytes for cost in costs])
+    yield _mean_size([cost.fedavg_bytes for cost in costs])
+    passes = [cost.passes for cost in costs if cost.passes is not None]
+    yield round(fmean(passes)) if len(passes) == len(costs) else None
+    yield plus_minus([cost.seconds for cost in costs])
+    yield plus_minus([cost.forward_seconds for cost in costs])
+    yield _mean_size([cost.peak_memory for cost in costs])
 
 
-def _costs(run: Run) -> Mapping[str, Any]:
-    """Figures of summary.json, or as far as the rounds tell them."""
-    passes = run.spent.get("passes")
-    told = {"passes": None if passes is None else int(passes[-1])}
-    if run.summary:
-        up, down = (run.summary.get(f"fedavg_bytes_{way}") for way in ("up", "down"))
-        told["fedavg_bytes"] = None if up is None or down is None else up + down
-        return {**run.summary, **told}
-    up, down = run.traffic
+def _costs(run: Run) -> _Costs:
+    """Figures of the summary, or as far as the rounds tell them."""
+    told = run.spent.get("passes")
+    passes = None if told is None else int(told[-1])
+    if (s := run.summary) is not None:
+        fedavg = s.fedavg_bytes_up + s.fedavg_bytes_down
+        seconds = s.seconds_per_round, s.forward_seconds_per_round
+        return _Costs(
+            s.bytes_up, s.bytes_down, s.paper_bytes, fedavg, passes, *seconds, s.peak_memory_bytes
+        )
     seconds = run.seconds[np.isfinite(run.seconds)]
-    return told | {
-        "bytes_up": up,
-        "bytes_down": down,
-        "paper_bytes": None if run.log is None else run.log.paper_bytes,
-        "seconds_per_round": float(np.median(seconds)) if seconds.size else None,
-    }
+    median = float(np.median(seconds)) if seconds.size else None
+    paper = None if run.log is None else run.log.paper_bytes
+    return _Costs(*run.traffic, paper, None, passes, median, None, None)
 
 
 def _mean_size(counts: Sequence[float | None]) -> str | None:
@@ -142,9 +157,10 @@ def _facts(named: Mapping[str, Run]) -> Table:
     header = ["run", "folder", "seed", "rounds", "weights", "data", "digest", "run id", "machine"]
     rows: list[list[str | float | None]] = []
     for name, run in named.items():
-        s = run.summary
-        machine = ", ".join(f"{k} {v}" for k, v in s.get("machine", {}).items())
         row = [name, str(run.path), run.settings.get("seed"), run.rounds]
-        row += [s.get(key) for key in ("trainable_weights", "data", "digest", "run")]
-        rows.append([*row, machine or None])
+        if (s := run.summary) is None:
+            rows.append([*row, None, None, None, None, None])
+            continue
+        machine = ", ".join(f"{key} {value}" for key, value in s.machine.items())
+        rows.append([*row, s.trainable_weights, s.data, s.digest, s.run, machine or None])
     return Table(header, rows, "Each run", folded=True)

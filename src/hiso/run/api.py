@@ -11,6 +11,7 @@ from hiso.core.methods import register
 from hiso.errors import SettingsError
 from hiso.run.launch import launch
 from hiso.run.observer import Observer
+from hiso.run.results import encode_summary
 from hiso.run.settings import HYPER
 
 
@@ -57,6 +58,7 @@ def simulate(
     elif method is not None:
         settings = {"method": method, **settings}
     own = method if isinstance(method, Method) else None
-    return launch(
+    summary = launch(
         settings, Path(out), changes=change, rollback=rollback, method=own, observer=observer
     )
+    return encode_summary(summary)

@@ -7,19 +7,25 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 
-from hiso.core.methods import METHODS
-from hiso.core.probe import passes
-from hiso.errors import RunConflict, StorageError
-from hiso.federation.ledger import Ledger, RoundRow
+from hiso.errors import ProtocolError, RunConflict, StorageError
 from hiso.federation.runfile import Evaluation
 from hiso.federation.schema import has_tables
+from hiso.run.results import (
+    Round,
+    Summary,
+    decode_line,
+    decode_summary,
+    encode_line,
+    encode_summary,
+    in_order,
+)
 
 log = logging.getLogger(__name__)
 
@@ -57,39 +63,70 @@ class RunFolder:
         busy = f"another process is at work on the run in {self.path}: wait for it or stop it"
         return locked(self.path, busy, patience)
 
-    def rewrite_metrics(self, ledger: Ledger) -> None:
-        """Makes metrics.jsonl agree with the ledger, whatever a crash left behind."""
-        self.write_metrics(metrics_lines(ledger))
-
-    def write_metrics(self, lines: Sequence[Mapping[str, Any]]) -> None:
+    def write_metrics(self, rounds: Iterable[Round], evaluations: Iterable[Evaluation]) -> None:
         """Writes metrics.jsonl anew, whole or not at all."""
         with storing(self.metrics):
-            write_text(self.metrics, "".join(json.dumps(line) + "\n" for line in lines))
+            write_text(self.metrics, "".join(map(_text, in_order(rounds, evaluations))))
 
-    def append_metrics(self, line: Mapping[str, Any]) -> None:
+    def append_metrics(self, line: Round | Evaluation) -> None:
         """Adds a line to metrics.jsonl."""
         with storing(self.metrics), self.metrics.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(_text(line))
 
-    def write_summary(self, summary: Mapping[str, Any]) -> None:
+    def read_metrics(self) -> tuple[list[Round], list[Evaluation]]:
+        """What metrics.jsonl tells; nothing if it is missing. The last line may be half written.
+
+        Raises:
+            ProtocolError: A line is not as hiso writes it, or the rounds have gaps; says which.
+            StorageError: The file cannot be read.
+        """
+        if not self.metrics.is_file():
+            return [], []
+        with storing(self.metrics):
+            texts = self.metrics.read_text(errors="replace").split("\n")
+        lines = [self._line(text, n) for n, text in enumerate(texts[:-1], 1) if text]
+        with suppress(ProtocolError):
+            lines += [self._line(text, len(texts)) for text in texts[-1:] if text]
+        rounds = [line for line in lines if isinstance(line, Round)]
+        if [line.round for line in rounds] != list(range(len(rounds))):
+            raise ProtocolError(f"the rounds of {self.metrics} do not ascend from 0 without gaps")
+        return rounds, [line for line in lines if isinstance(line, Evaluation)]
+
+    def count_rounds(self) -> int:
+        """The rounds in metrics.jsonl so far, quickly; 0 if it is missing."""
+        try:
+            lines = self.metrics.read_text(errors="replace").splitlines()
+        except OSError:
+            return 0
+        return sum(line.startswith('{"kind": "round"') for line in lines)
+
+    def _line(self, text: str, number: int) -> Round | Evaluation:
+        where = f"{self.metrics}, line {number}"
+        try:
+            return decode_line(json.loads(text))
+        except ValueError as error:
+            raise ProtocolError(f"{where} is not JSON: {error}") from error
+        except ProtocolError as error:
+            raise ProtocolError(f"{where} is not as hiso writes it: {error}") from error
+
+    def write_summary(self, summary: Summary) -> None:
         """Writes summary.json, whole or not at all."""
         with storing(self.summary):
-            write_text(self.summary, json.dumps(summary, indent=2) + "\n")
+            write_text(self.summary, json.dumps(encode_summary(summary), indent=2) + "\n")
 
-    def keep_summary(self, summary: dict[str, Any]) -> dict[str, Any]:
+    def keep_summary(self, summary: Summary) -> Summary:
         """Writes summary.json unless it tells of the same log and settings; gives what is there."""
         old = self.read_summary()
-        same = ("chain", "settings", "metrics_before", "metrics_after")
-        if old and all(old.get(key) == summary[key] for key in same):
+        if old is not None and _log(old) == _log(summary):
             return old
         self.write_summary(summary)
         return summary
 
-    def read_summary(self) -> dict[str, Any] | None:
-        """The content of summary.json; None if it is missing or cannot be read."""
+    def read_summary(self) -> Summary | None:
+        """What summary.json tells; None if it is missing, or not as hiso writes it."""
         try:
-            return json.loads(self.summary.read_text())
-        except (OSError, ValueError):
+            return decode_summary(json.loads(self.summary.read_text()))
+        except (OSError, ValueError, ProtocolError):
             return None
 
 
@@ -116,62 +153,13 @@ def locked(folder: Path, busy: str, patience: float = 0.0) -> Iterator[None]:
         os.close(handle)
 
 
-def round_lines(ledger: Ledger, start: int = 0) -> list[dict[str, Any]]:
-    """The rounds from `start` on as lines of metrics.jsonl.
-
-    `passes` counts the forward passes of one client's batch, over all clients that count.
-    """
-    settled = ledger.settings.get("scheme")
-    method = METHODS.get(ledger.facts["method"]["name"])  # None: one of the user's own
-    scores = method is not None and method.needs == "scores"
-    schemes = [change for change in ledger.changes() if change.key == "scheme"]
-    lines: list[dict[str, Any]] = []
-    for row, record in zip(ledger.rounds(start), ledger.records(start), strict=True):
-        later = [change.old for change in schemes if change.position > row.round]
-        scheme = (later or [settled])[0] or "forward"
-        directions = int(record.direction.max()) + 1
-        a_step = passes(directions, scheme, curvature=record.curvature is not None, scores=scores)
-        lines.append(round_line(row, len(row.clients) * record.steps * a_step))
-    return lines
+def _text(line: Round | Evaluation) -> str:
+    return json.dumps(encode_line(line)) + "\n"
 
 
-def metrics_lines(ledger: Ledger) -> list[dict[str, Any]]:
-    """All lines of metrics.jsonl, in order."""
-    return in_order(round_lines(ledger), ledger.evaluations())
-
-
-def in_order(
-    rounds: Iterable[dict[str, Any]], evaluations: Iterable[Evaluation]
-) -> list[dict[str, Any]]:
-    """Lines of rounds and of evaluations; those at position r come before round r."""
-    lines = [(line["round"], 1, line) for line in rounds]
-    lines += [(e.position, 0, evaluation_line(e)) for e in evaluations]
-    return [line for _, _, line in sorted(lines, key=lambda line: line[:2])]
-
-
-def round_line(row: RoundRow, passes: int) -> dict[str, Any]:
-    """A round as a line of metrics.jsonl."""
-    return {
-        "kind": "round",
-        "round": row.round,
-        "loss": row.loss,
-        "clients": row.clients,
-        "bytes_up": row.bytes_up,
-        "bytes_down": row.bytes_down,
-        "passes": passes,
-        "seconds": row.seconds.get("round"),
-        "forward_seconds": row.seconds.get("forward"),
-    }
-
-
-def evaluation_line(evaluation: Evaluation) -> dict[str, Any]:
-    """An evaluation as a line of metrics.jsonl."""
-    return {
-        "kind": "evaluation",
-        "position": evaluation.position,
-        "split": evaluation.split,
-        **dict(sorted(evaluation.metrics.items())),
-    }
+def _log(summary: Summary) -> tuple[Any, ...]:
+    """What is the same in all summaries of one log with the same settings."""
+    return summary.chain, summary.settings, summary.metrics_before, summary.metrics_after
 
 
 def write_text(path: Path, text: str) -> None:

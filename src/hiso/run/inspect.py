@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from hiso.federation.ledger import Ledger
-from hiso.run.folder import RunFolder, evaluation_line, round_lines
+from hiso.run.folder import RunFolder
+from hiso.run.results import encode_line, rounds_of
 
 
 def inspect_run(path: Path, last: int) -> dict[str, Any]:
@@ -43,10 +44,10 @@ def inspect_run(path: Path, last: int) -> dict[str, Any]:
             "identity": ledger.facts,
             "settings": ledger.settings,
             "changes": [asdict(change) for change in ledger.changes()],
-            "evaluations": [evaluation_line(e) for e in ledger.evaluations()],
+            "evaluations": [encode_line(e) for e in ledger.evaluations()],
             "rounds": [
-                {**line, "coefficients": record.coefficient.tolist()}
-                for line, record in zip(round_lines(ledger, start), records[start:], strict=True)
+                {**encode_line(done), "coefficients": record.coefficient.tolist()}
+                for done, record in zip(rounds_of(ledger, start), records[start:], strict=True)
             ],
         }
 
@@ -54,8 +55,8 @@ def inspect_run(path: Path, last: int) -> dict[str, Any]:
 def _digest(folder: RunFolder, ledger: Ledger) -> tuple[str | None, int | None]:
     """The newest digest that is known, and its position: the summary's, or the last quorum's."""
     end = ledger.position
-    summary = folder.read_summary() or {}
-    if summary.get("chain") == ledger.chain_at(end).hex():
-        return summary["digest"], end
+    summary = folder.read_summary()
+    if summary is not None and summary.chain == ledger.chain_at(end).hex():
+        return summary.digest, end
     agreed = ledger.digest_at(end - 1) if end else None
     return (None, None) if agreed is None else (f"{agreed:016x}", end - 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,16 @@ from hiso.core.method import Method
 from hiso.core.methods import register
 from hiso.core.replica import Replica
 from hiso.engines.simulation import Simulation
-from hiso.errors import Diverged, ProtocolError, SettingsError
+from hiso.errors import Diverged, SettingsError
 from hiso.federation.ledger import Ledger
-from hiso.federation.runfile import Evaluation
-from hiso.federation.server import Aborted, Server
-from hiso.run.folder import RunFolder, evaluation_line, round_lines
+from hiso.federation.server import Server
+from hiso.run.folder import RunFolder
 from hiso.run.identity import check_identity
+from hiso.run.loop import Loop
 from hiso.run.observer import Observer, Silent
 from hiso.run.opening import look, open_ledger, prepare, resolve_settings
 from hiso.run.precision import settle
+from hiso.run.results import Summary, rounds_of
 from hiso.run.resume import check_method
 from hiso.run.settings import Settings, parse_settings
 from hiso.run.snapshots import save_snapshot, stand
@@ -38,7 +40,7 @@ def launch(
     rollback: int | None = None,
     method: Method | None = None,
     observer: Observer | None = None,
-) -> dict[str, Any]:
+) -> Summary:
     """Runs to the last round, from wherever the folder `out` stands; gives the summary.
 
     Args:
@@ -78,21 +80,7 @@ def launch(
     with open_ledger(folder, identity, own, seen=seen) as ledger:
         prepare(ledger, own, rollback, observer)
         stand(folder.snapshots, replica, ledger, ledger.position, observer)
-        _Run(folder, ledger, settings, chosen, workload, replica, observer).finish()
-        summary = summarise(
-            ledger,
-            workload.source,
-            weights=replica.numel,
-            digest=replica.digest(),
-            machine={
-                "device": str(replica.weights.device),
-                "backend": replica.backend,
-                "threads": torch.get_num_threads(),
-                "torch": torch.__version__,
-            },
-        )
-        gpu = {"peak_gpu_memory_bytes": torch.cuda.max_memory_allocated()}
-        return folder.keep_summary(summary | gpu)
+        return _loop(folder, ledger, settings, chosen, workload, replica, observer).run()
 
 
 def evaluate_run(
@@ -135,7 +123,7 @@ def evaluate_run(
             metrics = measure_split(workload, replica, objective, split, count, observer)
         except Diverged as error:
             server = Server(ledger, settings.make_rounds(chosen))
-            raise server.diverged(str(error)) from error
+            raise server.diverged(error) from error
         digest = f"{replica.digest():016x}"
         return {"run": ledger.run, "position": at, "split": split, "digest": digest, **metrics}
 
@@ -144,81 +132,56 @@ def _changed(method: Method, changes: Mapping[str, Any]) -> Method:
     return replace(method, **{key: value for key, value in changes.items() if key in method.hyper})
 
 
-class _Run:
-    """A replica, a federation and a watcher around one ledger."""
+def _loop(
+    folder: RunFolder,
+    ledger: Ledger,
+    settings: Settings,
+    method: Method,
+    workload: Workload,
+    replica: Replica,
+    observer: Observer,
+) -> Loop:
+    """All clients in this process, on one replica."""
+    objective = workload.objective(replica.rows, joint=settings.joint)
+    server = Server(ledger, settings.make_rounds(method))
+    simulation = Simulation(server, replica, workload.shards, objective)
 
-    def __init__(
-        self,
-        folder: RunFolder,
-        ledger: Ledger,
-        settings: Settings,
-        method: Method,
-        workload: Workload,
-        replica: Replica,
-        observer: Observer,
-    ) -> None:
-        self.folder, self.ledger, self.settings = folder, ledger, settings
-        self.workload, self.replica, self.observer = workload, replica, observer
-        self.objective = workload.objective(replica.rows, joint=settings.joint)
-        server = Server(ledger, settings.make_rounds(method))
-        self.simulation = Simulation(server, replica, workload.shards, self.objective)
-
-    def finish(self) -> None:
-        """Runs the rounds that are left, with evaluations before, in between and after."""
-        self.folder.rewrite_metrics(self.ledger)
-        if self.ledger.position < self.settings.rounds:
-            self.folder.summary.unlink(missing_ok=True)
-        if self.ledger.position == 0:
-            self._evaluate_dev(0)
-            self._evaluate_once("test")
-        self.observer.started(self.ledger.position, self.settings.rounds)
-        for row in self.ledger.rounds():
-            self.observer.round(row)
-        for position in range(self.ledger.position, self.settings.rounds):
-            self._evaluate_dev(position)
-            closed = self.simulation.round()
-            if isinstance(closed, Aborted):
-                raise ProtocolError(f"round {closed.round} was aborted: {closed.reason}")
-            (row,) = self.ledger.rounds(position)
-            self.folder.append_metrics(*round_lines(self.ledger, position))
-            self.observer.round(row)
-            every = self.settings.snapshot_every
-            if every and self.ledger.position % every == 0:
-                save_snapshot(self.folder.snapshots, self.replica)
-        self._evaluate_dev(self.ledger.position)
-        self._evaluate_once("test")
-        if self.settings.client_examples:
-            for client in range(self.settings.clients):
-                self._evaluate_once(f"client {client}")
-
-    def measure(self, split: str) -> dict[str, float]:
-        """Metrics of the replica where it stands.
-
-        Args:
-            split: "test", "dev", or "client 0" and so on for examples that a client trains on.
-
-        Raises:
-            Diverged: One is not finite.
-        """
-        count = self.settings.client_examples or None
+    def measure(split: str) -> dict[str, float]:
+        count = settings.client_examples or None
         try:
-            return measure_split(
-                self.workload, self.replica, self.objective, split, count, self.observer
-            )
+            return measure_split(workload, replica, objective, split, count, observer)
         except Diverged as error:
-            raise self.simulation.server.diverged(str(error)) from error
+            raise server.diverged(error) from error
 
-    def _evaluate_dev(self, position: int) -> None:
-        every = self.settings.eval_every
-        if every and position % every == 0:
-            self._evaluate_once("dev")
+    def keep(position: int) -> None:
+        if settings.snapshot_every and position % settings.snapshot_every == 0:
+            save_snapshot(folder.snapshots, replica)
 
-    def _evaluate_once(self, split: str) -> None:
-        """Evaluates here, unless the ledger has it."""
-        position = self.replica.position
-        if any((e.position, e.split) == (position, split) for e in self.ledger.evaluations()):
-            return
-        evaluation = Evaluation(position, split, self.measure(split))
-        self.ledger.record_evaluation(position, split, evaluation.metrics)
-        self.folder.append_metrics(evaluation_line(evaluation))
-        self.observer.evaluated(evaluation)
+    return Loop(
+        folder,
+        settings,
+        observer,
+        rounds=partial(rounds_of, ledger),
+        evaluations=ledger.evaluations,
+        record=ledger.record_evaluation,
+        round=simulation.round,
+        summarise=lambda: _summary(ledger, workload, replica),
+        measure=measure,
+        keep=keep,
+    )
+
+
+def _summary(ledger: Ledger, workload: Workload, replica: Replica) -> Summary:
+    return summarise(
+        ledger,
+        workload.source,
+        weights=replica.numel,
+        digest=replica.digest(),
+        machine={
+            "device": str(replica.weights.device),
+            "backend": replica.backend,
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+        },
+        gpu=torch.cuda.max_memory_allocated(),
+    )

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Protocol
 
-from hiso.federation.ledger import RoundRow
 from hiso.federation.runfile import Evaluation
+from hiso.run.results import Round
 
 Advance = Callable[[int], None]
 
@@ -23,7 +23,7 @@ class Observer(Protocol):
         """Rounds begin at `position` and end before `rounds`."""
         ...
 
-    def round(self, row: RoundRow) -> None:
+    def round(self, done: Round) -> None:
         """A round was committed."""
         ...
 
@@ -47,7 +47,7 @@ class Silent:
     def started(self, position: int, rounds: int) -> None:
         """See `Observer.started`."""
 
-    def round(self, row: RoundRow) -> None:
+    def round(self, done: Round) -> None:
         """See `Observer.round`."""
 
     def evaluated(self, evaluation: Evaluation) -> None:
@@ -80,10 +80,10 @@ class Several:
         for observer in self._observers:
             observer.started(position, rounds)
 
-    def round(self, row: RoundRow) -> None:
+    def round(self, done: Round) -> None:
         """See `Observer.round`."""
         for observer in self._observers:
-            observer.round(row)
+            observer.round(done)
 
     def evaluated(self, evaluation: Evaluation) -> None:
         """See `Observer.evaluated`."""

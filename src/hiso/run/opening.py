@@ -83,7 +83,7 @@ def open_ledger(
         if look(folder) != seen:
             raise RunConflict(
                 f"another process has begun or altered the run in {folder.path} meanwhile: start "
-                "the same command again to go on with what is there now"
+                "again to go on with what is there now"
             )
         with (
             Ledger.create(folder.ledger, identity, settings.model_dump())

@@ -35,22 +35,23 @@ def merge_settings(
     if fixed:
         raise RunConflict(
             f"{', '.join(fixed)} cannot change in a run: it is part of what the run is. "
-            f"Start another run, in another folder. Changeable: {', '.join(sorted(CHANGEABLE))}"
+            f"Start another run, in another folder. Changeable: {', '.join(sorted(CHANGEABLE))}",
+            settings={key: (stored.get(key), changes[key]) for key in fixed},
         )
     given = {key: value for key, value in given.items() if (key, value) != ("mu", "auto")}
     asked = parse_values({**stored, **given})
     now = parse_values(stored)
-    different = [
-        key
+    different = {
+        key: (getattr(now, key), getattr(asked, key))
         for key in Settings.model_fields
         if key in given and key not in changes and getattr(now, key) != getattr(asked, key)
-    ]
+    }
     if different:
         raise RunConflict(
             f"{folder} holds a run with other settings:\n"
             + "\n".join(
-                f"  {key}: {getattr(now, key)!r} in the run, {getattr(asked, key)!r} asked for"
-                for key in different
+                f"  {key}: {here!r} in the run, {there!r} asked for"
+                for key, (here, there) in different.items()
             )
             + "\nUse another folder for a new run, or name these as changes to alter this one.",
             settings=different,

@@ -128,7 +128,7 @@ class Values(BaseModel):
 class Settings(Values):
     """The settings of a run. Unknown keys are refused; omitted ones take the defaults here.
 
-    `CHANGEABLE` ones may take a new value in a run that exists, with `--change`; the others make
+    `CHANGEABLE` ones may take a new value in a run that exists, the others make
     the run what it is.
     """
 
@@ -219,7 +219,7 @@ CHANGEABLE = frozenset(
     | {"client_examples"}
     | {"snapshot_every", "memory", "device", "model", "data"}
 )
-"""Settings that `--change` may alter in a run that exists: model and data may only move."""
+"""Settings that may change in a run that exists: model and data may only move."""
 
 
 def near(word: str, known: Any) -> str:

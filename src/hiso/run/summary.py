@@ -10,26 +10,22 @@ from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
-from hiso.federation.ledger import Ledger, RoundRow
+from hiso.federation.ledger import Ledger
 from hiso.federation.protocol import SCALAR_BYTES, paper_bytes
 from hiso.federation.runfile import Evaluation
+from hiso.run.results import Round, Summary, rounds_of
 
 
 def summarise(
-    ledger: Ledger, source: str, *, weights: int, digest: int | None, machine: Mapping[str, Any]
-) -> dict[str, Any]:
-    """The content of summary.json.
-
-    `bytes_up` and `bytes_down` count 4 bytes for every float32 that travels for the method's
-    sake, over all clients and attempts: up, the directional derivatives (and curvatures) of the
-    replies; down, the coefficients and changed hyper-parameters of the records that each client
-    lacked, catch-up included. The loss that a client reports for people, fingerprints and
-    framing are not counted. `paper_bytes` is the paper's count 2·R·τ·P·4, for comparison;
-    `fedavg_bytes_*` is what sending float32 weights both ways would have taken.
-    `message_bytes_*` are those of whole messages, framing, hashes and losses included, as they
-    were handed to the transport, greetings left out; a run in one process sends none.
-    `per_round_and_worker` has the same, all of it, divided by the number of valid replies.
-    Times are medians over rounds, evaluation left out.
+    ledger: Ledger,
+    source: str,
+    *,
+    weights: int,
+    digest: int | None,
+    machine: Mapping[str, Any],
+    gpu: int | None = None,
+) -> Summary:
+    """What came of a run that has a ledger.
 
     Args:
         ledger: The ledger.
@@ -37,10 +33,11 @@ def summarise(
         weights: Number of trainable weights.
         digest: That of the replica at the end of the log; None if nobody has told it.
         machine: Facts about where it was computed.
+        gpu: Peak bytes that torch held on a GPU; None where there is no model.
     """
     up, down = ledger.traffic()
     return compose(
-        ledger.rounds(),
+        rounds_of(ledger),
         ledger.evaluations(),
         run=ledger.run,
         bytes_up=up,
@@ -56,12 +53,13 @@ def summarise(
         chain=ledger.chain_at(ledger.position),
         source=source,
         machine=machine,
+        gpu=gpu,
         settings=ledger.settings,
     )
 
 
 def compose(
-    rows: Sequence[RoundRow],
+    rounds: Sequence[Round],
     evaluations: Sequence[Evaluation],
     *,
     run: str,
@@ -75,12 +73,13 @@ def compose(
     chain: bytes | None,
     source: str,
     machine: Mapping[str, Any],
+    gpu: int | None,
     settings: Mapping[str, Any],
-) -> dict[str, Any]:
-    """The content of summary.json, for whoever has no ledger; see `summarise`.
+) -> Summary:
+    """What came of a run, for whoever has no ledger.
 
     Args:
-        rows: All rounds.
+        rounds: All rounds.
         evaluations: All evaluations.
         run: The run's id.
         bytes_up: Over all clients and rounds.
@@ -93,48 +92,46 @@ def compose(
         chain: Chain hash of the whole log; None if there is none.
         source: Where the data came from, in words.
         machine: Facts about where it was computed.
+        gpu: Peak bytes that torch held on a GPU; None where there is no model.
         settings: The settings in force.
     """
-    before, after = _metrics(evaluations, 0), _metrics(evaluations, len(rows))
-    fedavg = SCALAR_BYTES * weights * sum(len(row.clients) for row in rows)
+    before, after = _metrics(evaluations, 0), _metrics(evaluations, len(rounds))
+    fedavg = SCALAR_BYTES * weights * sum(len(done.clients) for done in rounds)
     message_up, message_down = messages
-    return {
-        "run": run,
-        "rounds": len(rows),
-        "accuracy_before": before.get("accuracy"),
-        "accuracy_after": after.get("accuracy"),
-        "loss_before": before.get("loss"),
-        "loss_after": after.get("loss"),
-        "bytes_up": bytes_up,
-        "bytes_down": bytes_down,
-        "paper_bytes": paper,
-        "message_bytes_up": message_up,
-        "message_bytes_down": message_down,
-        "per_round_and_worker": shares(
+    return Summary(
+        run=run,
+        rounds=len(rounds),
+        accuracy_before=before.get("accuracy"),
+        accuracy_after=after.get("accuracy"),
+        loss_before=before.get("loss"),
+        loss_after=after.get("loss"),
+        bytes_up=bytes_up,
+        bytes_down=bytes_down,
+        paper_bytes=paper,
+        message_bytes_up=message_up,
+        message_bytes_down=message_down,
+        per_round_and_worker=shares(
             answered,
             bytes_up=bytes_up,
             bytes_down=bytes_down,
             message_bytes_up=message_up,
             message_bytes_down=message_down,
         ),
-        "fedavg_bytes_up": fedavg,
-        "fedavg_bytes_down": fedavg,
-        "seconds_per_round": _median(row.seconds.get("round") for row in rows),
-        "forward_seconds_per_round": _median(row.seconds.get("forward") for row in rows),
-        "peak_memory_bytes": peak_memory(),
-        "digest": None if digest is None else f"{digest:016x}",
-        "chain": None if chain is None else chain.hex(),
-        "trainable_weights": weights,
-        "metrics_before": before,
-        "metrics_after": after,
-        "data": source,
-        "machine": {
-            **machine,
-            "hiso": version("hiso"),
-            "python": platform.python_version(),
-        },
-        "settings": dict(settings),
-    }
+        fedavg_bytes_up=fedavg,
+        fedavg_bytes_down=fedavg,
+        seconds_per_round=_median(done.seconds for done in rounds),
+        forward_seconds_per_round=_median(done.forward_seconds for done in rounds),
+        peak_memory_bytes=peak_memory(),
+        digest=None if digest is None else f"{digest:016x}",
+        chain=None if chain is None else chain.hex(),
+        trainable_weights=weights,
+        metrics_before=before,
+        metrics_after=after,
+        data=source,
+        machine={**machine, "hiso": version("hiso"), "python": platform.python_version()},
+        settings=dict(settings),
+        peak_gpu_memory_bytes=gpu,
+    )
 
 
 def shares(answered: int, **sizes: int) -> dict[str, float]:

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any, Self
 
 from hiso.errors import LoadError, SettingsError
-from hiso.federation.ledger import Ledger, RoundRow
+from hiso.federation.ledger import Ledger
 from hiso.federation.runfile import Evaluation
 from hiso.run.folder import RunFolder, write_text
 from hiso.run.observer import Silent
+from hiso.run.results import Round, rounds_of
 from hiso.run.settings import near
 
 log = logging.getLogger(__name__)
@@ -99,7 +100,7 @@ class Tracker(Silent):
         """See `Observer.started`."""
         self._follow()
 
-    def round(self, row: RoundRow) -> None:  # noqa: ARG002
+    def round(self, done: Round) -> None:  # noqa: ARG002
         """See `Observer.round`."""
         self._follow()
 
@@ -111,16 +112,16 @@ class Tracker(Silent):
         """Tells the tracker, in the order of steps, what the ledger has and it has not."""
         ledger = self._ledger or self._begin()
         told = self._told
-        rows = ledger.rounds(told["rounds"])
+        rounds = rounds_of(ledger, told["rounds"])
         known = set(map(tuple, told["evaluations"]))
         news = [e for e in ledger.evaluations() if (e.position, e.split) not in known]
-        if not rows and not news:
+        if not rounds and not news:
             return
         lines: list[_Line] = []
         for e in news:
             figures = {f"{e.split}/{name}": value for name, value in sorted(e.metrics.items())}
             lines.append((e.position, 0, figures))
-        lines += [(row.round, 1, self._figures(row)) for row in rows]
+        lines += [(done.round, 1, self._figures(done)) for done in rounds]
         with _quiet():
             first = told["rounds"] + len(told["evaluations"])
             for count, (step, _, figures) in enumerate(sorted(lines, key=_order), first):
@@ -128,17 +129,17 @@ class Tracker(Silent):
                     self._tracker.log(figures | {STEP: step}, step=count)
                 else:
                     self._tracker.log(figures, step=step)
-        told["rounds"] += len(rows)
+        told["rounds"] += len(rounds)
         told["chain"] = ledger.chain_at(told["rounds"]).hex()
         told["evaluations"] += [(e.position, e.split) for e in news]
         write_text(self._notes, json.dumps(told) + "\n")
 
-    def _figures(self, row: RoundRow) -> dict[str, float]:
+    def _figures(self, done: Round) -> dict[str, float]:
         up, down = self._bytes
-        self._bytes = up + row.bytes_up, down + row.bytes_down
+        self._bytes = up + done.bytes_up, down + done.bytes_down
         values = {
-            "loss": row.loss,
-            "seconds": row.seconds.get("round"),
+            "loss": done.loss,
+            "seconds": done.seconds,
             "bytes_up": self._bytes[0],
             "bytes_down": self._bytes[1],
         }

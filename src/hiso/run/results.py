@@ -1,0 +1,212 @@
+"""What a run tells of itself, and its form in metrics.jsonl and summary.json.
+
+Every reader of these files gets what stands here. A key that is not named here is passed over. A
+key that earlier versions did not write has the default of its field; any other must be there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, fields
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from hiso.core.methods import METHODS
+from hiso.core.probe import passes
+from hiso.errors import ProtocolError
+from hiso.federation.ledger import Ledger
+from hiso.federation.runfile import Evaluation
+
+
+@dataclass(frozen=True)
+class Round:
+    """A round that was committed: a line of metrics.jsonl.
+
+    Attributes:
+        round: Its number, from 0.
+        loss: Mean loss of its clients before its step; None if nobody told it.
+        clients: Clients whose replies count, ascending.
+        bytes_up: Of its scalars or weights, over all clients.
+        bytes_down: Likewise.
+        passes: Forward passes of one client's batch, over all clients that count; None in files
+            of before they were counted.
+        seconds: Wall time; None if it was not measured.
+        forward_seconds: Of these in forward passes; None if it was not measured.
+    """
+
+    round: int
+    loss: float | None
+    clients: list[int]
+    bytes_up: int
+    bytes_down: int
+    passes: int | None = None
+    seconds: float | None = None
+    forward_seconds: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """What came of a run: summary.json.
+
+    Attributes:
+        run: The run's id.
+        rounds: Number of rounds.
+        accuracy_before: On the test split at position 0; None if it was not taken there.
+        accuracy_after: At the end; likewise.
+        loss_before: On the test split at position 0; None if it was not taken there.
+        loss_after: At the end; likewise.
+        bytes_up: 4 bytes for every float32 that travels for the method's sake, over all clients
+            and attempts: the directional derivatives (and curvatures) of the replies. The loss
+            that a client reports for people, fingerprints and framing are not counted.
+        bytes_down: Likewise: the coefficients and changed hyper-parameters of the records that
+            each client lacked, catch-up included.
+        paper_bytes: The paper's count 2·R·τ·P·4, for comparison.
+        message_bytes_up: Whole messages as they were handed to the transport: framing, hashes and
+            losses included, greetings left out. 0 for a run in one process, and in files of
+            before there were others.
+        message_bytes_down: Likewise.
+        per_round_and_worker: The bytes above, and those sent, divided by the number of valid
+            replies; empty in files of before they were taken.
+        fedavg_bytes_up: What sending float32 weights would have taken.
+        fedavg_bytes_down: Likewise.
+        seconds_per_round: Median of the wall time, evaluation left out; None if not measured.
+        forward_seconds_per_round: Of these in forward passes; likewise.
+        peak_memory_bytes: Peak resident memory of the process.
+        digest: That of the replica at the end of the log, 16 hex digits; None if nobody told it.
+        chain: Chain hash of the whole log, in hex digits; None where there is no log of scalars.
+        trainable_weights: Their number.
+        metrics_before: All metrics on the test split at position 0.
+        metrics_after: All metrics on the test split at the end.
+        data: Where the data came from, in words.
+        machine: Facts about where it was computed.
+        settings: The settings in force.
+        peak_gpu_memory_bytes: Peak of what torch held on a GPU; None where there is no model.
+        sent_bytes_up: What a deployment's nodes sent in all, as Flower counts it; None elsewhere.
+        sent_bytes_down: Likewise, what they were sent.
+    """
+
+    run: str
+    rounds: int
+    accuracy_before: float | None
+    accuracy_after: float | None
+    loss_before: float | None
+    loss_after: float | None
+    bytes_up: int
+    bytes_down: int
+    paper_bytes: int
+    message_bytes_up: int = 0
+    message_bytes_down: int = 0
+    per_round_and_worker: dict[str, float] = field(default_factory=dict)
+    fedavg_bytes_up: int
+    fedavg_bytes_down: int
+    seconds_per_round: float | None
+    forward_seconds_per_round: float | None
+    peak_memory_bytes: int
+    digest: str | None
+    chain: str | None
+    trainable_weights: int
+    metrics_before: dict[str, float]
+    metrics_after: dict[str, float]
+    data: str
+    machine: dict[str, Any]
+    settings: dict[str, Any]
+    peak_gpu_memory_bytes: int | None = None
+    sent_bytes_up: int | None = None
+    sent_bytes_down: int | None = None
+
+
+Told = TypeVar("Told")
+_ROUND, _EVALUATION = TypeAdapter(Round), TypeAdapter(Evaluation)
+_SUMMARY = TypeAdapter(Summary)
+_WHERE_KNOWN = ("peak_gpu_memory_bytes", "sent_bytes_up", "sent_bytes_down")
+
+
+def encode_line(line: Round | Evaluation) -> dict[str, Any]:
+    """A line of metrics.jsonl; of an evaluation, the metrics stand beside the rest by name."""
+    if isinstance(line, Round):
+        return {"kind": "round", **_plain(line)}
+    place = {"kind": "evaluation", "position": line.position, "split": line.split}
+    return place | dict(sorted(line.metrics.items()))
+
+
+def decode_line(line: Any) -> Round | Evaluation:
+    """The round or evaluation that a line of metrics.jsonl tells of.
+
+    Raises:
+        ProtocolError: It is not as hiso writes it; says what is wrong.
+    """
+    kind = line.get("kind") if isinstance(line, dict) else None
+    if kind == "round":
+        return _decoded(_ROUND.validate_python, line)
+    if kind != "evaluation":
+        raise ProtocolError(f"'kind' is {kind!r}, neither 'round' nor 'evaluation'")
+    place = {key: line[key] for key in ("position", "split") if key in line}
+    metrics = {key: value for key, value in line.items() if key not in (*place, "kind")}
+    return _decoded(_EVALUATION.validate_python, place | {"metrics": metrics})
+
+
+def encode_summary(summary: Summary) -> dict[str, Any]:
+    """The content of summary.json; what only some kinds of runs have is left out elsewhere."""
+    told = _plain(summary)
+    return {k: v for k, v in told.items() if v is not None or k not in _WHERE_KNOWN}
+
+
+def decode_summary(content: Any) -> Summary:
+    """The summary that summary.json holds.
+
+    Raises:
+        ProtocolError: It is not as hiso writes it; says what is wrong.
+    """
+    return _decoded(_SUMMARY.validate_python, content)
+
+
+def in_order(
+    rounds: Iterable[Round], evaluations: Iterable[Evaluation]
+) -> list[Round | Evaluation]:
+    """The lines of metrics.jsonl; evaluations at position r come before round r."""
+    lines: list[tuple[int, int, Round | Evaluation]] = [(r.round, 1, r) for r in rounds]
+    lines += [(e.position, 0, e) for e in evaluations]
+    return [line for _, _, line in sorted(lines, key=lambda line: line[:2])]
+
+
+def rounds_of(ledger: Ledger, start: int = 0) -> list[Round]:
+    """The rounds of a ledger from `start` on."""
+    settled = ledger.settings.get("scheme")
+    method = METHODS.get(ledger.facts["method"]["name"])  # None: one of the user's own
+    scores = method is not None and method.needs == "scores"
+    schemes = [change for change in ledger.changes() if change.key == "scheme"]
+    rounds: list[Round] = []
+    for row, record in zip(ledger.rounds(start), ledger.records(start), strict=True):
+        later = [change.old for change in schemes if change.position > row.round]
+        scheme = (later or [settled])[0] or "forward"
+        directions = int(record.direction.max()) + 1
+        a_step = passes(directions, scheme, curvature=record.curvature is not None, scores=scores)
+        rounds.append(
+            Round(
+                round=row.round,
+                loss=row.loss,
+                clients=row.clients,
+                bytes_up=row.bytes_up,
+                bytes_down=row.bytes_down,
+                passes=len(row.clients) * record.steps * a_step,
+                seconds=row.seconds.get("round"),
+                forward_seconds=row.seconds.get("forward"),
+            )
+        )
+    return rounds
+
+
+def _plain(told: Round | Summary) -> dict[str, Any]:
+    return {f.name: getattr(told, f.name) for f in fields(told)}
+
+
+def _decoded(validate: Callable[[Any], Told], content: Any) -> Told:
+    try:
+        return validate(content)
+    except ValidationError as error:
+        problems = [
+            f"{'.'.join(map(str, problem['loc']))!r}: {problem['msg']}"
+            for problem in error.errors()
+        ]
+        raise ProtocolError("; ".join(problems)) from error
