@@ -88,7 +88,7 @@ def run_language(
             launch(given, folder / "run", observer=observer)
         else:
             raise SettingsError("positions: name one after the start, for h to have learned")
-        with Ledger.open(RunFolder(folder / "run").ledger) as ledger:
+        with Ledger.read(RunFolder(folder / "run").ledger) as ledger:
             scene = _scene(preset, settings, folder, ledger)
             rows, oracles = [], []
             for position in positions:
