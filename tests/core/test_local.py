@@ -23,12 +23,15 @@ def outcome(scores: np.ndarray, labels: np.ndarray) -> Outcome:
     return Outcome.of_scores(scores.astype(np.float32), labels)
 
 
-def some_local(seed: int, size: int, directions: int, classes: int, spread: float = 1.0) -> Local:
+Measured = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""J [B, P, C], probabilities [B, C] and labels [B]."""
+
+
+def measured_some(seed: int, size: int, directions: int, classes: int) -> Measured:
     rng = np.random.default_rng(seed)
-    labels = rng.integers(classes, size=size)
-    base = rng.standard_normal((size, classes)) * spread
-    ahead = [base + 1e-2 * rng.standard_normal(base.shape) for _ in range(directions)]
-    return Local.of(outcome(base, labels), [outcome(a, labels) for a in ahead], [], 1e-2)
+    spread = np.exp(rng.standard_normal((size, classes)))
+    jacobian = rng.standard_normal((size, directions, classes))
+    return jacobian, spread / spread.sum(1, keepdims=True), rng.integers(classes, size=size)
 
 
 def solve(local: Local, c: float = 0.0, ridge: float = 0.7) -> tuple[np.ndarray, float]:
@@ -67,49 +70,100 @@ def test_gradient_and_gauss_newton_are_those_of_automatic_differentiation(classe
     gauss_newton = torch.einsum("bpc,bcde,dqe->pq", j, hessian, j).numpy()
     tolerance = 1e-3 if scheme == "forward" else 1e-6
     assert local.gradient == pytest.approx(gradient, rel=tolerance, abs=tolerance * 0.1)
-    assert local.gauss_newton == pytest.approx(gauss_newton, rel=tolerance, abs=tolerance * 0.1)
+    assert local.curvature == pytest.approx(gauss_newton, rel=tolerance, abs=tolerance * 0.1)
 
 
 @given(st.integers(0, 999), st.integers(1, 6), st.integers(1, 8), st.sampled_from([2, 3, 10]))
 def test_the_step_against_sums_written_out(seed, size, directions, classes):
     """Fewer examples than directions, and batches of one class, among them."""
-    local = some_local(seed, size, directions, classes)
-    a, g = np.zeros((directions, directions)), np.zeros(directions)
+    jacobian, probabilities, labels = measured_some(seed, size, directions, classes)
+    local = Local.of_scores(jacobian, probabilities, labels)
+    a, g, even = np.zeros((directions, directions)), np.zeros(directions), 0.0
+    level = np.eye(classes) / classes - 1 / classes**2
     for i in range(size):
-        p, j = local.probabilities[i], local.jacobian[i]
+        p, j = probabilities[i], jacobian[i]
         a += j @ (np.diag(p) - np.outer(p, p)) @ j.T / size
-        g += j @ (p - np.eye(classes)[local.labels[i]]) / size
-    assert local.gauss_newton == pytest.approx(a, rel=1e-9, abs=1e-12)
+        g += j @ (p - np.eye(classes)[labels[i]]) / size
+        even += np.trace(j @ level @ j.T) / size / directions
+    assert local.undecided == pytest.approx(even)
+    assert local.curvature == pytest.approx(a, rel=1e-9, abs=1e-12)
     assert local.gradient == pytest.approx(g, rel=1e-9, abs=1e-12)
-    assert np.array_equal(local.gauss_newton, local.gauss_newton.T)
-    assert np.linalg.eigvalsh(local.gauss_newton).min() >= -1e-12
+    assert np.array_equal(local.curvature, local.curvature.T)
+    assert np.linalg.eigvalsh(local.curvature).min() >= -1e-12
     alpha, t = solve(local)
-    assert t == pytest.approx(np.trace(a) / directions)
+    assert t == pytest.approx(max(np.trace(a) / directions, even))
     assert alpha == pytest.approx(np.linalg.inv(a + 0.7 * t * np.eye(directions)) @ g, rel=1e-6)
-    known, _ = solve(local, c=3.0)
+    known, t = solve(local, c=3.0)
+    assert t == pytest.approx(np.trace(a) / directions)
     assert known == pytest.approx(np.linalg.inv(a + 2.1 * np.eye(directions)) @ g, rel=1e-6)
 
 
 def test_one_direction_is_newtons_method_in_one_dimension():
-    local = some_local(1, 8, 1, 3)
-    alpha, t = solve(local, ridge=1e-9)
-    assert alpha[0] == pytest.approx(local.gradient[0] / local.gauss_newton[0, 0])
-    assert t == local.gauss_newton[0, 0]
+    local = Local.of_scores(*measured_some(1, 8, 1, 3))
+    alpha, t = solve(local, c=1.0, ridge=1e-9)
+    assert alpha[0] == pytest.approx(local.gradient[0] / local.curvature[0, 0])
+    assert t == local.curvature[0, 0]
 
 
 @given(st.permutations(range(5)))
 def test_permuted_directions_permute_the_step(order):
-    local = some_local(2, 4, 5, 3)
-    permuted = Local(local.jacobian[:, order], local.probabilities, local.labels)
+    jacobian, *rest = measured_some(2, 4, 5, 3)
+    permuted = Local.of_scores(jacobian[:, order], *rest)
+    local = Local.of_scores(jacobian, *rest)
     assert solve(permuted)[0] == pytest.approx(solve(local)[0][order], rel=1e-9)
 
 
-def test_where_probabilities_are_saturated_nothing_moves():
-    local = some_local(3, 4, 5, 3)
-    certain = Local(local.jacobian, np.eye(3)[local.labels], local.labels)
-    alpha, t = solve(certain)
+def test_where_the_right_labels_are_certain_nothing_moves():
+    jacobian, _, labels = measured_some(3, 4, 5, 3)
+    certain = Local.of_scores(jacobian, np.eye(3)[labels], labels)
+    assert solve(certain)[0].tolist() == [0.0] * 5
+    alpha, t = solve(certain, c=1.0)
     assert (alpha.tolist(), t) == ([0.0] * 5, 0.0)
-    assert np.isfinite(solve(some_local(3, 4, 5, 3, spread=1e4))[0]).all()
+
+
+def test_scores_that_saturate_give_a_finite_step():
+    rng, labels = np.random.default_rng(3), np.arange(4) % 3
+    told = [outcome(1e4 * rng.standard_normal((4, 3)), labels) for _ in range(6)]
+    assert np.isfinite(solve(Local.of(told[0], told[1:], [], 1e-2))[0]).all()
+
+
+def test_a_fresh_model_that_is_sure_of_wrong_labels_takes_no_giant_step():
+    """Its curvature is nearly 0, and 1000 times as large where it is going."""
+    jacobian, _, labels = measured_some(4, 6, 3, 2)
+    fresh = Local.of_scores(jacobian, np.eye(2)[1 - labels] * (1 - 2e-4) + 1e-4, labels)
+    naive = np.abs(solve(fresh, c=fresh.mean_curvature)[0])
+    assert (np.abs(solve(fresh)[0]) < naive / 100).all()
+
+
+@given(st.integers(0, 999), st.integers(1, 6), st.integers(1, 8), st.booleans())
+def test_losses_one_by_one_give_the_empirical_fisher_matrix(seed, size, directions, text):
+    """By example, or by token where examples have several."""
+    rng = np.random.default_rng(seed)
+    counts = rng.integers(1, 5, size) if text else np.ones(size, np.int64)
+    ends = np.cumsum(counts)[:-1]
+
+    def told() -> Outcome:
+        each = rng.random(counts.sum())
+        sums = np.array([part.sum() for part in np.split(each, ends)])
+        return Outcome(sums, counts.astype(np.float64), tokens=each if text else None)
+
+    base, *ahead = (told() for _ in range(directions + 1))
+    local = Local.of(base, ahead, [], 0.1)
+    g, a = np.zeros(directions), np.zeros((directions, directions))
+    for j, at in enumerate(base.parts()):
+        slope = np.array([(high.parts()[j] - at) / 0.1 for high in ahead])
+        g += slope / counts.sum()
+        a += np.outer(slope, slope) / counts.sum()
+    assert local.gradient == pytest.approx(g)
+    assert local.gradient == pytest.approx([(high.mean - base.mean) / 0.1 for high in ahead])
+    assert local.curvature == pytest.approx(a)
+    assert local.parts == counts.mean()
+    assert local.undecided == pytest.approx(np.trace(a) / directions)
+
+
+def test_the_more_an_example_says_the_smaller_the_ridge():
+    told = Local(np.ones(2), np.eye(2), 1.0, parts=10.0)
+    assert solve(told, c=1.0)[0] == pytest.approx([1 / 1.07] * 2)
 
 
 def test_memory_of_the_mean_curvature():
@@ -167,7 +221,7 @@ def test_later_local_steps_keep_the_first_ones_curvature():
     assert probe.facts == {"t": 2.0}
 
 
-def test_a_loss_without_scores_is_refused_and_an_infinite_step_named():
+def test_a_mean_loss_alone_is_refused_and_an_infinite_step_named():
     probe, _ = measured("forward")
     probe = Probe(client=0, round=0, steps=1, directions=1, mu=0.5, solve=lambda *_: (None, {}))  # pyright: ignore
     with pytest.raises(SettingsError, match=r"scores \[B, C\]"):

@@ -7,7 +7,6 @@ import json
 import pytest
 
 from hiso import SubspaceNewton, evaluate_run, simulate
-from hiso.errors import SettingsError
 from hiso.federation.client import Client
 from hiso.federation.ledger import Ledger
 from hiso.federation.server import Server
@@ -124,8 +123,13 @@ def test_mu_auto_judges_the_gradient_from_scores(tmp_path, base):
     assert summary["settings"]["mu"] in (3e-4, 1e-3, 3e-3)
 
 
-def test_without_labels_it_is_refused(tmp_path, base):
-    base.pop("data")
-    with pytest.raises(SettingsError, match="needs label scores"):
-        simulate(out=tmp_path / "run", **base | {"task": "text"})
-    assert not (tmp_path / "run").exists()
+def test_free_text_is_learned_token_by_token(tmp_path, base):
+    texts = [f"the film is {word} and {word}" for word in ("good", "bad", "fine", "dull")] * 5
+    (tmp_path / "text.csv").write_text("text\n" + "\n".join(texts) + "\n")
+    base |= {"task": "text", "data": str(tmp_path / "text.csv")}
+    whole = simulate(out=tmp_path / "whole", **base)
+    simulate(out=tmp_path / "parts", **base | {"rounds": 2})
+    parts = simulate(out=tmp_path / "parts", change={"rounds": 6})
+    assert log_of(tmp_path / "parts") == log_of(tmp_path / "whole")
+    assert parts["digest"] == whole["digest"]
+    assert whole["loss_after"] < whole["loss_before"]

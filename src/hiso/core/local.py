@@ -1,36 +1,47 @@
-"""What one batch's label scores say along the directions of a local step."""
+"""What one batch's forward passes say along the directions of a local step."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hiso.core.outcome import Outcome
 
+Floats = NDArray[np.float64]
+
 
 @dataclass(frozen=True, eq=False)
 class Local:
-    """The scores f of B examples and C labels, and how they change along P directions.
+    """A quadratic model of a batch's mean loss within the span of P directions.
 
     Attributes:
-        jacobian: J[i, p] = the derivative of f_i along direction p, float64 [B, P, C].
-        probabilities: softmax(f_i), float64 [B, C].
-        labels: Number of each example's right label, int64 [B].
+        gradient: g, the mean loss's derivative along each direction, float64 [P].
+        curvature: A, symmetric, A ≥ 0, float64 [P, P]: the Gauss–Newton matrix, or without label
+            scores the empirical Fisher matrix.
+        undecided: tr(A)/P if all labels were equally probable: what the curvature grows to where
+            a model is sure of wrong labels, and A nearly 0. Without scores, tr(A)/P itself.
+        parts: How many independent observations an example is: 1 with scores, its tokens without
+            (their mean over the batch).
     """
 
-    jacobian: NDArray[np.float64]
-    probabilities: NDArray[np.float64]
-    labels: NDArray[np.int64]
+    gradient: Floats
+    curvature: Floats
+    undecided: float
+    parts: float
+
+    @property
+    def mean_curvature(self) -> float:
+        """tr(A)/P."""
+        return float(np.trace(self.curvature)) / len(self.gradient)
 
     @classmethod
     def of(
         cls, base: Outcome, ahead: Sequence[Outcome], behind: Sequence[Outcome], mu: float
     ) -> Local:
-        """Differences of scores, in float64.
+        """From the outcomes of one batch, by differences in float64.
 
         Args:
             base: At w.
@@ -40,36 +51,57 @@ class Local:
             mu: μ.
 
         Raises:
-            SettingsError: An outcome has no scores.
+            SettingsError: Of an outcome only the mean loss is known.
         """
+        low = behind or [base] * len(ahead)
+        step = 2 * mu if behind else mu
+        pairs = list(zip(ahead, low, strict=True))
+        if base.scores is None:
+            slopes = [(high.parts() - below.parts()) / step for high, below in pairs]
+            return cls.of_losses(np.stack(slopes, 1), float(base.weights.sum()), len(base.losses))
         scores, labels = base.labelled()
         at = scores.astype(np.float64)
-        low = [_scores(outcome) for outcome in behind] or [at] * len(ahead)
-        step = 2 * mu if behind else mu
-        jacobian = [(_scores(high) - below) / step for high, below in zip(ahead, low, strict=True)]
         spread = np.exp(at - at.max(1, keepdims=True))
-        return cls(np.stack(jacobian, 1), spread / spread.sum(1, keepdims=True), labels)
+        jacobian = [(_scores(high) - _scores(below)) / step for high, below in pairs]
+        return cls.of_scores(np.stack(jacobian, 1), spread / spread.sum(1, keepdims=True), labels)
 
-    @cached_property
-    def gradient(self) -> NDArray[np.float64]:
-        """g_p = mean_i J_ip · (softmax(f_i) − onehot(y_i)): the mean loss's derivative, [P]."""
-        residual = self.probabilities.copy()
-        residual[np.arange(len(self.labels)), self.labels] -= 1
-        return np.einsum("bpc,bc->p", self.jacobian, residual) / len(self.labels)
+    @classmethod
+    def of_scores(cls, jacobian: Floats, probabilities: Floats, labels: NDArray[np.int64]) -> Local:
+        """Gauss–Newton, for the cross-entropy of B examples with C labels.
 
-    @cached_property
-    def gauss_newton(self) -> NDArray[np.float64]:
-        """A_pq = mean_i J_ipᵀ (diag p_i − p_i p_iᵀ) J_iq, symmetric, A ≥ 0, [P, P].
+            g_p  = mean_i J_ip · (p_i − onehot(y_i))
+            A_pq = mean_i J_ipᵀ (diag p_i − p_i p_iᵀ) J_iq
 
-        As a product of a matrix with its own transpose, from the scores' deviations from their
-        mean under p: A = KᵀK with K[(i, c), p] = √(p_ic / B) · (J_ipc − Σ_c' p_ic' J_ipc').
+        A is computed as KᵀK, K[(i, c), p] = √(p_ic / B) · (J_ipc − Σ_c' p_ic' J_ipc').
+
+        Args:
+            jacobian: J[i, p] = derivative of example i's scores along direction p, [B, P, C].
+            probabilities: p_i = softmax of its scores, [B, C].
+            labels: Number of its right label y_i, int64 [B].
         """
-        mean = np.einsum("bpc,bc->bp", self.jacobian, self.probabilities)
-        weight = np.sqrt(self.probabilities / len(self.labels))
-        k = (self.jacobian - mean[:, :, None]) * weight[:, None, :]
-        flat = k.transpose(0, 2, 1).reshape(-1, k.shape[1])
-        return flat.T @ flat
+        size, directions, _ = jacobian.shape
+        residual = probabilities.copy()
+        residual[np.arange(size), labels] -= 1
+        gradient = np.einsum("bpc,bc->p", jacobian, residual) / size
+        mean = np.einsum("bpc,bc->bp", jacobian, probabilities)
+        k = (jacobian - mean[:, :, None]) * np.sqrt(probabilities / size)[:, None, :]
+        flat = k.transpose(0, 2, 1).reshape(-1, directions)
+        return cls(gradient, flat.T @ flat, float(jacobian.var(2).mean()), 1.0)
+
+    @classmethod
+    def of_losses(cls, slopes: Floats, weight: float, examples: int) -> Local:
+        """Empirical Fisher: g_p = Σ_j D_jp / n,  A_pq = Σ_j D_jp D_jq / n.
+
+        Args:
+            slopes: D[j, p] = derivative of loss j along direction p, [J, P]: of a token each, or
+                of an example each.
+            weight: n, what the mean loss is divided by.
+            examples: B.
+        """
+        fisher = slopes.T @ slopes / weight
+        undecided = float(np.trace(fisher)) / slopes.shape[1]
+        return cls(slopes.sum(0) / weight, fisher, undecided, len(slopes) / examples)
 
 
-def _scores(outcome: Outcome) -> NDArray[np.float64]:
+def _scores(outcome: Outcome) -> Floats:
     return outcome.labelled()[0].astype(np.float64)

@@ -49,7 +49,7 @@ class Method:
         round_state: Initial values of state that is frozen in a round and learned at its end.
         curvature: Whether a direction also needs κ = [f(x+μz) + f(x−μz) − 2f(x)] / μ².
         needs: What a client measures: mean losses, whose differences are its scalars; or label
-            scores, of which `solve` makes them.
+            scores (losses one by one where there are no labels), of which `solve` makes them.
         divided: Whether a scalar is divided by P to become a coefficient.
         facts: Names of the numbers that a reply carries beside its scalars; see `solve`. A record
             has their means over clients.

@@ -22,17 +22,35 @@ class Outcome:
         scores: Scores of the C labels, float32 [B, C]: softmax gives their probabilities. None
             where there are no labels.
         labels: Number of each example's right label, int64 [B]; None without scores.
+        tokens: Loss of each token, example after example, float64 [Σ weights]; None where an
+            example has one loss.
+        whole: Whether `losses` is a single mean loss, of nobody knows how many examples.
     """
 
     losses: NDArray[np.float64]
     weights: NDArray[np.float64]
     scores: NDArray[np.float32] | None = None
     labels: NDArray[np.int64] | None = None
+    tokens: NDArray[np.float64] | None = None
+    whole: bool = False
 
     @property
     def mean(self) -> float:
         """Σ losses / Σ weights, summed exactly and rounded to float64."""
         return math.fsum(self.losses.tolist()) / math.fsum(self.weights.tolist())
+
+    def parts(self) -> NDArray[np.float64]:
+        """The losses of which `mean` is the mean: of each token, or else of each example.
+
+        Raises:
+            SettingsError: Only their mean is known.
+        """
+        if self.whole:
+            raise SettingsError(
+                "more than a mean loss is needed: let the loss function return losses [B], or a "
+                "pair of scores [B, C] and labels [B]"
+            )
+        return self.losses if self.tokens is None else self.tokens
 
     @property
     def predictions(self) -> NDArray[np.int64]:
@@ -83,7 +101,7 @@ class Outcome:
                 f"a loss function returned an array {list(losses.shape)}: losses are [B], and "
                 "scores come with their labels, as a pair"
             )
-        return cls(losses.reshape(-1), np.ones(losses.size))
+        return cls(losses.reshape(-1), np.ones(losses.size), whole=not losses.ndim)
 
     @classmethod
     def of_scores(cls, scores: Any, labels: Any) -> Outcome:
@@ -109,11 +127,15 @@ class Outcome:
     def split(self, sizes: list[int]) -> list[Outcome]:
         """The outcomes of batches of these sizes that were measured together."""
         ends = np.cumsum(sizes)[:-1]
-        columns = [
-            [None] * len(sizes) if column is None else np.split(column, ends)
-            for column in (self.losses, self.weights, self.scores, self.labels)
-        ]
+        counts = [int(part.sum()) for part in np.split(self.weights, ends)]
+        by_example = (self.losses, self.weights, self.scores, self.labels)
+        columns = [_split(column, ends, len(sizes)) for column in by_example]
+        columns.append(_split(self.tokens, np.cumsum(counts)[:-1], len(sizes)))
         return [Outcome(*parts) for parts in zip(*columns, strict=True)]  # pyright: ignore[reportArgumentType]
+
+
+def _split(column: NDArray[Any] | None, ends: NDArray[np.int64], count: int) -> list[Any]:
+    return [None] * count if column is None else np.split(column, ends)
 
 
 def _array(value: Any, dtype: type[np.float64]) -> NDArray[np.float64]:

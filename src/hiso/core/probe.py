@@ -55,7 +55,7 @@ class Probe:
     central:  g = [f(x + μz; ξ) − f(x − μz; ξ)] / (2μ)         2P passes a step
     κ     =  [f(x + μz; ξ) + f(x − μz; ξ) − 2f(x; ξ)] / μ²     2P + 1 passes a step, central g
 
-    With `solve`, the scalars are what it makes of label scores at the same points, x included.
+    With `solve`, the scalars are what it makes of the outcomes at the same points, x included.
 
     The differences are taken in float64 from the mean losses of what is told, and each result is
     rounded to float32 once. The batch ξ is one and the same for all points of a step.
@@ -135,7 +135,7 @@ class Probe:
 
         Raises:
             NonFiniteLoss: The mean loss is NaN or infinite. Nothing was changed by the probe.
-            SettingsError: Label scores are needed, and there are none.
+            SettingsError: More than a mean loss is needed.
             RuntimeError: No point was asked for.
         """
         point = self._wanted
@@ -153,7 +153,7 @@ class Probe:
             )
         if self._solve is not None:
             told = Outcome.of(outcome)
-            told.labelled()
+            told.parts()
             self._outcomes[point.direction, point.sign] = told
         self._losses[point.direction, point.sign] = loss
         self._wanted = next(self._points, None)

@@ -132,9 +132,10 @@ class Objective:
         return torch.stack(means).view(len(examples), len(labels))
 
     def _text(self, examples: Sequence[Encoded]) -> Outcome:
-        losses, counts = self._text_losses(examples)
-        sums = [float(part.sum()) for part in losses.cpu().double().split(counts)]
-        return Outcome(np.array(sums), np.array(counts, np.float64))
+        found, counts = self._text_losses(examples)
+        losses = found.cpu().double()
+        sums = [float(part.sum()) for part in losses.split(counts)]
+        return Outcome(np.array(sums), np.array(counts, np.float64), tokens=losses.numpy())
 
     def _text_losses(self, examples: Sequence[Encoded]) -> tuple[Tensor, list[int]]:
         """Loss of every token that is predicted, float32 [Σ counts]; the counts by example.

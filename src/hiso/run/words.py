@@ -55,11 +55,6 @@ class Words:
 def load_words(settings: Settings, method: Method, observer: Observer, own: int | None) -> Words:
     """See `load_workload`."""
     task = get_task(settings.task)
-    if method.needs == "scores" and not task.labels:
-        raise SettingsError(
-            f"method = {method.name} needs label scores, which {task.name} does not have: choose "
-            "another method, or a task with labels"
-        )
     with observer.phase(f"loading data for {task.name}"):
         splits = load_examples(task, settings.data, group_column=settings.partition_column)
     with observer.phase(f"loading model {settings.model}"):

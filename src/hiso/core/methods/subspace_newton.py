@@ -24,6 +24,8 @@ class SubspaceNewton(Method):
     directions, both from the scores that P + 1 forward passes give (`Local`). ᾱ is the mean of α
     over clients. t = tr(A)/P travels with α; c is its running mean in the log, 0.9·c + 0.1·t̄ after
     a round with mean t̄, and a client's own t in round 0 and wherever the log has none above 0.
+    There t is at least what it would be if all labels were equally probable: a fresh model that is
+    sure of wrong labels has hardly any curvature, and the first steps would be far too long.
 
     The step solves the local quadratic model of the loss within the directions, so `lr` has no
     unit and needs no tuning; `ridge` is relative to the mean curvature c, and stands for the noise
@@ -58,12 +60,12 @@ class SubspaceNewton(Method):
         derived: Mapping[str, float],
     ) -> tuple[NDArray[np.float64], dict[str, float]]:
         """α, which is 0 where there is no curvature, and t."""
-        a, g = local.gauss_newton, local.gradient
-        t = float(np.trace(a)) / len(g)
+        a, g = local.curvature, local.gradient
+        t = local.mean_curvature if derived["c"] else max(local.mean_curvature, local.undecided)
         c = derived["c"] or facts.get("t", t)
         if not c:
             return np.zeros_like(g), {"t": t}
-        alpha = np.linalg.solve(a + hyper["ridge"] * c * np.eye(len(g)), g)
+        alpha = np.linalg.solve(a + hyper["ridge"] / local.parts * c * np.eye(len(g)), g)
         return alpha.astype(np.float64), {"t": t}
 
     def remember(self, derived: Mapping[str, float], record: Record) -> dict[str, float]:
