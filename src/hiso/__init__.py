@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hiso.core.identity import Identity
-    from hiso.core.methods import HiSo, HiZoo, Method, Momentum, SubspaceNewton, ZoSgd
+    from hiso.core.methods import (
+        HiSo,
+        HiZoo,
+        Method,
+        Momentum,
+        SubspaceNewton,
+        ZoSgd,
+        auto_lr,
+    )
     from hiso.core.replica import Replica
     from hiso.errors import HisoError
     from hiso.run.api import simulate
@@ -23,6 +31,7 @@ _HOMES = {
     "Replica": "hiso.core.replica",
     "SubspaceNewton": "hiso.core.methods",
     "ZoSgd": "hiso.core.methods",
+    "auto_lr": "hiso.core.methods",
     "evaluate_run": "hiso.run.launch",
     "simulate": "hiso.run.api",
 }
@@ -37,6 +46,7 @@ __all__ = [
     "Replica",
     "SubspaceNewton",
     "ZoSgd",
+    "auto_lr",
     "evaluate_run",
     "simulate",
 ]

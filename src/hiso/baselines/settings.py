@@ -46,7 +46,9 @@ class BaselineSettings(Values):
     """
 
     method: str = Field("fedavg", description=f"One of {', '.join(BASELINES)}.")
-    lr: Hyper = Field(None, description="Learning rate of a client's local steps.")
+    lr: Hyper = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
+        None, description="Learning rate of a client's local steps."
+    )
     server_lr: Hyper = Field(None, description="Learning rate η of the server.")
     beta_1: Factor = Field(None, description="Decay of the server's first moment.")
     beta_2: Factor = Field(None, description="Decay of the server's second moment.")

@@ -10,7 +10,7 @@ from typing import Any, Literal, Self, cast, get_args
 
 from hiso.core import record
 from hiso.core.method import Method
-from hiso.core.methods import METHODS
+from hiso.core.methods import METHODS, with_auto_lr
 from hiso.core.noise import NOISE_FORMAT, Noise
 from hiso.errors import ProtocolError, SettingsError
 
@@ -91,7 +91,8 @@ class Identity:
         known = {name: getattr(self, name) for name in _PLAIN}
         return {
             "formats": _FORMATS,
-            "method": {"name": method.name, "hyper": method.hyper, "feed": method.feed},
+            "method": {"name": method.name, "hyper": method.hyper, "feed": method.feed}
+            | ({"auto": True} if method.auto else {}),
             **{name: value for name, value in known.items() if value is not None},
             **self.facts,
         }
@@ -172,6 +173,10 @@ def canonical_json(value: Any, what: str) -> str:
 
 def _make(kind: type[Method], made: Mapping[str, Any]) -> Method:
     hyper, feed = made["hyper"], made.get("feed")
+    if made.get("auto") and not kind.auto:
+        if kind.needs == "scores":
+            raise ValueError(f"{kind.name} solves for its own step, its lr is not set by a server")
+        kind = with_auto_lr(kind)
     known = kind().hyper
     if unknown := sorted(set(hyper) - set(known)):
         raise ValueError(

@@ -37,6 +37,10 @@ class Local:
         """tr(A)/P."""
         return float(np.trace(self.curvature)) / len(self.gradient)
 
+    def told_curvature(self, *, fresh: bool) -> float:
+        """t, what a client tells of the curvature: tr(A)/P, if `fresh` at least `undecided`."""
+        return max(self.mean_curvature, self.undecided) if fresh else self.mean_curvature
+
     @classmethod
     def of(
         cls, base: Outcome, ahead: Sequence[Outcome], behind: Sequence[Outcome], mu: float
@@ -51,14 +55,14 @@ class Local:
             mu: μ.
 
         Raises:
-            SettingsError: Of an outcome only the mean loss is known.
+            SettingsError: An outcome has neither scores nor losses of tokens.
         """
         low = behind or [base] * len(ahead)
         step = 2 * mu if behind else mu
         pairs = list(zip(ahead, low, strict=True))
-        if base.scores is None:
-            slopes = [(high.parts() - below.parts()) / step for high, below in pairs]
-            return cls.of_losses(np.stack(slopes, 1), float(base.weights.sum()), len(base.losses))
+        if base.tokens is not None:
+            slopes = [(_tokens(high) - _tokens(below)) / step for high, below in pairs]
+            return cls.of_tokens(np.stack(slopes, 1), len(base.losses))
         scores, labels = base.labelled()
         at = scores.astype(np.float64)
         spread = np.exp(at - at.max(1, keepdims=True))
@@ -89,19 +93,23 @@ class Local:
         return cls(gradient, flat.T @ flat, float(jacobian.var(2).mean()), 1.0)
 
     @classmethod
-    def of_losses(cls, slopes: Floats, weight: float, examples: int) -> Local:
-        """Empirical Fisher: g_p = Σ_j D_jp / n,  A_pq = Σ_j D_jp D_jq / n.
+    def of_tokens(cls, slopes: Floats, examples: int) -> Local:
+        """Empirical Fisher, for −log probabilities of N tokens: g_p = mean_j D_jp, A = DᵀD/N.
 
         Args:
-            slopes: D[j, p] = derivative of loss j along direction p, [J, P]: of a token each, or
-                of an example each.
-            weight: n, what the mean loss is divided by.
-            examples: B.
+            slopes: D[j, p] = derivative of token j's loss along direction p, [N, P].
+            examples: B, which the tokens are part of.
         """
-        fisher = slopes.T @ slopes / weight
-        undecided = float(np.trace(fisher)) / slopes.shape[1]
-        return cls(slopes.sum(0) / weight, fisher, undecided, len(slopes) / examples)
+        tokens, directions = slopes.shape
+        fisher = slopes.T @ slopes / tokens
+        undecided = float(np.trace(fisher)) / directions
+        return cls(slopes.mean(0), fisher, undecided, tokens / examples)
 
 
 def _scores(outcome: Outcome) -> Floats:
     return outcome.labelled()[0].astype(np.float64)
+
+
+def _tokens(outcome: Outcome) -> Floats:
+    assert outcome.tokens is not None
+    return outcome.tokens

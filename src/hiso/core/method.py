@@ -49,11 +49,12 @@ class Method:
         round_state: Initial values of state that is frozen in a round and learned at its end.
         curvature: Whether a direction also needs κ = [f(x+μz) + f(x−μz) − 2f(x)] / μ².
         needs: What a client measures: mean losses, whose differences are its scalars; or label
-            scores (losses one by one where there are no labels), of which `solve` makes them.
+            scores (losses of tokens where there are no labels), of which `solve` makes them.
         divided: Whether a scalar is divided by P to become a coefficient.
         facts: Names of the numbers that a reply carries beside its scalars; see `solve`. A record
             has their means over clients.
         derived: Initial values of what derives from the log; see `remember`.
+        auto: Whether the server sets lr; see `hiso.auto_lr`.
         feed: Which local steps of a round reach `learn`.
         lr: Learning rate η.
     """
@@ -66,6 +67,7 @@ class Method:
     divided: ClassVar[bool] = True
     facts: ClassVar[tuple[str, ...]] = ()
     derived: ClassVar[Mapping[str, float]] = {}
+    auto: ClassVar[bool] = False
 
     lr: float = 3e-4
     feed: Feed = "first"
@@ -111,18 +113,32 @@ class Method:
             return False
         return {"first": step == 0, "last": step == steps - 1, "all": True}[self.feed]
 
-    def from_size(
-        self, hyper: Mapping[str, float], directions: int, examples: int
+    def follow(
+        self,
+        hyper: Mapping[str, float],
+        derived: Mapping[str, float],
+        directions: int,
+        examples: int | None,
     ) -> dict[str, float]:
-        """Hyper-parameters that follow from the size of a round where they are not set by hand.
+        """Hyper-parameters that are not set by hand, but follow from a round and the log before it.
 
         Args:
             hyper: Those that are to hold.
+            derived: What the method remembers of the log.
             directions: P.
-            examples: Examples of all clients that are asked, for one local step: m·B.
+            examples: Examples of all clients that are asked, for one local step: m·B; None if
+                the batch size is not known.
+
+        Raises:
+            SettingsError: One that is not set follows from what is not known.
         """
-        del hyper, directions, examples
+        del hyper, derived, directions, examples
         return {}
+
+    def rate(self, curvature: float, hyper: Mapping[str, float]) -> float:
+        """The lr that suits a mean curvature c > 0 along the directions z: ½/c."""
+        del hyper
+        return 0.5 / curvature
 
     def solve(
         self,

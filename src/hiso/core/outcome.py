@@ -22,9 +22,8 @@ class Outcome:
         scores: Scores of the C labels, float32 [B, C]: softmax gives their probabilities. None
             where there are no labels.
         labels: Number of each example's right label, int64 [B]; None without scores.
-        tokens: Loss of each token, example after example, float64 [Σ weights]; None where an
-            example has one loss.
-        whole: Whether `losses` is a single mean loss, of nobody knows how many examples.
+        tokens: −log probability of each token, example after example, float64 [Σ weights]; None
+            where a loss is not a sum of such.
     """
 
     losses: NDArray[np.float64]
@@ -32,25 +31,11 @@ class Outcome:
     scores: NDArray[np.float32] | None = None
     labels: NDArray[np.int64] | None = None
     tokens: NDArray[np.float64] | None = None
-    whole: bool = False
 
     @property
     def mean(self) -> float:
         """Σ losses / Σ weights, summed exactly and rounded to float64."""
         return math.fsum(self.losses.tolist()) / math.fsum(self.weights.tolist())
-
-    def parts(self) -> NDArray[np.float64]:
-        """The losses of which `mean` is the mean: of each token, or else of each example.
-
-        Raises:
-            SettingsError: Only their mean is known.
-        """
-        if self.whole:
-            raise SettingsError(
-                "more than a mean loss is needed: let the loss function return losses [B], or a "
-                "pair of scores [B, C] and labels [B]"
-            )
-        return self.losses if self.tokens is None else self.tokens
 
     @property
     def predictions(self) -> NDArray[np.int64]:
@@ -101,7 +86,7 @@ class Outcome:
                 f"a loss function returned an array {list(losses.shape)}: losses are [B], and "
                 "scores come with their labels, as a pair"
             )
-        return cls(losses.reshape(-1), np.ones(losses.size), whole=not losses.ndim)
+        return cls(losses.reshape(-1), np.ones(losses.size))
 
     @classmethod
     def of_scores(cls, scores: Any, labels: Any) -> Outcome:

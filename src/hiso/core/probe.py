@@ -135,7 +135,7 @@ class Probe:
 
         Raises:
             NonFiniteLoss: The mean loss is NaN or infinite. Nothing was changed by the probe.
-            SettingsError: More than a mean loss is needed.
+            SettingsError: Label scores (or losses of tokens) are needed, and there are none.
             RuntimeError: No point was asked for.
         """
         point = self._wanted
@@ -153,7 +153,8 @@ class Probe:
             )
         if self._solve is not None:
             told = Outcome.of(outcome)
-            told.parts()
+            if told.tokens is None:
+                told.labelled()
             self._outcomes[point.direction, point.sign] = told
         self._losses[point.direction, point.sign] = loss
         self._wanted = next(self._points, None)

@@ -109,6 +109,9 @@ class Server:
         self._mean_now = 1.0
         if self._mean is not None:
             self._mean_now = ledger.derived_at(self._mean, self._mean.start)
+        self._derived = self._method.derived
+        if self._derived:
+            self._derived = ledger.derived_at(self._method, self._derived)
         self._plans: dict[int, Plan] = {}  # of the open round; none is open if empty
         self._opened = settings
         self._attempt = 0
@@ -272,6 +275,8 @@ class Server:
             changes=first.changes,
             method=self._method,
         )
+        derived = self._method.remember(self._derived, record)
+        record = replace(record, changes={**first.changes, **self._learned(derived)})
         self.ledger.commit(
             record,
             replies,
@@ -283,13 +288,14 @@ class Server:
             seconds=seconds or {},
         )
         self._hyper |= record.changes
+        self._derived = derived
         if self._mean is not None:
             self._mean_now = self._mean.remember(self._mean_now, record)
         clients = [reply.client for reply in good]
         return Closed(record, clients, loss, agreed.digest, agreed.set_aside, up, down)
 
     def _changes(self) -> dict[str, float]:
-        hyper = {**self.settings.hyper, **self._follow()}
+        hyper = {**self.settings.hyper, **self._follow(self.settings, self._derived)}
         if self._mean is not None:
             hyper = self._mean.hyper(self._mean_now, hyper)
         wanted = {name: float(np.float32(value)) for name, value in hyper.items()}
@@ -301,17 +307,18 @@ class Server:
             )
         return {name: value for name, value in wanted.items() if value != self._hyper[name]}
 
-    def _follow(self) -> dict[str, float]:
-        """Hyper-parameters that follow from the size of the round to come."""
-        s, batch = self.settings, self.ledger.identity.batch_size
+    def _learned(self, derived: Mapping[str, float]) -> dict[str, float]:
+        """Hyper-parameters that follow from the log with the round, but not from that before it."""
+        before = self._follow(self._opened, self._derived)
+        after = self._follow(self._opened, derived)
+        return {name: value for name, value in after.items() if name not in before}
+
+    def _follow(self, s: RoundSettings, derived: Mapping[str, float]) -> dict[str, float]:
+        """Hyper-parameters that follow from a round with these settings and from the log."""
+        batch = self.ledger.identity.batch_size
         given = {**self._method.hyper, **s.hyper}
-        follow = self._method.from_size(given, s.directions, s.sample * (batch or 1))
-        if follow and batch is None:
-            raise SettingsError(
-                f"{', '.join(follow)} of {self._method.name} follows from the batch size, which "
-                "the identity does not tell: set it, or give the identity a batch_size"
-            )
-        return follow
+        examples = None if batch is None else s.sample * batch
+        return self._method.follow(given, derived, s.directions, examples)
 
     def _guard(self, round: int, loss: float) -> None:
         first = self.ledger.losses(stop=GUARD_ROUNDS)
@@ -336,7 +343,7 @@ class Server:
         if not any(record.coefficient.any() for record in records):
             advice = "No weight has moved yet: start another run with another mu, or in float32."
             return type(error)(f"{error} {advice}", round=error.round, client=error.client)
-        lr = self.settings.hyper.get("lr", self._hyper["lr"]) / 2
+        lr = (self.settings.hyper.get("lr") or self._hyper["lr"]) / 2
         return type(error)(
             str(error),
             position=last_good(records, losses),

@@ -173,8 +173,9 @@ def in_order(
 def rounds_of(ledger: Ledger, start: int = 0) -> list[Round]:
     """The rounds of a ledger from `start` on."""
     settled = ledger.settings.get("scheme")
-    method = METHODS.get(ledger.facts["method"]["name"])  # None: one of the user's own
-    scores = method is not None and method.needs == "scores"
+    made = ledger.facts["method"]
+    method = METHODS.get(made["name"])  # None: one of the user's own
+    scores = made.get("auto", False) or (method is not None and method.needs == "scores")
     schemes = [change for change in ledger.changes() if change.key == "scheme"]
     rounds: list[Round] = []
     for row, record in zip(ledger.rounds(start), ledger.records(start), strict=True):

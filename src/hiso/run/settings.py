@@ -18,7 +18,7 @@ from pydantic import (
 )
 
 from hiso.core.method import Feed, Method
-from hiso.core.methods import METHODS
+from hiso.core.methods import METHODS, auto_lr
 from hiso.errors import SettingsError
 from hiso.federation.settings import RoundSettings
 
@@ -45,7 +45,10 @@ class Values(BaseModel):
         64, description="Tokens kept of an example; its end survives."
     )
     method: str = Field("hiso", description=f"One of {', '.join(METHODS)}.")
-    lr: Hyper = Field(None, description="Learning rate; by default the method's.")
+    lr: Hyper | Literal["auto"] = Field(
+        None,
+        description="Learning rate; by default the method's. auto follows the curvature.",
+    )
     nu: Hyper = Field(None, description="Curvature smoothing (hiso, hizoo).")
     eps: Hyper = Field(None, description="Added to dx² (hiso).")
     floor: Hyper = Field(None, description="Least curvature (hiso, hizoo).")
@@ -160,13 +163,17 @@ class Settings(Values):
         """
         kind = METHODS[self.method]
         given = {key: getattr(self, key) for key in HYPER if getattr(self, key) is not None}
+        auto = given.get("lr") == "auto"
+        if auto:
+            del given["lr"]
         alien = sorted(set(given) - set(kind().hyper) - {"feed"})
         if alien:
             raise SettingsError(
                 f"{', '.join(alien)}: {self.method} has no such hyper-parameter; it has "
                 + ", ".join(kind().hyper)
             )
-        return kind(**given)
+        method = kind(**given)
+        return auto_lr(method) if auto else method
 
     def make_rounds(self, method: Method) -> RoundSettings:
         """What the server needs to know of them.
@@ -193,7 +200,7 @@ class Settings(Values):
     def with_hyper(self, method: Method) -> Settings:
         """The same, with the hyper-parameters spelled out that were left to the method."""
         known = {key: getattr(method, key) for key in HYPER if hasattr(method, key)}
-        return self.model_copy(update=known)
+        return self.model_copy(update=known | ({"lr": "auto"} if method.auto else {}))
 
 
 AnyValues = TypeVar("AnyValues", bound=Values)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from hiso.core.method import Method
+from hiso.core.methods.auto_lr import auto_lr, with_auto_lr
 from hiso.core.methods.hiso import HiSo
 from hiso.core.methods.hizoo import HiZoo
 from hiso.core.methods.momentum import Momentum
@@ -14,7 +15,18 @@ METHODS: dict[str, type[Method]] = {
     m.name: m for m in (HiSo, ZoSgd, Momentum, HiZoo, SubspaceNewton)
 }
 
-__all__ = ["METHODS", "HiSo", "HiZoo", "Method", "Momentum", "SubspaceNewton", "ZoSgd", "register"]
+__all__ = [
+    "METHODS",
+    "HiSo",
+    "HiZoo",
+    "Method",
+    "Momentum",
+    "SubspaceNewton",
+    "ZoSgd",
+    "auto_lr",
+    "register",
+    "with_auto_lr",
+]
 
 
 def register(kind: type[Method]) -> None:

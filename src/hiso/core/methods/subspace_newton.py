@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from hiso.core.local import Local
 from hiso.core.method import Method, Needs
+from hiso.errors import SettingsError
 
 if TYPE_CHECKING:
     from hiso.core.record import Record
@@ -46,11 +47,23 @@ class SubspaceNewton(Method):
     lr: float = 0.5
     ridge: float = 0.0
 
-    def from_size(
-        self, hyper: Mapping[str, float], directions: int, examples: int
+    def follow(
+        self,
+        hyper: Mapping[str, float],
+        derived: Mapping[str, float],
+        directions: int,
+        examples: int | None,
     ) -> dict[str, float]:
         """The ridge, unless it is set by hand."""
-        return {} if hyper["ridge"] else {"ridge": 6.4 * directions / examples}
+        del derived
+        if hyper["ridge"]:
+            return {}
+        if examples is None:
+            raise SettingsError(
+                f"ridge of {self.name} follows from the batch size, which the identity does not "
+                "tell: set it, or give the identity a batch_size"
+            )
+        return {"ridge": 6.4 * directions / examples}
 
     def solve(
         self,
@@ -61,7 +74,7 @@ class SubspaceNewton(Method):
     ) -> tuple[NDArray[np.float64], dict[str, float]]:
         """α, which is 0 where there is no curvature, and t."""
         a, g = local.curvature, local.gradient
-        t = local.mean_curvature if derived["c"] else max(local.mean_curvature, local.undecided)
+        t = local.told_curvature(fresh=not derived["c"])
         c = derived["c"] or facts.get("t", t)
         if not c:
             return np.zeros_like(g), {"t": t}

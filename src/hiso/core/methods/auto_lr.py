@@ -1,0 +1,79 @@
+"""A learning rate that follows from the curvature along the directions, for any method."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hiso.core.local import Local
+from hiso.core.method import Method, Needs
+from hiso.errors import SettingsError
+
+if TYPE_CHECKING:
+    from hiso.core.record import Record
+
+
+def auto_lr(method: Method) -> Method:
+    """The same method, whose `lr` the server sets before every round: `Method.rate` of c.
+
+    c is the mean curvature along the directions z, and derives from the log. Every client tells
+    t = tr(A)/P of its batch, A as for `SubspaceNewton`; c is the record's mean t̄ after round 0,
+    then 0.9·c + 0.1·t̄. The record of round 0 has the rate of its own t̄; local steps of that round
+    are measured without moving. Scalars are g as `Local` has it, from label scores (or losses of
+    tokens) instead of from mean losses, so central differences take 2P + 1 passes.
+
+    Raises:
+        SettingsError: The method solves for its own step.
+    """
+    if method.needs == "scores":
+        raise SettingsError(f"{method.name} solves for its own step: give it lr, a share of that")
+    given = {name: value for name, value in method.hyper.items() if name != "lr"}
+    return with_auto_lr(type(method))(**given, feed=method.feed)
+
+
+@cache
+def with_auto_lr(kind: type[Method]) -> type[Method]:
+    """The class of `auto_lr` of a method of class `kind`."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class AutoLr(kind):
+        auto: ClassVar[bool] = True
+        needs: ClassVar[Needs] = "scores"
+        facts: ClassVar[tuple[str, ...]] = (*kind.facts, "t")
+        derived: ClassVar[Mapping[str, float]] = {**kind.derived, "c": 0.0}
+
+        lr: float = 0.0
+
+        def solve(
+            self,
+            local: Local,
+            facts: Mapping[str, float],
+            hyper: Mapping[str, float],
+            derived: Mapping[str, float],
+        ) -> tuple[NDArray[np.float64], dict[str, float]]:
+            del facts, hyper
+            return local.gradient, {"t": local.told_curvature(fresh=not derived["c"])}
+
+        def remember(self, derived: Mapping[str, float], record: Record) -> dict[str, float]:
+            before = {name: value for name, value in derived.items() if name != "c"}
+            c, t = derived["c"], record.facts["t"]
+            return {**super().remember(before, record), "c": 0.9 * c + 0.1 * t if c else t}
+
+        def follow(
+            self,
+            hyper: Mapping[str, float],
+            derived: Mapping[str, float],
+            directions: int,
+            examples: int | None,
+        ) -> dict[str, float]:
+            del directions, examples
+            c = derived["c"]
+            return {"lr": self.rate(c, hyper)} if c else {}
+
+    AutoLr.__name__, AutoLr.__qualname__ = f"AutoLr{kind.__name__}", f"AutoLr{kind.__qualname__}"
+    return AutoLr
