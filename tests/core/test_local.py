@@ -157,6 +157,14 @@ def test_losses_of_tokens_give_the_empirical_fisher_matrix(seed, size, direction
     assert local.undecided == pytest.approx(np.trace(a) / directions)
 
 
+def test_the_curvature_along_the_gradient():
+    local = Local(np.array([3.0, 4.0]), np.diag([1.0, 2.0]), 6.0, 1.0)
+    assert local.gradient_curvature == pytest.approx((9 + 32) / 25)
+    assert local.doubt == pytest.approx(4)
+    still = Local(np.zeros(2), np.zeros((2, 2)), 6.0, 1.0)
+    assert (still.gradient_curvature, still.doubt) == (0.0, 1.0)
+
+
 def test_the_more_an_example_says_the_smaller_the_ridge():
     told = Local(np.ones(2), np.eye(2), 1.0, parts=10.0)
     assert solve(told, c=1.0)[0] == pytest.approx([1 / 1.07] * 2)

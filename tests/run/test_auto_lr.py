@@ -34,9 +34,10 @@ def records_of(out):
 
 
 @pytest.mark.parametrize("factor", [{"method": "zo_sgd"}, {"method": "momentum", "beta": 0.5}])
-def test_the_rate_is_half_of_one_over_the_mean_curvature(tmp_path, base, factor):
+def test_the_rate_follows_the_curvature_that_replies_tell(tmp_path, base, factor):
     simulate(out=tmp_path / "run", **base | factor)
-    share = 0.5 * (1 - factor.get("beta", 0.0))
+    directions, examples = base["perturbations"], base["sample"] * base["batch_size"]
+    share = 0.5 * directions / (1 + 32 / examples) * (1 - factor.get("beta", 0.0))
     lr, c = 0.0, 0.0
     for record in records_of(tmp_path / "run"):
         t = record.facts["t"]
@@ -146,7 +147,7 @@ class Shard:
 
 def test_a_loss_function_must_return_scores(tmp_path):
     torch.manual_seed(0)
-    identity = Identity(method=auto_lr(ZoSgd()), seed=0)
+    identity = Identity(method=auto_lr(ZoSgd()), seed=0, batch_size=8)
     replica = Replica(torch.nn.Linear(1, 2), identity)
     kinds = ["scores"]
 

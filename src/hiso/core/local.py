@@ -37,9 +37,18 @@ class Local:
         """tr(A)/P."""
         return float(np.trace(self.curvature)) / len(self.gradient)
 
-    def told_curvature(self, *, fresh: bool) -> float:
-        """t, what a client tells of the curvature: tr(A)/P, if `fresh` at least `undecided`."""
-        return max(self.mean_curvature, self.undecided) if fresh else self.mean_curvature
+    @property
+    def doubt(self) -> float:
+        """How many times tr(A)/P the curvature of an undecided model is; at least 1."""
+        mean = self.mean_curvature
+        return max(1.0, self.undecided / mean) if mean else 1.0
+
+    @property
+    def gradient_curvature(self) -> float:
+        """gᵀAg / gᵀg: the curvature along Σ_p g_p z_p, for z_p of length 1; 0 where g is 0."""
+        g = self.gradient
+        size = float(g @ g)
+        return float(g @ self.curvature @ g) / size if size else 0.0
 
     @classmethod
     def of(

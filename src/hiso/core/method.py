@@ -135,10 +135,10 @@ class Method:
         del hyper, derived, directions, examples
         return {}
 
-    def rate(self, curvature: float, hyper: Mapping[str, float]) -> float:
-        """The lr that suits a mean curvature c > 0 along the directions z: ½/c."""
+    def rate(self, plain: float, hyper: Mapping[str, float]) -> float:
+        """The lr with which the method goes as far, in the long run, as w ← w − plain · dx does."""
         del hyper
-        return 0.5 / curvature
+        return plain
 
     def solve(
         self,

@@ -19,13 +19,17 @@ if TYPE_CHECKING:
 
 
 def auto_lr(method: Method) -> Method:
-    """The same method, whose `lr` the server sets before every round: `Method.rate` of c.
+    """The same method, whose `lr` the server sets before every round.
 
-    c is the mean curvature along the directions z, and derives from the log. Every client tells
-    t = tr(A)/P of its batch, A as for `SubspaceNewton`; c is the record's mean t̄ after round 0,
-    then 0.9·c + 0.1·t̄. The record of round 0 has the rate of its own t̄; local steps of that round
-    are measured without moving. Scalars are g as `Local` has it, from label scores (or losses of
-    tokens) instead of from mean losses, so central differences take 2P + 1 passes.
+        lr = ½·P / (c·(1 + 32/n)),  n = m·B examples a round; see also `Method.rate`
+
+    is half of the step that would minimise the loss along Σ_p g_p z_p, if of g² one part were
+    signal for 32/n parts of noise. c is the curvature along that step, and derives from the log:
+    every client tells t = gᵀAg/gᵀg of its batch, A as for `SubspaceNewton`; c is the record's mean
+    t̄ after round 0, then 0.9·c + 0.1·t̄. In round 0 t is multiplied by `Local.doubt`. The record of
+    round 0 has the rate of its own t̄; local steps of that round are measured without moving.
+    Scalars are g as `Local` has it, from label scores (or losses of tokens) instead of from mean
+    losses, so central differences take 2P + 1 passes.
 
     Raises:
         SettingsError: The method solves for its own step.
@@ -57,7 +61,8 @@ def with_auto_lr(kind: type[Method]) -> type[Method]:
             derived: Mapping[str, float],
         ) -> tuple[NDArray[np.float64], dict[str, float]]:
             del facts, hyper
-            return local.gradient, {"t": local.told_curvature(fresh=not derived["c"])}
+            t = local.gradient_curvature * (1.0 if derived["c"] else local.doubt)
+            return local.gradient, {"t": t}
 
         def remember(self, derived: Mapping[str, float], record: Record) -> dict[str, float]:
             before = {name: value for name, value in derived.items() if name != "c"}
@@ -71,9 +76,15 @@ def with_auto_lr(kind: type[Method]) -> type[Method]:
             directions: int,
             examples: int | None,
         ) -> dict[str, float]:
-            del directions, examples
             c = derived["c"]
-            return {"lr": self.rate(c, hyper)} if c else {}
+            if examples is None:
+                raise SettingsError(
+                    "lr follows from the batch size, which the identity does not tell: set lr, or "
+                    "give the identity a batch_size"
+                )
+            if not c:
+                return {}
+            return {"lr": self.rate(0.5 * directions / (c * (1 + 32 / examples)), hyper)}
 
     AutoLr.__name__, AutoLr.__qualname__ = f"AutoLr{kind.__name__}", f"AutoLr{kind.__qualname__}"
     return AutoLr

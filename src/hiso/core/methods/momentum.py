@@ -30,9 +30,9 @@ class Momentum(Method):
         if not np.float32(self.beta) < 1:
             yield f"beta = {self.beta} must be below 1"
 
-    def rate(self, curvature: float, hyper: Mapping[str, float]) -> float:
-        """(1 − β)·½/c, since m is the sum of 1/(1 − β) steps."""
-        return (1 - hyper["beta"]) * super().rate(curvature, hyper)
+    def rate(self, plain: float, hyper: Mapping[str, float]) -> float:
+        """(1 − beta) · plain: m adds up 1/(1 − beta) steps."""
+        return (1 - hyper["beta"]) * plain
 
     def step(self, w: Value, state: Values, dx: Value, hyper: Values) -> tuple[Value, Values]:
         """One heavy-ball step."""

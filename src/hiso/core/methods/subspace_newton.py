@@ -74,7 +74,7 @@ class SubspaceNewton(Method):
     ) -> tuple[NDArray[np.float64], dict[str, float]]:
         """α, which is 0 where there is no curvature, and t."""
         a, g = local.curvature, local.gradient
-        t = local.told_curvature(fresh=not derived["c"])
+        t = local.mean_curvature * (1.0 if derived["c"] else local.doubt)
         c = derived["c"] or facts.get("t", t)
         if not c:
             return np.zeros_like(g), {"t": t}
