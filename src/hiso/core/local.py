@@ -19,36 +19,37 @@ class Local:
 
     Attributes:
         gradient: g, the mean loss's derivative along each direction, float64 [P].
-        curvature: A, symmetric, A ≥ 0, float64 [P, P]: the Gauss–Newton matrix, or without label
-            scores the empirical Fisher matrix.
-        undecided: tr(A)/P if all labels were equally probable: what the curvature grows to where
-            a model is sure of wrong labels, and A nearly 0. Without scores, tr(A)/P itself.
+        gauss_newton: A, symmetric, A ≥ 0, float64 [P, P]: the curvature that the model's own
+            probabilities give.
+        fisher: F likewise, the mean of sᵀs over examples (or tokens), where s [P] is the
+            derivative of one's loss: the empirical Fisher matrix. On average it is A where the
+            probabilities are true. Without label scores A is not known, and F stands for it.
         parts: How many independent observations an example is: 1 with scores, its tokens without
             (their mean over the batch).
     """
 
     gradient: Floats
-    curvature: Floats
-    undecided: float
+    gauss_newton: Floats
+    fisher: Floats
     parts: float
 
     @property
     def mean_curvature(self) -> float:
-        """tr(A)/P."""
-        return float(np.trace(self.curvature)) / len(self.gradient)
+        """max(tr A, tr F) / P.
 
-    @property
-    def doubt(self) -> float:
-        """How many times tr(A)/P the curvature of an undecided model is; at least 1."""
-        mean = self.mean_curvature
-        return max(1.0, self.undecided / mean) if mean else 1.0
+        A model that is sure of wrong labels has A near 0, until it has learned to doubt; F is large
+        there. A step that trusts A alone is far too long.
+        """
+        most = max(float(np.trace(self.gauss_newton)), float(np.trace(self.fisher)))
+        return most / len(self.gradient)
 
     @property
     def gradient_curvature(self) -> float:
-        """gᵀAg / gᵀg: the curvature along Σ_p g_p z_p, for z_p of length 1; 0 where g is 0."""
+        """max(gᵀAg, gᵀFg) / gᵀg: the curvature along Σ_p g_p z_p per unit of g; 0 where g is 0."""
         g = self.gradient
+        most = max(float(g @ matrix @ g) for matrix in (self.gauss_newton, self.fisher))
         size = float(g @ g)
-        return float(g @ self.curvature @ g) / size if size else 0.0
+        return most / size if size else 0.0
 
     @classmethod
     def of(
@@ -84,6 +85,7 @@ class Local:
 
             g_p  = mean_i J_ip · (p_i − onehot(y_i))
             A_pq = mean_i J_ipᵀ (diag p_i − p_i p_iᵀ) J_iq
+            F_pq = mean_i s_ip s_iq,   s_ip = J_ip · (p_i − onehot(y_i))
 
         A is computed as KᵀK, K[(i, c), p] = √(p_ic / B) · (J_ipc − Σ_c' p_ic' J_ipc').
 
@@ -95,24 +97,22 @@ class Local:
         size, directions, _ = jacobian.shape
         residual = probabilities.copy()
         residual[np.arange(size), labels] -= 1
-        gradient = np.einsum("bpc,bc->p", jacobian, residual) / size
+        slopes = np.einsum("bpc,bc->bp", jacobian, residual)
         mean = np.einsum("bpc,bc->bp", jacobian, probabilities)
         k = (jacobian - mean[:, :, None]) * np.sqrt(probabilities / size)[:, None, :]
         flat = k.transpose(0, 2, 1).reshape(-1, directions)
-        return cls(gradient, flat.T @ flat, float(jacobian.var(2).mean()), 1.0)
+        return cls(slopes.mean(0), flat.T @ flat, slopes.T @ slopes / size, 1.0)
 
     @classmethod
     def of_tokens(cls, slopes: Floats, examples: int) -> Local:
-        """Empirical Fisher, for −log probabilities of N tokens: g_p = mean_j D_jp, A = DᵀD/N.
+        """Empirical Fisher, for −log probabilities of N tokens: g_p = mean_j D_jp, F = DᵀD/N.
 
         Args:
             slopes: D[j, p] = derivative of token j's loss along direction p, [N, P].
             examples: B, which the tokens are part of.
         """
-        tokens, directions = slopes.shape
-        fisher = slopes.T @ slopes / tokens
-        undecided = float(np.trace(fisher)) / directions
-        return cls(slopes.mean(0), fisher, undecided, tokens / examples)
+        fisher = slopes.T @ slopes / len(slopes)
+        return cls(slopes.mean(0), fisher, fisher, len(slopes) / examples)
 
 
 def _scores(outcome: Outcome) -> Floats:

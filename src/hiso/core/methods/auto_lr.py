@@ -25,11 +25,10 @@ def auto_lr(method: Method) -> Method:
 
     is half of the step that would minimise the loss along Σ_p g_p z_p, if of g² one part were
     signal for 32/n parts of noise. c is the curvature along that step, and derives from the log:
-    every client tells t = gᵀAg/gᵀg of its batch, A as for `SubspaceNewton`; c is the record's mean
-    t̄ after round 0, then 0.9·c + 0.1·t̄. In round 0 t is multiplied by `Local.doubt`. The record of
-    round 0 has the rate of its own t̄; local steps of that round are measured without moving.
-    Scalars are g as `Local` has it, from label scores (or losses of tokens) instead of from mean
-    losses, so central differences take 2P + 1 passes.
+    every client tells t of its batch (`Local.gradient_curvature`); c is the record's mean t̄ after
+    round 0, then 0.9·c + 0.1·t̄. The record of round 0 has the rate of its own t̄; local steps of
+    that round are measured without moving. Scalars are g as `Local` has it, from label scores (or
+    losses of tokens) instead of from mean losses, so central differences take 2P + 1 passes.
 
     Raises:
         SettingsError: The method solves for its own step.
@@ -60,9 +59,8 @@ def with_auto_lr(kind: type[Method]) -> type[Method]:
             hyper: Mapping[str, float],
             derived: Mapping[str, float],
         ) -> tuple[NDArray[np.float64], dict[str, float]]:
-            del facts, hyper
-            t = local.gradient_curvature * (1.0 if derived["c"] else local.doubt)
-            return local.gradient, {"t": t}
+            del facts, hyper, derived
+            return local.gradient, {"t": local.gradient_curvature}
 
         def remember(self, derived: Mapping[str, float], record: Record) -> dict[str, float]:
             before = {name: value for name, value in derived.items() if name != "c"}

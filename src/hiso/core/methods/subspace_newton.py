@@ -23,10 +23,9 @@ class SubspaceNewton(Method):
 
     g [P] and A [P, P] are the gradient and the Gauss–Newton matrix of the client's batch along the
     directions, both from the scores that P + 1 forward passes give (`Local`). ᾱ is the mean of α
-    over clients. t = tr(A)/P travels with α; c is its running mean in the log, 0.9·c + 0.1·t̄ after
-    a round with mean t̄, and a client's own t in round 0 and wherever the log has none above 0.
-    There t is at least what it would be if all labels were equally probable: a fresh model that is
-    sure of wrong labels has hardly any curvature, and the first steps would be far too long.
+    over clients. t, the mean curvature along a direction, travels with α; c is its running mean in
+    the log, 0.9·c + 0.1·t̄ after a round with mean t̄, and a client's own t in round 0 and wherever
+    the log has none above 0.
 
     The step solves the local quadratic model of the loss within the directions, so `lr` has no
     unit and needs no tuning; `ridge` is relative to the mean curvature c, and stands for the noise
@@ -73,8 +72,7 @@ class SubspaceNewton(Method):
         derived: Mapping[str, float],
     ) -> tuple[NDArray[np.float64], dict[str, float]]:
         """α, which is 0 where there is no curvature, and t."""
-        a, g = local.curvature, local.gradient
-        t = local.mean_curvature * (1.0 if derived["c"] else local.doubt)
+        a, g, t = local.gauss_newton, local.gradient, local.mean_curvature
         c = derived["c"] or facts.get("t", t)
         if not c:
             return np.zeros_like(g), {"t": t}
