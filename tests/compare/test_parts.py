@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import statistics
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -153,6 +154,8 @@ def test_a_curve_by_hand():
     assert curve == Curve([0, 2, 3], [0.5, 0.7, 0.6], [0, 40, 55], [0, 12, 18], [1.0, 0.8, 0.7])
     assert curve.best == 0.7
     assert [curve.first(target) for target in (0.5, 0.65, 0.71)] == [0, 1, None]
+    noisy = replace(curve, loss=[0.5, 0.9, 0.4])
+    assert [noisy.first(target, "last loss") for target in (0.9, 0.6, 0.3)] == [0, 2, None]
     assert [curve.at(curve.bytes, budget) for budget in (0, 39, 40, 54, 55, 99)] == [
         0.5, 0.5, 0.7, 0.7, 0.6, 0.6,
     ]  # fmt: skip
@@ -166,9 +169,11 @@ def test_a_value_with_which_a_run_failed_is_out():
     runs = [outcome(1, 0, 0.9), outcome(1, 1, None)]
     runs += [outcome(2, 0, 0.6, 0.5), outcome(2, 1, 0.8, 0.5)]
     runs += [outcome(3, 0, 0.7, 0.4), outcome(3, 1, 0.7, 0.4)]
-    best, grid = choose(runs)
+    best, grid = choose(runs, "best metric")
     assert best == {("t", "m", "a"): {"lr": 3}}  # as good as 2, with the lower loss
     assert [(row["failed"], row["chosen"]) for row in grid] == [(1, False), (0, False), (0, True)]
+    runs += [outcome(4, 0, 0.5, 0.3), outcome(4, 1, 0.5, 0.3)]
+    assert choose(runs, "last loss")[0] == {("t", "m", "a"): {"lr": 4}}
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=8))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hiso.compare.execute import Failure
-from hiso.compare.measure import Curve, read_curve
+from hiso.compare.measure import Curve, Goal, read_curve
 from hiso.compare.spec import Comparison
 from hiso.compare.trials import Trial
 from hiso.run.results import Summary
@@ -47,11 +47,14 @@ def read_runs(
     return runs
 
 
-def choose(runs: Sequence[Run]) -> tuple[dict[Key, Mapping[str, float]], list[dict[str, Any]]]:
+def choose(
+    runs: Sequence[Run], goal: Goal
+) -> tuple[dict[Key, Mapping[str, float]], list[dict[str, Any]]]:
     """The best values of each method, and the whole grid.
 
     Best is the highest mean, over tuning seeds, of the last accuracy on the tuning split; of
-    equal ones that with the lower loss. Values with which any run failed are out.
+    equal ones that with the lower loss. Where the loss is the goal, it is the lowest mean of that.
+    Values with which any run failed are out.
     """
     groups: dict[tuple[Key, tuple[tuple[str, float], ...]], list[Run]] = defaultdict(list)
     for run in runs:
@@ -68,6 +71,8 @@ def choose(runs: Sequence[Run]) -> tuple[dict[Key, Mapping[str, float]], list[di
             row["loss"] = statistics.fmean(curve.loss[-1] for curve in curves)
         if len(curves) == len(group):
             score = row["accuracy"], -row["loss"]
+            if goal == "last loss":
+                score = -row["loss"], row["accuracy"]
             if key not in best or score > best[key][0]:
                 best[key] = score, dict(chosen)
         grid.append(row)
@@ -81,10 +86,11 @@ def compare(runs: Sequence[Run], comparison: Comparison) -> list[dict[str, Any]]
     """A row for each task, model and method; figures are {"mean", "deviation", "values"}.
 
     target: What `to_target` counts to: the comparison's own, or the reference's mean best
-        accuracy on that task and model; None without either.
+        accuracy (or last loss, if that is the goal) on that task and model; None without either.
     to_target: Rounds, bytes and passes until the tuning accuracy first reached it, over the
         seeds that did; `reached` says how many.
-    best, test: Best accuracy on the tuning split; accuracy on the test split at the end.
+    best, loss: Best accuracy on the tuning split; loss there at the end.
+    test, test_loss: On the test split at the end.
     at_equal_bytes, at_equal_passes: Tuning accuracy when as much was spent as the cheapest
         method of the same task and model spent in all.
     """
@@ -103,23 +109,31 @@ def compare(runs: Sequence[Run], comparison: Comparison) -> list[dict[str, Any]]
             row: dict[str, Any] = {"task": task, "model": model, "method": method}
             row |= {"values": dict(group[0].trial.chosen), "seeds": [r.trial.seed for r in group]}
             row |= {"target": target, "budget": budget}
-            rows.append(row | _figures(group, target, budget, comparison.metric))
+            row["goal"] = comparison.goal
+            rows.append(row | _figures(group, target, budget, comparison))
     return rows
 
 
 def _target(methods: Mapping[str, Sequence[Run]], comparison: Comparison) -> float | None:
     if comparison.target is not None or comparison.reference is None:
         return comparison.target
-    best = [run.curve.best for run in methods.get(comparison.reference, ()) if run.curve]
+    curves = [run.curve for run in methods.get(comparison.reference, ()) if run.curve]
+    best = [c.best if comparison.goal == "best metric" else c.loss[-1] for c in curves]
     return statistics.fmean(best) if best else None
 
 
 def _figures(
-    group: Sequence[Run], target: float | None, budget: Mapping[str, int], metric: str
+    group: Sequence[Run],
+    target: float | None,
+    budget: Mapping[str, int],
+    comparison: Comparison,
 ) -> dict[str, Any]:
+    metric, goal = comparison.metric, comparison.goal
     curves = [run.curve for run in group if run.curve is not None]
     done = [run.summary for run in group if run.summary is not None]
-    hits = [(c, i) for c in curves if target is not None and (i := c.first(target)) is not None]
+    hits = [
+        (c, i) for c in curves if target is not None and (i := c.first(target, goal)) is not None
+    ]
 
     def over(values: Iterable[float | None]) -> dict[str, Any]:
         return spread([value for value in values if value is not None])
@@ -134,6 +148,8 @@ def _figures(
         "reached": len(hits),
         "to_target": {name: over(get(c, i) for c, i in hits) for name, get in counts.items()},
         "best": over(curve.best for curve in curves),
+        "loss": over(curve.loss[-1] for curve in curves),
+        "test_loss": over(summary.metrics_after.get("loss") for summary in done),
         "test": over(summary.metrics_after.get(metric) for summary in done),
         "test_before": over(summary.metrics_before.get(metric) for summary in done),
         "at_equal_bytes": over(curve.at(curve.bytes, budget["bytes"]) for curve in curves),

@@ -52,7 +52,7 @@ def launch_comparison(
     root = out / RUNS
     tuning = list(tuning_trials(comparison))
     tuned = run_all("tuning", tuning, root, comparison.threads, jobs, display)
-    best, grid = choose(read_runs(tuning, tuned, root, comparison.metric))
+    best, grid = choose(read_runs(tuning, tuned, root, comparison.metric), comparison.goal)
     final = list(final_trials(comparison, best))
     found = run_all("reporting", final, root, comparison.threads, jobs, display)
     runs = read_runs(final, found, root, comparison.metric)

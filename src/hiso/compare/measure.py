@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import bisect
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
+from typing import Literal
 
 from hiso.federation.runfile import Evaluation
 from hiso.run.folder import RunFolder
 from hiso.run.results import Round
+
+Goal = Literal["best metric", "last loss"]
 
 
 @dataclass(frozen=True)
@@ -36,9 +40,15 @@ class Curve:
         """The best accuracy."""
         return max(self.accuracy)
 
-    def first(self, target: float) -> int | None:
-        """Index of the first evaluation that reaches `target`."""
-        return next((i for i, a in enumerate(self.accuracy) if a >= target), None)
+    def first(self, target: float, goal: Goal = "best metric") -> int | None:
+        """Index of the first evaluation that reaches `target`.
+
+        A loss has to be held by the next evaluation too, if there is one.
+        """
+        if goal == "best metric":
+            return next((i for i, a in enumerate(self.accuracy) if a >= target), None)
+        pairs = enumerate(zip(self.loss, [*self.loss[1:], -math.inf], strict=True))
+        return next((i for i, pair in pairs if max(pair) <= target), None)
 
     def at(self, costs: list[int], budget: int) -> float:
         """Accuracy of the last evaluation that cost no more than `budget`."""

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from hiso.baselines.settings import BASELINES, parse_baseline
+from hiso.compare.measure import Goal
 from hiso.errors import LoadError, SettingsError
 from hiso.language.tasks import get_task
 from hiso.run.settings import CHANGEABLE, Settings, parse_settings, read_toml
@@ -79,7 +80,9 @@ class Comparison(_Part):
         settings: What all runs have in common, as for `hiso run`.
         tuning: How values are chosen on the tuning split.
         seeds: Seeds of the runs that are reported.
-        reference: Label of the method whose mean best accuracy is the target.
+        reference: Label of the method that sets the target.
+        goal: What of the reference is the target: its mean best accuracy, or its mean loss at the
+            end, which two evaluations in a row have to hold. With the loss, values are tuned by it.
         target: The target as a number, in place of that.
         metric: What accuracy means: a metric of the tuning split, the higher the better.
         threads: Threads of each run. They change last digits, so they belong to the comparison.
@@ -93,6 +96,7 @@ class Comparison(_Part):
     tuning: Tuning = Tuning()
     seeds: Seeds = (0, 1, 2)
     reference: str | None = None
+    goal: Goal = "best metric"
     target: float | None = None
     metric: str = "accuracy"
     threads: Positive = 1

@@ -11,9 +11,10 @@ from hiso.run.readable import size
 
 _COLUMNS = (
     "method", "tuned", "rounds to target", "bytes to target", "passes to target", "best",
-    "test", "at equal bytes", "at equal passes", "bytes in all", "passes in all",
+    "test", "loss", "test loss", "at equal bytes", "at equal passes", "bytes in all",
+    "passes in all",
 )  # fmt: skip
-FIRST = (0, 1, 2, 3, 5, 6)
+FIRST = (0, 1, 2, 3, 5, 6, 8)
 """The columns that one looks at first, for where there is no room for all."""
 _GRID = ("method", "values", "accuracy", "loss", "failed", "")
 
@@ -29,6 +30,7 @@ def comparison_table(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list
                 for name, show in (("rounds", _count), ("bytes", size), ("passes", _count))
             ),
             *(figure(row[name], percent) for name in ("best", "test")),
+            *(figure(row[name], _loss) for name in ("loss", "test_loss")),
             *(figure(row[name], percent) for name in ("at_equal_bytes", "at_equal_passes")),
             figure(row["bytes"], size),
             figure(row["passes"], _count),
@@ -69,13 +71,18 @@ def heading(title: str, labels: tuple[str, ...]) -> str:
 
 def notes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """What the columns mean, for each task and model of the rows."""
-    said = ["Best, and accuracies at equal cost, are on the tuning split; test is at the end."]
+    said = [
+        "Best, loss, and accuracies at equal cost are on the tuning split; loss, test and test "
+        "loss are at the end."
+    ]
     for place in places(rows):
         row = at(rows, place)[0]
         budget, where = row["budget"], heading("", place)
         said += [f"{where}:"] if where else []
         if row["target"] is not None:
-            said.append(f"Target: {percent(row['target'])} on the tuning split.")
+            by_loss = row["goal"] == "last loss"
+            target = f"a loss of {_loss(row['target'])}" if by_loss else percent(row["target"])
+            said.append(f"Target: {target} on the tuning split.")
         said.append(f"Equal bytes: {size(budget['bytes'])}.")
         said.append(f"Equal passes: {_count(budget['passes'])}.")
         said.append(f"Mean ± deviation over seeds {', '.join(map(str, row['seeds']))}.")
@@ -143,6 +150,10 @@ def _to_target(row: Mapping[str, Any], value: Mapping[str, Any], show: Any) -> s
         return f"not reached (0/{runs})"
     missing = "" if row["reached"] == runs else f" ({row['reached']}/{runs})"
     return figure(value, show) + missing
+
+
+def _loss(value: float) -> str:
+    return f"{value:.3f}"
 
 
 def percent(value: float) -> str:
