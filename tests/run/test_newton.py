@@ -61,7 +61,7 @@ def test_a_run_that_stops_goes_on_as_if_it_had_not(tmp_path, base, how):
         assert ledger.derived_at(ledger.identity.method, {"c": 0.0})["c"] > 0
         assert [r.bytes_up for r in ledger.rounds()] == [4 * 2 * (3 * steps + 1)] * 6
     assert all(r.terms == directions * steps and r.facts["t"] > 0 for r in records)
-    assert records[0].changes == {"ridge": pytest.approx(6.4 * 3 / (2 * 4))}
+    assert records[0].changes == {"ridge": pytest.approx(14 * 3**0.5 / (2 * 4))}
     assert not any(record.changes for record in records[1:])
     passes = {"central": 7}.get(how.get("scheme", ""), 4) * steps * 2
     lines = (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()
@@ -106,7 +106,7 @@ def test_the_ridge_follows_the_round_unless_it_is_set(tmp_path, base):
     simulate(out=tmp_path / "run", change={"ridge": 0, "rounds": 10})
     with Ledger.read(tmp_path / "run" / "ledger.sqlite") as ledger:
         changes = [record.changes for record in ledger.records()]
-    expected = {0: 6.4 * 3 / 8, 6: 6.4 * 6 / 8, 7: 0.5, 9: 6.4 * 2 / 8}
+    expected = {0: 14 * 3**0.5 / 8, 6: 14 * 6**0.5 / 8, 7: 0.5, 9: 14 * 2**0.5 / 8}
     found = {r: changed["ridge"] for r, changed in enumerate(changes) if changed}
     assert found == {r: pytest.approx(ridge) for r, ridge in expected.items()}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
@@ -33,7 +34,7 @@ class SubspaceNewton(Method):
 
     Attributes:
         lr: Share of the solved step that is taken.
-        ridge: Added curvature, in units of c. 0 lets the server set it, to 6.4·P/(m·B) for P
+        ridge: Added curvature, in units of c. 0 lets the server set it, to 14·√P/(m·B) for P
             directions and m clients with batches of B.
     """
 
@@ -62,7 +63,7 @@ class SubspaceNewton(Method):
                 f"ridge of {self.name} follows from the batch size, which the identity does not "
                 "tell: set it, or give the identity a batch_size"
             )
-        return {"ridge": 6.4 * directions / examples}
+        return {"ridge": 14 * math.sqrt(directions) / examples}
 
     def solve(
         self,
