@@ -97,7 +97,7 @@ class Run:
         return pandas.DataFrame(self._lines)
 
     @cached_property
-    def model(self) -> nn.Module:
+    def model(self) -> Any:
         """The model after the last round; see `at`."""
         return self.at(self.position)
 
@@ -109,8 +109,10 @@ class Run:
             self._base(settings)
         return self._tokenizer
 
-    def at(self, position: int) -> nn.Module:
+    def at(self, position: int) -> Any:
         """The model after `position` rounds, by replay: an ordinary module of its own, float32.
+
+        It is a `PreTrainedModel`, and of a run on images an `nn.Module`.
 
         The base model is loaded anew, on the CPU; the data are not, unless they are images. The
         digest is compared with the clients' where they told it.
