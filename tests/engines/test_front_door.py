@@ -135,8 +135,9 @@ def test_the_federation_learns_and_gives_an_ordinary_module_back():
     optimiser = torch.optim.SGD(fed.model.parameters(), lr=0.1)
     loss(fed.model, data()[0]).backward()
     optimiser.step()
-    with pytest.raises(RuntimeError, match="closed"):
-        fed.round()
+    for more in (fed.round, lambda: list(fed.rounds(100))):
+        with pytest.raises(RuntimeError, match="closed"):
+            more()
 
 
 def test_a_run_goes_on_where_it_was_and_does_no_more_than_it_is_told(tmp_path):

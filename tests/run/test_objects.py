@@ -19,8 +19,11 @@ from hiso.core.replica import Replica
 from hiso.errors import LoadError, ProtocolError, RunConflict, SettingsError
 from hiso.federation.ledger import Ledger
 from hiso.language.data import load_examples, split_rows
+from hiso.language.models import copy_model
 from hiso.language.tasks import get_task
 from hiso.run.launch import launch
+from hiso.run.objects import NOTHING, Objects
+from hiso.run.words import describe_model
 
 from ..tiny import make_tokenizer
 
@@ -124,6 +127,9 @@ def test_what_is_frozen_stays_and_is_part_of_the_run(tmp_path, objects, rest):
     assert part["run"] != whole["run"]
     given = {key: objects[key] for key in ("model", "tokenizer")}
     trained = open_run(tmp_path / "part", **given).model
+    lm = copy_model(**given)
+    assert describe_model(lm, NOTHING).keys() == {"fingerprint"}  # as it was for names
+    assert describe_model(lm, Objects(**given)).keys() == {"fingerprint", "trained"}
     frozen = trained.get_input_embeddings().weight
     assert torch.equal(frozen, objects["model"].get_input_embeddings().weight)
     assert not torch.equal(trained.lm_head.weight, objects["model"].lm_head.weight)

@@ -161,7 +161,9 @@ class Federation:
 
         Raises:
             Diverged: As `round`.
+            RuntimeError: The federation is closed.
         """
+        self._check_open()
         while self.ledger.position < total:
             yield self.round()
 

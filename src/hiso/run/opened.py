@@ -159,4 +159,4 @@ class Run:
         self._objects.check(settings, "model")
         lm = self._objects.load_model(settings)
         self._tokenizer = lm.tokenizer
-        return lm.model, describe_model(lm)
+        return lm.model, describe_model(lm, self._objects)

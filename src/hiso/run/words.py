@@ -89,7 +89,7 @@ def load_words(
     answers = {"answer_tokens": task.answer_tokens} if task.answers else {}
     identity = replace(
         settings_identity(settings, method),
-        model=describe_model(lm),
+        model=describe_model(lm, objects),
         task={"name": task.name, "template": task.template, "labels": list(task.labels), **answers},
         data={"fingerprint": splits.fingerprint, "max_length": settings.max_length},
         partition=partition,
@@ -98,8 +98,10 @@ def load_words(
     return Words(lm, task, shards, dev, test, splits.source, identity)
 
 
-def describe_model(lm: LanguageModel) -> dict[str, str]:
-    """What an identity says of a base model: also what is trained, where that is not all."""
+def describe_model(lm: LanguageModel, objects: Objects) -> dict[str, str]:
+    """What an identity says of a base model; of an object also what is trained, if not all is."""
+    if objects.model is None:
+        return {"fingerprint": lm.fingerprint}
     names = {name: parameter.requires_grad for name, parameter in lm.model.named_parameters()}
     trained = [name for name, trainable in names.items() if trainable]
     part = {} if len(trained) == len(names) else {"trained": hash_names(trained)}
