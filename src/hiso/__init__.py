@@ -17,37 +17,63 @@ if TYPE_CHECKING:
         auto_lr,
     )
     from hiso.core.replica import Replica
+    from hiso.engines.federation import Federation
+    from hiso.engines.replay import replay
+    from hiso.engines.shards import DataShard
     from hiso.errors import HisoError
-    from hiso.run.api import simulate
-    from hiso.run.launch import evaluate_run
+    from hiso.federation.client import Client
+    from hiso.federation.ledger import Ledger
+    from hiso.federation.server import Server
+    from hiso.federation.settings import RoundSettings
+    from hiso.language.task import Task
+    from hiso.run.api import evaluate_run, simulate
+    from hiso.run.opened import open_run
 
 _HOMES = {
+    "Client": "hiso.federation.client",
+    "DataShard": "hiso.engines.shards",
+    "Federation": "hiso.engines.federation",
     "HiSo": "hiso.core.methods",
     "HiZoo": "hiso.core.methods",
     "HisoError": "hiso.errors",
     "Identity": "hiso.core.identity",
+    "Ledger": "hiso.federation.ledger",
     "Method": "hiso.core.methods",
     "Momentum": "hiso.core.methods",
     "Replica": "hiso.core.replica",
+    "RoundSettings": "hiso.federation.settings",
+    "Server": "hiso.federation.server",
     "SubspaceNewton": "hiso.core.methods",
+    "Task": "hiso.language.task",
     "ZoSgd": "hiso.core.methods",
     "auto_lr": "hiso.core.methods",
-    "evaluate_run": "hiso.run.launch",
+    "evaluate_run": "hiso.run.api",
+    "open_run": "hiso.run.opened",
+    "replay": "hiso.engines.replay",
     "simulate": "hiso.run.api",
 }
 
 __all__ = [
+    "Client",
+    "DataShard",
+    "Federation",
     "HiSo",
     "HiZoo",
     "HisoError",
     "Identity",
+    "Ledger",
     "Method",
     "Momentum",
     "Replica",
+    "RoundSettings",
+    "Server",
     "SubspaceNewton",
+    "Task",
     "ZoSgd",
     "auto_lr",
     "evaluate_run",
+    "open_run",
+    "replay",
     "simulate",
 ]
 

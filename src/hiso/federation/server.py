@@ -55,6 +55,11 @@ class Closed:
     bytes_up: int
     bytes_down: int
 
+    @property
+    def number(self) -> int:
+        """The round's number, from 0."""
+        return self.record.round
+
 
 @dataclass(frozen=True)
 class Aborted:

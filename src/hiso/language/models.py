@@ -7,6 +7,7 @@ model's own logits is checked once, when the model is loaded.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import io
 import os
@@ -72,6 +73,37 @@ def load_model(name: str) -> LanguageModel:
             model, tokenizer = _from_gguf(path)
         else:
             model, tokenizer = _from_pretrained(str(path) if path.is_dir() else name)
+    return _checked(model, tokenizer, name)
+
+
+def copy_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> LanguageModel:
+    """A copy of a model object with its tokenizer, which themselves stay as they are.
+
+    Parameters without `requires_grad` are frozen in the copy too.
+
+    Args:
+        model: A causal language model of transformers with float32 weights.
+        tokenizer: Its tokenizer.
+
+    Raises:
+        LoadError: They are something else, or the architecture is not supported.
+    """
+    import transformers
+
+    if not isinstance(model, transformers.PreTrainedModel):
+        raise LoadError(
+            f"model is a {type(model).__name__}: give a causal language model of transformers, or "
+            "a name; hiso.Federation takes any module"
+        )
+    if not isinstance(tokenizer, transformers.PreTrainedTokenizerBase):
+        raise LoadError(f"tokenizer is a {type(tokenizer).__name__}: give the model's tokenizer")
+    mine = copy.deepcopy(model).cpu()  # pyright: ignore[reportCallIssue]
+    return _checked(mine, copy.deepcopy(tokenizer), type(model).__name__)
+
+
+def _checked(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str
+) -> LanguageModel:
     model.eval()
     _set_pad_token(tokenizer, name)
     _check_weights(model, name)

@@ -15,7 +15,7 @@ from hiso.run.identity import settings_identity
 from hiso.run.observer import Advance, Observer
 from hiso.run.settings import Settings
 from hiso.run.workload import Rows, device_of, some
-from hiso.vision.data import Image, load_data_set
+from hiso.vision.data import Image, ImageSplits, load_data_set
 from hiso.vision.models import fingerprint, make_network
 from hiso.vision.objective import ImageObjective
 
@@ -47,8 +47,7 @@ def load_images(settings: Settings, method: Method, observer: Observer, own: int
     """See `load_workload`."""
     with observer.phase(f"loading data for {settings.task}"):
         splits = load_data_set(settings.task, settings.data)
-    first = splits.train[0].pixels
-    module = make_network(settings.model, tuple(first.shape), splits.classes, settings.seed)
+    module = _network(settings, splits)
     module.to(device_of(settings))
     shards, partition = divide(splits.train, splits.train, settings, own)
     identity = replace(
@@ -62,3 +61,17 @@ def load_images(settings: Settings, method: Method, observer: Observer, own: int
     dev = some(splits.dev, settings.dev_examples)
     test = some(splits.test, settings.test_examples)
     return Images(module, shards, dev, test, splits.source, identity)
+
+
+def load_network(settings: Settings) -> nn.Module:
+    """The base network alone, on the CPU. Its size is that of the images.
+
+    Raises:
+        LoadError: There is no such network or data set.
+    """
+    return _network(settings, load_data_set(settings.task, settings.data))
+
+
+def _network(settings: Settings, splits: ImageSplits) -> nn.Module:
+    shape = tuple(splits.train[0].pixels.shape)
+    return make_network(settings.model, shape, splits.classes, settings.seed)

@@ -21,6 +21,7 @@ from hiso.federation.server import Server
 from hiso.run.folder import RunFolder
 from hiso.run.identity import check_identity
 from hiso.run.loop import Loop
+from hiso.run.objects import NOTHING, Objects
 from hiso.run.observer import Observer, Silent
 from hiso.run.opening import look, open_ledger, prepare, resolve_settings
 from hiso.run.precision import settle
@@ -39,6 +40,7 @@ def launch(
     changes: Mapping[str, Any] | None = None,
     rollback: int | None = None,
     method: Method | None = None,
+    objects: Objects = NOTHING,
     observer: Observer | None = None,
 ) -> Summary:
     """Runs to the last round, from wherever the folder `out` stands; gives the summary.
@@ -50,6 +52,7 @@ def launch(
         rollback: Goes back to this position first; later rounds are kept as abandoned.
         method: A method object in place of the settings that describe one. Its hyper-parameters
             may be among `changes`, also those that are no settings.
+        objects: Model, task and data that are objects; `given` has `objects.settings` for them.
         observer: Who watches.
 
     Raises:
@@ -64,7 +67,7 @@ def launch(
     seen = look(folder)
     settings = resolve_settings(folder, given, changes, rollback, method)
     chosen = chosen or settings.make_method()
-    workload = load_workload(settings, chosen, observer)
+    workload = load_workload(settings, chosen, observer, objects=objects)
     # All that may fail comes before the first write to the folder.
     if seen is None or {"mu", "scheme"} & changes.keys():
         settings = settle(settings, chosen, workload, observer)
@@ -89,11 +92,12 @@ def evaluate_run(
     position: int | None = None,
     split: str = "test",
     method: Method | None = None,
+    objects: Objects = NOTHING,
     observer: Observer | None = None,
 ) -> dict[str, Any]:
     """Rebuilds the model of a run by replay, at `position` or the end, and evaluates it.
 
-    A run of a method of your own needs that `method` again.
+    A run of a method of your own needs that `method` again, and one of objects those `objects`.
 
     Raises:
         SettingsError: There is no such split.
@@ -113,7 +117,7 @@ def evaluate_run(
         ledger.chain_at(at)
         settings = parse_settings({**ledger.settings, "device": "auto"})
         chosen = method or settings.make_method()
-        workload = load_workload(settings, chosen, observer)
+        workload = load_workload(settings, chosen, observer, objects=objects)
         check_identity(ledger.identity, workload.identity)
         replica = make_replica(ledger.identity, workload, settings.memory, observer)
         stand(folder.snapshots, replica, ledger, at, observer)

@@ -7,18 +7,18 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
+from hiso.core.fingerprint import hash_names
 from hiso.core.identity import Identity
 from hiso.core.method import Method
 from hiso.errors import SettingsError
-from hiso.language.data import load_examples
 from hiso.language.metrics import evaluate
-from hiso.language.models import LanguageModel, load_model
+from hiso.language.models import LanguageModel
 from hiso.language.objective import Objective, Rows
 from hiso.language.shards import Encoded, Shard, encode
 from hiso.language.task import Task
-from hiso.language.tasks import get_task
 from hiso.run.divide import divide
 from hiso.run.identity import settings_identity
+from hiso.run.objects import NOTHING, Objects
 from hiso.run.observer import Advance, Observer
 from hiso.run.settings import Settings
 from hiso.run.workload import EVAL_BATCH, device_of, some
@@ -52,13 +52,19 @@ class Words:
         return evaluate(objective, examples, EVAL_BATCH, advance)
 
 
-def load_words(settings: Settings, method: Method, observer: Observer, own: int | None) -> Words:
+def load_words(
+    settings: Settings,
+    method: Method,
+    observer: Observer,
+    own: int | None,
+    objects: Objects = NOTHING,
+) -> Words:
     """See `load_workload`."""
-    task = get_task(settings.task)
+    task = objects.load_task(settings)
     with observer.phase(f"loading data for {task.name}"):
-        splits = load_examples(task, settings.data, group_column=settings.partition_column)
+        splits = objects.load_splits(settings, task)
     with observer.phase(f"loading model {settings.model}"):
-        lm = load_model(settings.model)
+        lm = objects.load_model(settings)
         lm.model.to(device_of(settings))  # pyright: ignore[reportArgumentType]
     if lm.context is not None and settings.max_length > lm.context:
         raise SettingsError(
@@ -78,10 +84,20 @@ def load_words(settings: Settings, method: Method, observer: Observer, own: int 
     answers = {"answer_tokens": task.answer_tokens} if task.answers else {}
     identity = replace(
         settings_identity(settings, method),
-        model={"fingerprint": lm.fingerprint},
+        model=describe_model(lm, objects),
         task={"name": task.name, "template": task.template, "labels": list(task.labels), **answers},
         data={"fingerprint": splits.fingerprint, "max_length": settings.max_length},
         partition=partition,
         joint=settings.joint,
     )
     return Words(lm, task, shards, dev, test, splits.source, identity)
+
+
+def describe_model(lm: LanguageModel, objects: Objects) -> dict[str, str]:
+    """What an identity says of a base model; of an object also what is trained, if not all is."""
+    if objects.model is None:
+        return {"fingerprint": lm.fingerprint}
+    names = {name: parameter.requires_grad for name, parameter in lm.model.named_parameters()}
+    trained = [name for name, trainable in names.items() if trainable]
+    part = {} if len(trained) == len(names) else {"trained": hash_names(trained)}
+    return {"fingerprint": lm.fingerprint, **part}

@@ -16,6 +16,7 @@ from hiso.core.outcome import Outcome
 from hiso.core.replica import Memory, Replica
 from hiso.errors import Diverged, SettingsError
 from hiso.language.shards import Shard
+from hiso.run.objects import NOTHING, Objects
 from hiso.run.observer import Advance, Observer
 from hiso.run.settings import Settings
 from hiso.vision.data import DATA_SETS
@@ -89,7 +90,12 @@ class Workload(Protocol):
 
 
 def load_workload(
-    settings: Settings, method: Method, observer: Observer, *, own: int | None = None
+    settings: Settings,
+    method: Method,
+    observer: Observer,
+    *,
+    own: int | None = None,
+    objects: Objects = NOTHING,
 ) -> Workload:
     """Loads model and data.
 
@@ -99,19 +105,27 @@ def load_workload(
         observer: Who watches.
         own: The client whose data these are, all of them; by default they are divided among
             all clients.
+        objects: Objects of the user's own, in place of what settings name.
 
     Raises:
-        LoadError: Something cannot be loaded as asked.
+        LoadError: Something cannot be loaded as asked, or an object is missing.
         SettingsError: The data allow no such partition, or the texts no such length; or there
             is no such device.
     """
+    objects.check(settings)
     if settings.task in DATA_SETS:
         from hiso.run.images import load_images
+
+        if objects.settings:
+            raise SettingsError(
+                f"task = {settings.task} takes model and data by their names, no objects: "
+                "hiso.Federation takes any module and any data"
+            )
 
         return load_images(settings, method, observer, own)
     from hiso.run.words import load_words
 
-    return load_words(settings, method, observer, own)
+    return load_words(settings, method, observer, own, objects)
 
 
 def make_replica(

@@ -1,0 +1,268 @@
+"""`hiso.Federation`: any module and any data sets, trained in this process with a few lines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import nn
+from torch.utils.data import default_collate
+
+from hiso.core.identity import Dtype, Identity
+from hiso.core.kernels import Backend
+from hiso.core.method import Method
+from hiso.core.noise import Noise
+from hiso.core.outcome import Outcome
+from hiso.core.probe import Scheme
+from hiso.core.replica import Memory, Replica
+from hiso.engines.arguments import Arguments, check_arguments
+from hiso.engines.replay import describe_model
+from hiso.engines.shards import Collate, DataShard
+from hiso.engines.simulation import Simulation
+from hiso.errors import RoundAborted, RunConflict
+from hiso.federation.aggregate import Weighting
+from hiso.federation.ledger import Ledger
+from hiso.federation.schema import has_tables
+from hiso.federation.server import Aborted, Closed, Server
+
+Loss = Callable[[Any, Any], Any]
+"""Of the model and a batch: a mean loss, losses [B], or a pair of scores [B, C] and labels [B]."""
+
+
+class Federation:
+    """A federated run of any module, with all clients in this process.
+
+    The module's trainable parameters belong to the federation until `close`, and it is in eval
+    mode. With a ledger that holds this run already, it goes on where that one ended: give the
+    base model again, untrained, and the same arguments.
+
+    Example:
+        >>> with Federation(
+        ...     network(), HiSo(lr=1e-2), loss=lambda m, b: cross_entropy(m(b[0]), b[1]),
+        ...     shards=datasets, batch_size=32, sample=2, directions=5, mu=1e-3,
+        ...     ledger="toy.sqlite",
+        ... ) as fed:
+        ...     for r in fed.rounds(200):
+        ...         print(r.number, r.loss)
+
+    Attributes:
+        model: The module. After a round it has the new weights.
+        replica: Its replica, at the end of the log.
+        ledger: The log.
+        server: The server, whose `settings` hold from the next round on: assign others for a
+            schedule.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        method: Method,
+        *,
+        loss: Loss,
+        shards: Sequence[Any],
+        batch_size: int,
+        sample: int,
+        directions: int,
+        mu: float,
+        seed: int = 0,
+        ledger: str | Path | None = None,
+        local_steps: int = 1,
+        scheme: Scheme = "forward",
+        per_client: bool = False,
+        weighting: Weighting = "plain",
+        normalise: float = 0.0,
+        divergence_factor: float | None = 3.0,
+        noise: Noise = "binomial",
+        dtype: Dtype = "float32",
+        memory: Memory = "full",
+        backend: Backend = "auto",
+        collate: Collate = default_collate,
+        loss_name: str | None = None,
+        loss_version: int | str = 1,
+    ) -> None:
+        """A federation where the ledger ends, or at the beginning of a new one.
+
+        Args:
+            model: The base model: a module in which something has `requires_grad`.
+            method: The method, one of your own too.
+            loss: Called with the module and a batch, without gradients. Returns a mean loss,
+                losses [B], or a pair of scores [B, C] and labels [B], whose cross-entropy is then
+                the loss. It must give the same for the same weights and batch.
+            shards: Each client's data, by its index: a list of examples, a map-style torch
+                `Dataset`, or a Hugging Face data set.
+            batch_size: Examples per client and local step, B; a smaller shard is one batch.
+            sample: Clients that are asked in a round, m.
+            directions: Directions per local step, P.
+            mu: Perturbation size μ.
+            seed: Key of directions, sampling and batches, unsigned 64 bits.
+            ledger: The ledger's file; by default a temporary one, gone after `close`.
+            local_steps: Local steps of a round, τ.
+            scheme: Differences taken; see docs/methods.md.
+            per_client: Whether every client measures along directions of its own.
+            weighting: Whether clients count alike ("plain") or by their examples ("examples").
+            normalise: Smoothing of a mean curvature that divides `lr`; 0 for none.
+            divergence_factor: A round whose loss exceeds this many times that of the first rounds
+                is not recorded, and raises `Diverged`; None for no such guard.
+            noise: Law of the directions.
+            dtype: Precision of forward passes: that of the model's trainable parameters while the
+                loss is measured, so `loss` has to cast what it feeds them. Weights are float32.
+            memory: "full", or "lean" for no copy of the weights; see `Replica`.
+            backend: Kernels; see `Replica`.
+            collate: Makes a batch of a list of items; torch's by default.
+            loss_name: The loss's name in the identity; by default its qualified name.
+            loss_version: Its version. Give another one when you change what the loss computes:
+                a ledger that was begun with the old one is then refused.
+
+        Raises:
+            SettingsError: Lists everything that is wrong with the arguments; or `loss` returns
+                something else than it should.
+            RunConflict: The ledger holds another run, or one with other settings. Says what
+                differs. The ledger is as it was.
+            ProtocolError: The file is no ledger, or is damaged.
+            StorageError: The file cannot be written.
+        """
+        given = check_arguments({k: v for k, v in locals().items() if k != "self"})
+        identity = replace(given.identity, model=describe_model(model))
+        self.model, self._loss, self._closed = model, loss, False
+        shard = [
+            DataShard(data, client=i, batch_size=batch_size, seed=seed, collate=collate)
+            for i, data in enumerate(shards)
+        ]
+        with ExitStack() as undo, ExitStack() as files:
+            path = given.ledger or Path(files.enter_context(TemporaryDirectory())) / "ledger.sqlite"
+            begun = path.is_file() and has_tables(path)
+            if begun:
+                self.ledger = files.enter_context(Ledger.open(path, method=type(method)))
+                _check_same(self.ledger, identity, given)
+            self.replica = Replica(model, identity, memory=memory, backend=backend)
+            undo.callback(self.replica.release)
+            self._try(shard[0], method)
+            if not begun:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                self.ledger = files.enter_context(Ledger.create(path, identity, given.stored))
+            self.server = Server(self.ledger, given.rounds)
+            self._simulation = Simulation(self.server, self.replica, shard, self._losses)
+            self._files = files.pop_all()
+            undo.pop_all()
+        self._digest = self.replica.digest()
+
+    def rounds(self, total: int) -> Iterator[Closed]:
+        """Runs rounds until the log has `total`, those of before included; gives each when closed.
+
+        The same call after an interruption does what is left: nothing, if nothing is. Of a round
+        you get `number`, `loss` (the mean loss of its clients before its step), `clients`, and
+        what else `Closed` has.
+
+        Raises:
+            Diverged: As `round`.
+            RuntimeError: The federation is closed.
+        """
+        self._check_open()
+        while self.ledger.position < total:
+            yield self.round()
+
+    def round(self) -> Closed:
+        """Runs one more round.
+
+        An exception leaves the log as it was; what was running is measured anew.
+
+        Raises:
+            Diverged: A loss is not finite, or the round's loss has exploded.
+            RuntimeError: The federation is closed.
+        """
+        self._check_open()
+        closed = self._simulation.round()
+        if isinstance(closed, Aborted):
+            number = self.ledger.position
+            raise RoundAborted(
+                f"round {number} came to nothing: {closed.reason}",
+                round=number,
+                attempts=closed.attempt + 1,
+                reason=closed.reason,
+            )
+        return closed
+
+    @property
+    def digest(self) -> int:
+        """Fingerprint of weights and method state, unsigned 64 bits; as of `close` after it."""
+        return self._digest if self._closed else self.replica.digest()
+
+    def close(self) -> None:
+        """Closes the ledger, and gives the module back: an ordinary one, with the last weights.
+
+        It is in eval mode, and its trainable parameters are float32. Closing twice does nothing.
+        """
+        if self._closed:
+            return
+        self._digest, self._closed = self.replica.digest(), True
+        with self._files:
+            self.replica.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        """Closes. After an error only the ledger: the module may be between two positions."""
+        if kind is None:
+            self.close()
+        else:
+            self._closed = True
+            self._files.__exit__(kind, error, tb)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise RuntimeError("the federation is closed: make another one on its ledger")
+
+    @torch.no_grad()
+    def _losses(self, batches: Sequence[Any]) -> list[Any]:
+        return [self._loss(self.model, batch) for batch in batches]
+
+    def _try(self, shard: DataShard, method: Method) -> None:
+        """Makes sure, before anything is written, that the loss returns what it should."""
+        outcome = Outcome.of(self._losses([shard.batch(0, 0)])[0])
+        if method.needs == "scores":
+            outcome.labelled()
+
+
+def _check_same(ledger: Ledger, identity: Identity, given: Arguments) -> None:
+    """Makes sure that a ledger's run is the one that is asked for.
+
+    Raises:
+        RunConflict: It is not.
+    """
+    name, mine = ledger.facts["method"]["name"], identity.method.name
+    if name != mine:  # whose identity cannot be read with this method's class
+        different = [f"method: {name}, {mine}"]
+    else:
+        different = ledger.identity.differences(identity)
+    if different:
+        raise RunConflict(
+            f"{ledger.path} holds another run (in the run, then here):\n  "
+            + "\n  ".join(different)
+            + "\nGive the same model, untrained, and the same arguments; or another ledger."
+        )
+    stored = ledger.settings
+    settings = {
+        name: (stored[name], value)
+        for name, value in given.stored.items()
+        if name in stored and stored[name] != value
+    }
+    if settings:
+        lines = [f"  {name}: {old!r}, {new!r}" for name, (old, new) in settings.items()]
+        raise RunConflict(
+            f"{ledger.path} holds a run with other settings (in the run, then here):\n"
+            + "\n".join(lines)
+            + "\nGive the same to go on; to alter them from some round on, assign server.settings.",
+            settings=settings,
+        )

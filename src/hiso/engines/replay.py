@@ -1,0 +1,105 @@
+"""`hiso.replay`: a late joiner, who has the base model and the ledger."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import nn
+
+from hiso.core.fingerprint import fingerprint
+from hiso.core.identity import Identity
+from hiso.core.kernels import Backend
+from hiso.core.method import Method
+from hiso.core.replica import Memory, Replica
+from hiso.errors import ProtocolError, RunConflict
+from hiso.federation.ledger import Ledger
+
+
+def replay(
+    ledger: str | Path,
+    model: nn.Module,
+    *,
+    position: int | None = None,
+    method: type[Method] | None = None,
+    memory: Memory = "full",
+    backend: Backend = "auto",
+) -> Replica:
+    """The replica at a position of a run's log, from the base model and the records alone.
+
+    The digest is compared with the one that the clients agreed upon, at the last position up to
+    `position` where there is one.
+
+    Example:
+        >>> late = replay("toy.sqlite", network())
+        >>> late.module(x)          # the model with the weights at that position
+
+    Args:
+        ledger: The ledger's file, of a run that goes on too; it is only read.
+        model: The base model, as the run began with it. The replica takes its weights over; to
+            have an ordinary module again, call the replica's `release()`.
+        position: Number of records to fold; by default all.
+        method: The class of the run's method, if it is one of your own.
+        memory: As for `Replica`.
+        backend: As for `Replica`.
+
+    Returns:
+        The replica; its `module` has the weights at that position.
+
+    Raises:
+        ProtocolError: There is no ledger, it is damaged, it has no such position, or the digest is
+            not that of the run: the model is not the base model, or something has changed it.
+        RunConflict: The ledger has a fingerprint of the base model, and it is not this model's.
+        SettingsError: As `Replica`.
+    """
+    with Ledger.read(ledger, method=method) as log:
+        log.verify()
+        target = log.position if position is None else position
+        log.chain_at(target)
+        check_model(log.identity, model)
+        replica = Replica(model, log.identity, memory=memory, backend=backend)
+        known = last_agreed(log, target)
+        replica.replay(log.records(0, known))
+        check_digest(log, replica)
+        replica.replay(log.records(known, target))
+    replica.write()
+    return replica
+
+
+def describe_model(model: nn.Module) -> dict[str, str]:
+    """What an identity says of a base model that is a module of the user's own."""
+    return {"module": fingerprint(model)}
+
+
+def check_model(identity: Identity, model: nn.Module) -> None:
+    """Makes sure that a module is the base model, if the identity has a module's fingerprint.
+
+    Raises:
+        RunConflict: It is not.
+    """
+    known = identity.model if isinstance(identity.model, Mapping) else {}
+    if "module" in known and known != describe_model(model):
+        raise RunConflict(
+            "the model is not the one that the run began with: its weights, buffers, or which of "
+            "its parameters are trained differ. Make the base model again, untrained"
+        )
+
+
+def last_agreed(ledger: Ledger, position: int) -> int:
+    """The last position up to `position` whose digest the clients have agreed upon, or 0."""
+    down = range(position, -1, -1)
+    return next((at for at in down if ledger.digest_at(at) is not None), 0)
+
+
+def check_digest(ledger: Ledger, replica: Replica) -> None:
+    """Compares a replica with the clients', where its position's digest is known.
+
+    Raises:
+        ProtocolError: It is another one.
+    """
+    known = ledger.digest_at(replica.position)
+    if known is not None and known != replica.digest():
+        raise ProtocolError(
+            f"the replica has digest {replica.digest():016x} at position {replica.position}, the "
+            f"clients of {ledger.path} had {known:016x}: replay from the base model of the run"
+        )

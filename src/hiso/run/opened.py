@@ -1,0 +1,162 @@
+"""`hiso.open_run`: a run that exists, with its settings, its figures, and its model anywhere."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from hiso.core.method import Method
+from hiso.core.methods import register
+from hiso.core.replica import Replica
+from hiso.engines.replay import check_digest, last_agreed
+from hiso.errors import ProtocolError, RunConflict
+from hiso.federation.ledger import Ledger
+from hiso.run.folder import RunFolder
+from hiso.run.images import load_network
+from hiso.run.objects import Objects
+from hiso.run.observer import Silent
+from hiso.run.results import encode_line, encode_summary, in_order, rounds_of
+from hiso.run.settings import Settings, parse_settings
+from hiso.run.snapshots import replay, stand
+from hiso.run.words import describe_model
+from hiso.vision.data import DATA_SETS
+from hiso.vision.models import fingerprint
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def open_run(
+    folder: str | Path,
+    *,
+    method: type[Method] | None = None,
+    model: PreTrainedModel | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> Run:
+    """The run in a folder as it stands now. Nothing is written, and no model is loaded yet.
+
+    Example:
+        >>> run = open_run("runs/first")
+        >>> run.settings["lr"], run.metrics, run.model, run.at(40)
+
+    Args:
+        folder: The run's folder.
+        method: The class of the run's method, if it is one of your own.
+        model: The base model, if the run was made with an object. It stays as it is.
+        tokenizer: Its tokenizer.
+
+    Raises:
+        ProtocolError: There is no run with a log of scalars, or it is damaged.
+        SettingsError: There is a model without a tokenizer, or a tokenizer without a model.
+    """
+    return Run(Path(folder), method, Objects(model=model, tokenizer=tokenizer))
+
+
+class Run:
+    """A run as it stood when it was opened; see `open_run`.
+
+    Attributes:
+        folder: Its folder.
+        run: Its id, the hex digits of the log's root.
+        position: The number of its rounds.
+        settings: The settings in force, by name.
+        summary: The content of summary.json; None until the last round is done.
+    """
+
+    def __init__(self, folder: Path, method: type[Method] | None, objects: Objects) -> None:
+        """See `open_run`."""
+        self.folder, self._files = folder, RunFolder(folder)
+        self._method, self._objects = method, objects
+        if method is not None:
+            register(method)
+        with self._ledger() as ledger:
+            ledger.verify()
+            self.run, self.position, self.settings = ledger.run, ledger.position, ledger.settings
+            lines = in_order(rounds_of(ledger), ledger.evaluations())
+        self._lines = [encode_line(line) for line in lines]
+        summary = self._files.read_summary()
+        self.summary = None if summary is None else encode_summary(summary)
+        self._tokenizer: PreTrainedTokenizerBase | None = None
+
+    def __repr__(self) -> str:
+        return f"<run {self.run[:12]} in {self.folder}: {self.position} rounds>"
+
+    @property
+    def metrics(self) -> Any:
+        """A row for each round and each evaluation, in order: a pandas DataFrame.
+
+        Columns are the keys of metrics.jsonl. Without pandas it is a list of dicts.
+        """
+        try:
+            import pandas
+        except ImportError:
+            return [dict(line) for line in self._lines]
+        return pandas.DataFrame(self._lines)
+
+    @cached_property
+    def model(self) -> Any:
+        """The model after the last round; see `at`."""
+        return self.at(self.position)
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase | None:
+        """The model's tokenizer; None for a network on images. Loads the model if need be."""
+        settings = self._parsed
+        if self._tokenizer is None and settings.task not in DATA_SETS:
+            self._base(settings)
+        return self._tokenizer
+
+    def at(self, position: int) -> Any:
+        """The model after `position` rounds, by replay: an ordinary module of its own, float32.
+
+        It is a `PreTrainedModel`, and of a run on images an `nn.Module`.
+
+        The base model is loaded anew, on the CPU; the data are not, unless they are images. The
+        digest is compared with the clients' where they told it.
+
+        Raises:
+            ProtocolError: The log is not that long, or is damaged; or the run is one of
+                `hiso.Federation`.
+            LoadError: The base model cannot be loaded, or was an object that is not given.
+            RunConflict: What is loaded is not the base model of the run.
+        """
+        settings = self._parsed
+        with self._ledger() as ledger:
+            ledger.chain_at(position)
+            module, description = self._base(settings)
+            known = ledger.facts["model"]
+            if description != known:
+                raise RunConflict(
+                    f"the model that was loaded, {description}, is not the base model of the run, "
+                    f"{known}: name or give that one"
+                )
+            replica = Replica(module, ledger.identity, memory=settings.memory)
+            agreed = last_agreed(ledger, position)
+            stand(self._files.snapshots, replica, ledger, agreed, Silent())
+            check_digest(ledger, replica)
+            replay(replica, ledger, position, Silent())
+            return replica.release()
+
+    @property
+    def _parsed(self) -> Settings:
+        if "task" not in self.settings:
+            raise ProtocolError(
+                f"{self.folder} holds a run of a module of your own: hiso.replay gives its model"
+            )
+        return parse_settings({**self.settings, "device": "cpu"})
+
+    def _ledger(self) -> Ledger:
+        return Ledger.read(self._files.ledger, method=self._method)
+
+    def _base(self, settings: Settings) -> tuple[nn.Module, dict[str, str]]:
+        """The base model, and what an identity says of it."""
+        if settings.task in DATA_SETS:
+            network = load_network(settings)
+            return network, {"fingerprint": fingerprint(network)}
+        self._objects.check(settings, "model")
+        lm = self._objects.load_model(settings)
+        self._tokenizer = lm.tokenizer
+        return lm.model, describe_model(lm, self._objects)
