@@ -15,6 +15,7 @@ import torch
 
 from hiso.errors import RunConflict, SettingsError
 from hiso.run.observer import Silent
+from hiso.run.settings import read_toml
 from hiso.theory.cells import FILE, open_cells
 from hiso.theory.experiment import run_experiment
 from hiso.theory.presets import KINDS, load_preset
@@ -51,7 +52,7 @@ def dimension(hiso):
 
 
 def test_our_own_presets_are_right():
-    kinds = {load_preset(path).experiment for path in PRESETS if "experiment" in path.read_text()}
+    kinds = {load_preset(path).experiment for path in PRESETS if "experiment" in read_toml(path)}
     assert kinds == set(KINDS)
 
 
