@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         SubspaceNewton,
         ZoSgd,
         auto_lr,
+        label_bias,
     )
     from hiso.core.replica import Replica
     from hiso.engines.federation import Federation
@@ -47,6 +48,7 @@ _HOMES = {
     "Task": "hiso.language.task",
     "ZoSgd": "hiso.core.methods",
     "auto_lr": "hiso.core.methods",
+    "label_bias": "hiso.core.methods",
     "evaluate_run": "hiso.run.api",
     "open_run": "hiso.run.opened",
     "replay": "hiso.engines.replay",
@@ -72,6 +74,7 @@ __all__ = [
     "ZoSgd",
     "auto_lr",
     "evaluate_run",
+    "label_bias",
     "open_run",
     "replay",
     "simulate",
