@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from hiso.engines.replay import replay
     from hiso.engines.shards import DataShard
     from hiso.errors import HisoError
+    from hiso.export.load import load
+    from hiso.export.out import export_adapter, export_model
+    from hiso.export.predict import Predictor
     from hiso.federation.client import Client
     from hiso.federation.ledger import Ledger
     from hiso.federation.server import Server
@@ -40,6 +43,7 @@ _HOMES = {
     "Ledger": "hiso.federation.ledger",
     "Method": "hiso.core.methods",
     "Momentum": "hiso.core.methods",
+    "Predictor": "hiso.export.predict",
     "Replica": "hiso.core.replica",
     "RoundSettings": "hiso.federation.settings",
     "Server": "hiso.federation.server",
@@ -48,6 +52,9 @@ _HOMES = {
     "ZoSgd": "hiso.core.methods",
     "auto_lr": "hiso.core.methods",
     "evaluate_run": "hiso.run.api",
+    "export_adapter": "hiso.export.out",
+    "export_model": "hiso.export.out",
+    "load": "hiso.export.load",
     "open_run": "hiso.run.opened",
     "replay": "hiso.engines.replay",
     "simulate": "hiso.run.api",
@@ -64,6 +71,7 @@ __all__ = [
     "Ledger",
     "Method",
     "Momentum",
+    "Predictor",
     "Replica",
     "RoundSettings",
     "Server",
@@ -72,6 +80,9 @@ __all__ = [
     "ZoSgd",
     "auto_lr",
     "evaluate_run",
+    "export_adapter",
+    "export_model",
+    "load",
     "open_run",
     "replay",
     "simulate",
