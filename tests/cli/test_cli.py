@@ -248,7 +248,7 @@ def test_the_installed_command_runs(tmp_path):
     command = Path(sys.executable).with_name("hiso")
     done = subprocess.run([command], capture_output=True, text=True, check=False)
     assert "Federated fine-tuning" in done.stdout + done.stderr
-    for name in ("run", "eval", "inspect", "doctor", "bench", "report"):
+    for name in ("run", "eval", "inspect", "doctor", "bench", "report", "export", "predict"):
         assert name in done.stdout + done.stderr
 
 

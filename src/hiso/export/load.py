@@ -96,8 +96,8 @@ def load(
     base = adapter.base if base is None else base
     with observer.phase(f"loading model {base if isinstance(base, str | Path) else ''}"):
         lm, found = _load_base(base, tokenizer)
-    kept = replace(lm, model=copy.deepcopy(lm.model)) if keep_base else None
     lm.model.to(device)  # pyright: ignore[reportArgumentType]
+    kept = replace(lm, model=copy.deepcopy(lm.model)) if keep_base else None
     with observer.phase("preparing kernels"):
         replica = Replica(lm.model, adapter.identity, memory="lean")
         before = replica.digest()
