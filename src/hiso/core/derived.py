@@ -19,6 +19,11 @@ class Derived(Protocol[State]):
         ...
 
 
+def running_mean(mean: float, new: float) -> float:
+    """0.9 · mean + 0.1 · new; `new` itself while the mean is 0, that is, while nothing is known."""
+    return 0.9 * mean + 0.1 * new if mean else new
+
+
 def remember_all(what: Derived[State], records: Iterable[Record], state: State) -> State:
     """The state after `records`, from the `state` before the first of them."""
     for record in records:

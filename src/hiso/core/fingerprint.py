@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -16,14 +16,24 @@ def fingerprint(module: nn.Module) -> str:
     names, and the names of the parameters with `requires_grad`.
     """
     digest = hashlib.sha256()
-    tensors = {k: v for k, v in module.state_dict().items() if isinstance(v, Tensor)}
-    for name, tensor in sorted(tensors.items()):
-        value = tensor.detach().cpu().contiguous()
-        digest.update(f"{name} {tuple(value.shape)} {value.dtype}\n".encode())
-        digest.update(memoryview(value.reshape(-1).view(torch.uint8).numpy()))  # pyright: ignore[reportArgumentType]
+    for piece in tensor_bytes(module):
+        digest.update(piece)
     trained = [name for name, p in module.named_parameters() if p.requires_grad]
     digest.update(hash_names(trained).encode())
     return digest.hexdigest()
+
+
+def tensor_bytes(module: nn.Module) -> Iterator[bytes | memoryview]:
+    """Name, shape and dtype, then the bytes, of every tensor in `state_dict()`.
+
+    They come in ascending order of names. Computed buffers are not among them; of tied weights
+    each name is.
+    """
+    tensors = {k: v for k, v in module.state_dict().items() if isinstance(v, Tensor)}
+    for name, tensor in sorted(tensors.items()):
+        value = tensor.detach().cpu().contiguous()
+        yield f"{name} {tuple(value.shape)} {value.dtype}\n".encode()
+        yield memoryview(value.reshape(-1).view(torch.uint8).numpy())  # pyright: ignore[reportArgumentType]
 
 
 def hash_names(names: Iterable[str]) -> str:

@@ -174,8 +174,6 @@ def canonical_json(value: Any, what: str) -> str:
 def _make(kind: type[Method], made: Mapping[str, Any]) -> Method:
     hyper, feed = made["hyper"], made.get("feed")
     if made.get("auto") and not kind.auto:
-        if kind.needs == "scores":
-            raise ValueError(f"{kind.name} solves for its own step, its lr is not set by a server")
         kind = with_auto_lr(kind)
     known = kind().hyper
     if unknown := sorted(set(hyper) - set(known)):

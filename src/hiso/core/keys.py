@@ -37,3 +37,11 @@ def choose(seed: int, domain: str, *coordinates: int, size: int, count: int) -> 
     if not 0 <= count <= size:
         raise ValueError(f"cannot choose {count} of {size}")
     return sorted(permutation(seed, domain, *coordinates, size=size)[:count].tolist())
+
+
+def batch_rows(
+    seed: int, client: int, round: int, step: int, *, size: int, batch_size: int
+) -> list[int]:
+    """A client's batch of a local step: min(batch_size, size) of its `size` examples, ascending."""
+    count = min(batch_size, size)
+    return choose(seed, "batch", client, round, step, size=size, count=count)

@@ -135,6 +135,19 @@ class Method:
         del hyper, derived, directions, examples
         return {}
 
+    def known(self, examples: int | None, name: str) -> int:
+        """`examples` as `follow` is given them, for the hyper-parameter `name` that needs them.
+
+        Raises:
+            SettingsError: The batch size is not known.
+        """
+        if examples is None:
+            raise SettingsError(
+                f"{name} of {self.name} follows from the batch size, which the identity does not "
+                "tell: set it, or give the identity a batch_size"
+            )
+        return examples
+
     def rate(self, plain: float, hyper: Mapping[str, float]) -> float:
         """The lr with which the method goes as far, in the long run, as w ← w − plain · dx does."""
         del hyper

@@ -87,8 +87,8 @@ def check_model(identity: Identity, model: nn.Module) -> None:
 
 def last_agreed(ledger: Ledger, position: int) -> int:
     """The last position up to `position` whose digest the clients have agreed upon, or 0."""
-    down = range(position, -1, -1)
-    return next((at for at in down if ledger.digest_at(at) is not None), 0)
+    at, _ = ledger.last_digest(position) or (0, None)
+    return at
 
 
 def check_digest(ledger: Ledger, replica: Replica) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, default_collate
 
-from hiso.core.keys import choose
+from hiso.core.keys import batch_rows
 
 Collate = Callable[[list[Any]], Any]
 """Makes a batch of a list of items."""
@@ -42,7 +42,7 @@ class DataShard:
         """The shard of client number `client`, whose batches follow from `seed`."""
         self.data, self.examples = data, len(data)
         self._client, self._seed, self._collate = client, seed, collate
-        self._count = min(batch_size, self.examples)
+        self._batch_size = batch_size
 
     def batch(self, round: int, step: int) -> Any:
         """The batch of local step `step` in round `round`: what `collate` makes of its items.
@@ -50,8 +50,9 @@ class DataShard:
         It has min(batch_size, examples) different items in ascending order of their indices, and
         is a pure function of (seed, client, round, step).
         """
-        where = self._client, round, step
-        rows = choose(self._seed, "batch", *where, size=self.examples, count=self._count)
+        rows = batch_rows(
+            self._seed, self._client, round, step, size=self.examples, batch_size=self._batch_size
+        )
         at_once = getattr(self.data, "__getitems__", None)  # as torch's DataLoader does
         items = [self.data[row] for row in rows] if at_once is None else list(at_once(rows))
         return self._collate(items)

@@ -106,10 +106,11 @@ class Ledger(RunFile):
         query = "SELECT digest FROM records WHERE round = ?"
         return self._db.first(optional(hexadecimal), query, round)
 
-    def last_digest(self) -> tuple[int, int] | None:
-        """The last position whose digest is known, and that digest."""
-        query = "SELECT max(round), digest FROM records WHERE digest NOT NULL"
-        position, known = self._db.one(columns(optional(integer), optional(hexadecimal)), query)
+    def last_digest(self, until: int | None = None) -> tuple[int, int] | None:
+        """The last position (up to `until`) whose digest is known, and that digest."""
+        query = "SELECT max(round), digest FROM records WHERE digest NOT NULL AND round <= ?"
+        kinds = columns(optional(integer), optional(hexadecimal))
+        position, known = self._db.one(kinds, query, self.position if until is None else until)
         return None if position is None else (position, known)
 
     def records(self, start: int = 0, stop: int | None = None) -> list[Record]:

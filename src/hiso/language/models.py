@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from hiso.core.fingerprint import tensor_bytes
 from hiso.errors import LoadError
 from hiso.language import gguf
 from hiso.language.verbalizer import prefix, tokens
@@ -249,11 +250,8 @@ def _close(a: Tensor, b: Tensor) -> bool:
 
 def _fingerprint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
     digest = hashlib.sha256()
-    # state_dict leaves out computed buffers; of tied weights it has each name.
-    for name, tensor in sorted(model.state_dict().items()):
-        value = tensor.detach().cpu().contiguous()
-        digest.update(f"{name} {tuple(value.shape)} {value.dtype}\n".encode())
-        digest.update(memoryview(value.reshape(-1).view(torch.uint8).numpy()))
+    for piece in tensor_bytes(model):
+        digest.update(piece)
     digest.update(repr(sorted(tokenizer.get_vocab().items())).encode())
     special = {key: str(value) for key, value in tokenizer.special_tokens_map.items()}
     digest.update(repr(sorted(special.items())).encode())

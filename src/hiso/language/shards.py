@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from hiso.core.keys import choose
+from hiso.core.keys import batch_rows
 from hiso.errors import LoadError, SettingsError
 from hiso.language.data import Example
 from hiso.language.task import Task
@@ -85,17 +85,10 @@ class Shard(Generic[E]):
         It holds min(batch_size, examples) different examples and is a pure function of the seed,
         the client, the round and the step.
         """
-        size = self.examples
-        picked = choose(
-            self._seed,
-            "batch",
-            self.client,
-            round,
-            step,
-            size=size,
-            count=min(self.batch_size, size),
+        rows = batch_rows(
+            self._seed, self.client, round, step, size=self.examples, batch_size=self.batch_size
         )
-        return Batch(self.client, tuple(self.encoded[i] for i in picked))
+        return Batch(self.client, tuple(self.encoded[row] for row in rows))
 
 
 def encode(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from hiso.core.derived import running_mean
 from hiso.core.local import Local
 from hiso.core.method import Method, Needs
 from hiso.errors import SettingsError
@@ -33,15 +34,19 @@ def auto_lr(method: Method) -> Method:
     Raises:
         SettingsError: The method solves for its own step.
     """
-    if method.needs == "scores":
-        raise SettingsError(f"{method.name} solves for its own step: give it lr, a share of that")
     given = {name: value for name, value in method.hyper.items() if name != "lr"}
     return with_auto_lr(type(method))(**given, feed=method.feed)
 
 
 @cache
 def with_auto_lr(kind: type[Method]) -> type[Method]:
-    """The class of `auto_lr` of a method of class `kind`."""
+    """The class of `auto_lr` of a method of class `kind`.
+
+    Raises:
+        SettingsError: The method solves for its own step.
+    """
+    if kind.needs == "scores":
+        raise SettingsError(f"{kind.name} solves for its own step: give it lr, a share of that")
 
     @dataclass(frozen=True, kw_only=True)
     class AutoLr(kind):
@@ -64,8 +69,8 @@ def with_auto_lr(kind: type[Method]) -> type[Method]:
 
         def remember(self, derived: Mapping[str, float], record: Record) -> dict[str, float]:
             before = {name: value for name, value in derived.items() if name != "c"}
-            c, t = derived["c"], record.facts["t"]
-            return {**super().remember(before, record), "c": 0.9 * c + 0.1 * t if c else t}
+            c = running_mean(derived["c"], record.facts["t"])
+            return {**super().remember(before, record), "c": c}
 
         def follow(
             self,
@@ -74,15 +79,8 @@ def with_auto_lr(kind: type[Method]) -> type[Method]:
             directions: int,
             examples: int | None,
         ) -> dict[str, float]:
-            c = derived["c"]
-            if examples is None:
-                raise SettingsError(
-                    "lr follows from the batch size, which the identity does not tell: set lr, or "
-                    "give the identity a batch_size"
-                )
-            if not c:
-                return {}
-            return {"lr": self.rate(0.5 * directions / (c * (1 + 32 / examples)), hyper)}
+            c, n = derived["c"], self.known(examples, "lr")
+            return {"lr": self.rate(0.5 * directions / (c * (1 + 32 / n)), hyper)} if c else {}
 
     AutoLr.__name__, AutoLr.__qualname__ = f"AutoLr{kind.__name__}", f"AutoLr{kind.__qualname__}"
     return AutoLr

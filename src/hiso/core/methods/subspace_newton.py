@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from hiso.core.derived import running_mean
 from hiso.core.local import Local
 from hiso.core.method import Method, Needs
-from hiso.errors import SettingsError
 
 if TYPE_CHECKING:
     from hiso.core.record import Record
@@ -58,12 +58,7 @@ class SubspaceNewton(Method):
         del derived
         if hyper["ridge"]:
             return {}
-        if examples is None:
-            raise SettingsError(
-                f"ridge of {self.name} follows from the batch size, which the identity does not "
-                "tell: set it, or give the identity a batch_size"
-            )
-        return {"ridge": 14 * math.sqrt(directions) / examples}
+        return {"ridge": 14 * math.sqrt(directions) / self.known(examples, "ridge")}
 
     def solve(
         self,
@@ -82,5 +77,4 @@ class SubspaceNewton(Method):
 
     def remember(self, derived: Mapping[str, float], record: Record) -> dict[str, float]:
         """The running mean of t."""
-        c, t = derived["c"], record.facts["t"]
-        return {"c": 0.9 * c + 0.1 * t if c else t}
+        return {"c": running_mean(derived["c"], record.facts["t"])}
