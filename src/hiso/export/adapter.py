@@ -69,34 +69,40 @@ class Adapter:
         return hyper
 
 
-def read_log(
-    place: str | Path, position: int | None = None, *, method: type[Method] | None = None
-) -> Adapter:
-    """The log in a run's folder up to a position, or that of an adapter.
+def read_log(place: str | Path, *, method: type[Method] | None = None) -> Adapter:
+    """The log in a run's folder, or that of an adapter.
 
     Args:
         place: A run's folder, an adapter's folder or file, or the Hugging Face id of an adapter.
-        position: Number of records; by default all. An adapter is always taken whole.
         method: The class of the run's method, if it is one of your own.
 
     Raises:
-        ProtocolError: There is no such position, or what is there is damaged or of another version.
+        ProtocolError: What is there is damaged or of another version.
         LoadError: There is neither a run nor an adapter.
     """
-    folder = RunFolder(Path(place).expanduser())
-    if not folder.has_run():
-        return read_adapter(place, method=method)
+    folder = Path(place).expanduser()
+    if RunFolder(folder).has_run():
+        return read_run(folder, method=method)
+    return read_adapter(place, method=method)
+
+
+def read_run(
+    run: Path, position: int | None = None, *, method: type[Method] | None = None
+) -> Adapter:
+    """The log in a run's folder up to a position, by default all of it.
+
+    Raises:
+        ProtocolError: There is no run or no such position, or the log is damaged.
+    """
+    folder = RunFolder(run)
     with Ledger.read(folder.ledger, method=method) as ledger:
         ledger.verify()
-        end = ledger.position
-        at = end if position is None else position
-        chain = ledger.chain_at(at)
-        after, summary = ledger.digest_at(at), folder.read_summary()
-        if at == end and summary is not None and (summary.chain, after) == (chain.hex(), None):
-            after = None if summary.digest is None else int(summary.digest, 16)
+        at = ledger.position if position is None else position
+        chain, before, after = ledger.chain_at(at), ledger.digest_at(0), ledger.digest_at(at)
+        if after is None:
+            after = folder.read_digest(chain)
         model = ledger.settings.get("model")
-        records = tuple(ledger.records(0, at))
-        return Adapter(ledger.identity, records, model, ledger.digest_at(0), after)
+        return Adapter(ledger.identity, tuple(ledger.records(0, at)), model, before, after)
 
 
 def public_name(model: str | None) -> str | None:

@@ -15,12 +15,11 @@ from hiso.export.adapter import Adapter, read_log
 from hiso.language.models import LanguageModel, copy_model, load_model
 from hiso.run.objects import Objects
 from hiso.run.observer import Observer, Silent
+from hiso.run.snapshots import fold
 from hiso.run.words import describe_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-_CHUNK = 20
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -102,7 +101,7 @@ def load(
         replica = Replica(lm.model, adapter.identity, memory="lean")
         before = replica.digest()
     _check_base(adapter, found, before, lm.name)
-    _replay(replica, adapter, observer)
+    fold(replica, lambda start, stop: adapter.records[start:stop], adapter.position, observer)
     after = replica.digest()
     if adapter.after not in (None, after):
         raise ProtocolError(
@@ -168,11 +167,3 @@ def _check_base(adapter: Adapter, found: dict[str, str], before: int, name: str)
         f"{known} in the adapter; digests: {before:016x} here, {adapter.before or 0:016x} there. "
         "Name the base model that the run was made with"
     )
-
-
-def _replay(replica: Replica, adapter: Adapter, observer: Observer) -> None:
-    with observer.phase(f"replaying {adapter.position} rounds", adapter.position) as advance:
-        while replica.position < adapter.position:
-            part = adapter.records[replica.position : replica.position + _CHUNK]
-            replica.replay(part)
-            advance(len(part))

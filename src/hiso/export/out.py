@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hiso.core.method import Method
-from hiso.export.adapter import CARD, FILE, Adapter, card_of, read_log, write_file
+from hiso.export.adapter import CARD, FILE, Adapter, card_of, read_log, read_run, write_file
 from hiso.export.cards import Figures, model_card
 from hiso.export.folders import check_free, whole
 from hiso.export.load import Tuned, check_language, load
@@ -52,7 +52,7 @@ def export_model(
     """
     log = _checked(run, Path(out), position, method)
     tuned = load(base, log, tokenizer=tokenizer, observer=observer)
-    return _write_model(tuned, Path(out), model_card(log, tuned, _figures(Path(run), log)))
+    return _write_model(tuned, Path(out), model_card(log, tuned, _figures(Path(run))))
 
 
 def export_adapter(
@@ -129,9 +129,7 @@ def _checked(
 ) -> Adapter:
     """The log of a run that can be exported to `out`."""
     check_free(out)
-    with Ledger.read(RunFolder(Path(run)).ledger, method=method):
-        pass  # which says so where there is no run
-    log = read_log(run, position, method=method)
+    log = read_run(Path(run), position, method=method)
     check_language(log)
     return log
 
@@ -150,10 +148,10 @@ def _told(run: str, position: int, digest: int, out: Path) -> dict[str, Any]:
     return {**figures, "folder": str(out), "bytes": size}
 
 
-def _figures(run: Path, log: Adapter) -> Figures:
+def _figures(run: Path) -> Figures:
     """What the ledger of a run says for the model card."""
     folder = RunFolder(run)
-    with Ledger.read(folder.ledger, method=type(log.identity.method)) as ledger:
+    with Ledger.read(folder.ledger) as ledger:
         settings, evaluations = ledger.settings, ledger.evaluations()
     summary = folder.read_summary()
     source = "" if summary is None else summary.data
