@@ -9,13 +9,17 @@ import numpy as np
 import pytest
 import torch
 
-from hiso import Predictor, evaluate_run, load, simulate
+from hiso import HiSo, Identity, Predictor, evaluate_run, load, simulate
 from hiso.errors import Diverged, LoadError
 from hiso.export.adapter import read_log
+from hiso.export.load import Tuned
 from hiso.export.predict import CONTINUATION, rows_of
 from hiso.export.task import task_of
+from hiso.language.models import load_model
 from hiso.language.tasks import get_task
 from hiso.language.verbalizer import prefix, tokens
+
+from ..tiny import save_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -84,10 +88,29 @@ def test_free_text_goes_on_and_has_a_perplexity(tmp_path, base):
     assert said[0]["continuation"] == text.partition("\n")[0].strip() != ""
 
 
+@torch.inference_mode()
+def test_free_text_that_is_cut_keeps_its_beginning_token(tmp_path):
+    lm = load_model(str(save_model(tmp_path / "model", "llama", begin=True)))
+    task = {"name": "text", "template": "{text}", "labels": []}
+    facts = {"model": {"fingerprint": lm.fingerprint}, "task": task, "data": {"max_length": 12}}
+    tuned = Tuned(lm, None, Identity(method=HiSo(), seed=0, **facts), 0, 0, 0)
+    text = " ".join(["The film was good and the plot was bad."] * 5)
+    ids = torch.tensor([prefix(lm.tokenizer) + tokens(lm.tokenizer, text)[-11:]])
+    assert ids[0, 0] == lm.tokenizer.bos_token_id
+    (said,) = Predictor(tuned)([{"text": text}])
+    expected = float(lm.model(ids, labels=ids).loss.exp())
+    assert said["tuned"]["perplexity"] == pytest.approx(expected, rel=1e-5)
+
+
 @pytest.mark.parametrize("row", [{}, {"text": ""}, {"text": "  "}, {"text": None}, {"word": "x"}])
 def test_a_row_without_a_text_is_refused(adapter, tiny_model, row):
     with pytest.raises(LoadError):
         Predictor(load(tiny_model, adapter))([{"text": "fine"}, row])
+
+
+def test_a_number_is_a_text_too(adapter, tiny_model):
+    number, text = Predictor(load(tiny_model, adapter))([{"text": 0}, {"text": "0"}])
+    assert number["tuned"] == text["tuned"]
 
 
 def test_a_model_that_is_no_numbers_says_so(adapter, tiny_model):

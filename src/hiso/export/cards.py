@@ -110,7 +110,9 @@ def _method(log: Adapter, figures: Figures | None) -> str:
     identity = log.identity
     hyper = ", ".join(f"{name} = {value:g}" for name, value in log.hyper.items())
     directions = max((int(r.direction.max()) + 1 for r in log.records), default=0)
-    told = "" if figures is None else f", of whom {figures.settings['sample']} answered in a round"
+    told = (
+        "" if figures is None else f", of whom {figures.settings['sample']} were asked in a round"
+    )
     return (
         f"`{identity.method.name}` ({hyper} at the end), {log.position} rounds, {directions} "
         f"directions, batches of {identity.batch_size}, {identity.clients} clients{told}, forward "

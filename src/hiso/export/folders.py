@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from hiso.errors import RunConflict
 from hiso.run.folder import storing
@@ -17,8 +17,11 @@ def check_free(out: Path) -> None:
 
     Raises:
         RunConflict: There is a file, or a folder with something in it.
+        StorageError: The folder cannot be read.
     """
-    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+    with storing(out):
+        taken = any(out.iterdir()) if out.is_dir() else out.exists()
+    if taken:
         raise RunConflict(f"{out} exists and is not empty: name another folder, or remove it")
 
 
@@ -31,13 +34,11 @@ def whole(out: Path) -> Iterator[Path]:
         StorageError: The disk is full, or there is no writing there.
     """
     check_free(out)
-    out = out.absolute()
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    out = out.resolve()
     with storing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
-        partial.mkdir()
-        try:
+        with TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as room:
+            partial = Path(room) / out.name
+            partial.mkdir()
             yield partial
             os.replace(partial, out)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)  # it has become `out`, or is of no use

@@ -27,9 +27,7 @@ class Tuned:
     """A language model as a run left it, free to be used in any way.
 
     Attributes:
-        model: An ordinary model of transformers, float32, in eval mode.
-        tokenizer: Its tokenizer.
-        lm: Both, as hiso's own functions take them.
+        lm: Model and tokenizer, as hiso's own functions take them.
         base: The same before the first round; None unless it was asked for.
         identity: That of the run.
         position: Number of rounds.
@@ -37,14 +35,22 @@ class Tuned:
         digest: Digest of the replica at the position.
     """
 
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
     lm: LanguageModel
     base: LanguageModel | None
     identity: Identity
     position: int
     before: int
     digest: int
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """An ordinary model of transformers, float32, in eval mode."""
+        return self.lm.model
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Its tokenizer."""
+        return self.lm.tokenizer
 
     def __repr__(self) -> str:
         return (
@@ -77,7 +83,7 @@ def load(
         adapter: An adapter's folder, file or Hugging Face id; a run's folder; or an `Adapter`.
         tokenizer: The tokenizer of a base model that is an object.
         method: The class of the run's method, if it is one of your own.
-        device: Where to replay. The bits are the same everywhere.
+        device: Where to replay, and where the model is then. The bits are the same everywhere.
         keep_base: Keep a copy of the base model too.
         observer: Who watches.
 
@@ -109,9 +115,7 @@ def load(
             f"{adapter.after:016x} as in the run: the adapter is damaged, or the run was"
         )
     replica.release()
-    return Tuned(
-        lm.model, lm.tokenizer, lm, kept, adapter.identity, adapter.position, before, after
-    )
+    return Tuned(lm, kept, adapter.identity, adapter.position, before, after)
 
 
 def check_language(adapter: Adapter) -> None:

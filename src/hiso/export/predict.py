@@ -1,4 +1,4 @@
-"""What a tuned model says to texts: labels with probabilities, answers, or what follows."""
+"""What a tuned model predicts: labels with probabilities, answers, or how a text goes on."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Predictor:
         self.task = task_of(tuned.identity)
         self.max_length: int = tuned.identity.data["max_length"]
         models = {"tuned": tuned.lm} | ({} if tuned.base is None else {"base": tuned.base})
-        self._voices = {name: _Voice(lm, self.task) for name, lm in models.items()}
+        self._models = {name: _Model(lm, self.task) for name, lm in models.items()}
 
     def __call__(
         self, rows: Sequence[Row], observer: Observer | None = None
@@ -62,7 +62,7 @@ class Predictor:
             Diverged: The model's scores are not finite.
         """
         for number, row in enumerate(rows, 1):
-            if empty := [c for c in self.task.columns if not str(row.get(c) or "").strip()]:
+            if empty := [c for c in self.task.columns if _is_empty(row.get(c))]:
                 raise LoadError(
                     f"row {number} has no {', '.join(empty)}: task {self.task.name} needs "
                     f"{', '.join(self.task.columns)}"
@@ -71,17 +71,21 @@ class Predictor:
         with (observer or Silent()).phase("predicting", len(rows)) as advance:
             for start in range(0, len(rows), EVAL_BATCH):
                 part = rows[start : start + EVAL_BATCH]
-                each = {name: voice(part, self.max_length) for name, voice in self._voices.items()}
+                each = {name: model(part, self.max_length) for name, model in self._models.items()}
                 said += [
-                    {"input": dict(row), **{name: heard[i] for name, heard in each.items()}}
+                    {"input": dict(row), **{name: answers[i] for name, answers in each.items()}}
                     for i, row in enumerate(part)
                 ]
                 advance(len(part))
         return said
 
 
-class _Voice:
-    """One model, asked in the way of a task."""
+def _is_empty(value: Any) -> bool:
+    return value is None or not str(value).strip()
+
+
+class _Model:
+    """One model, to which rows are put as its task says."""
 
     def __init__(self, lm: LanguageModel, task: Task) -> None:
         self._lm, self._task = lm, task
@@ -126,7 +130,8 @@ class _Voice:
         tokenizer, context = self._lm.tokenizer, self._lm.context or math.inf
         room = int(min(max_length, context - CONTINUATION))
         before = prefix(tokenizer)
-        heads = [np.asarray((before + tokens(tokenizer, t))[-room:], np.int32) for t in texts]
+        room -= len(before)
+        heads = [np.asarray(before + tokens(tokenizer, t)[-room:], np.int32) for t in texts]
         written = write_answers(self._lm, heads, CONTINUATION, self._stops)
         for head, text in zip(heads, written, strict=True):
             yield {"perplexity": self._perplexity(head), "continuation": text}
