@@ -25,12 +25,12 @@ from hiso.export.adapter import (
     CARD,
     FILE,
     Adapter,
-    card_of,
     public_name,
     read_adapter,
     read_log,
     write_file,
 )
+from hiso.export.cards import adapter_card
 from hiso.export.out import apply
 from hiso.federation.ledger import Ledger
 from hiso.run.doctor import sample_record
@@ -135,15 +135,12 @@ def test_the_card_says_whose_scalars_they_are(tmp_path, base, adapter):
     simulate(out=tmp_path / "run", **base | {"rounds": 2, "directions": "per-client"})
     own = read_log(tmp_path / "run")
     shared = read_adapter(adapter)
-    told = [card_of(replace(log, before=1, after=2))["reveals"] for log in (shared, own)]
+    told = [adapter_card(replace(log, before=1, after=2))["reveals"] for log in (shared, own)]
     assert told[1].startswith(told[0])
     assert "client numbers" in told[1]
 
 
 SETTINGS: dict[str, dict[str, Any]] = {
-    "curvature": {"method": "hizoo"},
-    "facts": {"method": "subspace_newton", "lr": 0.5},
-    "changes": {"lr": "auto"},
     "own directions": {"directions": "per-client", "local_steps": 2},
     "half": {"method": "zo_sgd", "dtype": "bfloat16", "mu": 1e-2},
     "lean": {"method": "momentum", "memory": "lean", "noise": "gaussian"},
@@ -182,7 +179,12 @@ def test_the_model_is_loaded_only_if_a_digest_is_missing(tmp_path, base, tiny_mo
     shutil.move(model, tmp_path / "away")
     done = export_adapter(tmp_path / "run", tmp_path / "one")
     assert done["digest"] == summary["digest"]
-    (tmp_path / "run" / "summary.json").unlink()
+    told = tmp_path / "run" / "summary.json"
+    for spoiled in ({"digest": None}, {"digest": "no digest"}, {"chain": "0" * 64}):
+        told.write_text(json.dumps(summary | spoiled))
+        with pytest.raises(LoadError):
+            export_adapter(tmp_path / "run", tmp_path / "two")
+    told.unlink()
     with pytest.raises(LoadError):
         export_adapter(tmp_path / "run", tmp_path / "two")
     assert not (tmp_path / "two").exists()
@@ -216,7 +218,7 @@ def test_a_run_of_an_object_is_exported_with_it(tmp_path, base, tiny_model):
     tuned = load(model, tmp_path / "adapter", tokenizer=objects["tokenizer"])
     assert f"{tuned.digest:016x}" == summary["digest"]
     assert torch.equal(tuned.model.lm_head.weight, model.lm_head.weight)
-    with pytest.raises(ProtocolError):
+    with pytest.raises(ProtocolError, match="other parameters of it were trained"):
         load(tiny_model, tmp_path / "adapter")  # of which all is trained
     with pytest.raises(LoadError):
         hiso.export_model(tmp_path / "run", tmp_path / "model")
@@ -422,6 +424,26 @@ def test_what_is_no_language_model_is_refused(tmp_path):
             with pytest.raises(SettingsError):
                 export(tmp_path / name, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+TASK = {"name": "text", "template": "{text}", "labels": []}
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {},
+        {"task": TASK, "data": {"max_length": 8}},
+        {"task": TASK, "model": {"fingerprint": "0"}},
+        {"task": TASK, "model": {"fingerprint": "0"}, "data": []},
+        {"task": {"template": "{text}"}, "model": {"fingerprint": "0"}, "data": {"max_length": 8}},
+    ],
+    ids=str,
+)
+def test_an_identity_that_lacks_something_is_refused(tmp_path, facts):
+    path = written(Adapter(Identity(method=HiSo(), seed=0, **facts), (), None, 1, 2), tmp_path)
+    with pytest.raises(SettingsError):
+        load("smollm2", path)
 
 
 def test_nothing_is_overwritten(tmp_path, run, adapter):

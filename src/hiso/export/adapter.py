@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
@@ -196,46 +195,3 @@ def _find(place: str | Path) -> Path:
             f"cannot load the adapter {place}: {error}\nIt is no local folder, so it was looked up "
             "on Hugging Face. Check the name and the connection."
         ) from error
-
-
-def card_of(adapter: Adapter) -> dict[str, Any]:
-    """What an adapter's JSON card says, for people and scripts; hiso reads the file alone."""
-    identity = adapter.identity
-    facts = json.loads(identity.text)
-    streams = {int(stream) for record in adapter.records for stream in record.stream}
-    told = REVEALS + (OWN_STREAMS if streams - {0} else "")
-    return {
-        "kind": "hiso adapter",
-        "format": FORMAT,
-        "formats": facts["formats"],
-        "hiso": version("hiso"),
-        "base": {"name": public_name(adapter.base), **facts["model"]},
-        "task": identity.task,
-        "method": facts["method"],
-        "hyper_at_end": adapter.hyper,
-        "noise": identity.noise,
-        "seed": identity.seed,
-        "clients": identity.clients,
-        "rounds": adapter.position,
-        "scalars": sum(record.scalars for record in adapter.records),
-        "run": identity.run,
-        "chain": adapter.chain.hex(),
-        "digest_before": f"{adapter.before:016x}",
-        "digest_after": f"{adapter.after:016x}",
-        "use": "hiso apply THIS_FOLDER --model BASE --out FOLDER, or hiso.load(BASE, THIS_FOLDER)",
-        "reveals": told,
-    }
-
-
-REVEALS = (
-    "This adapter holds no examples and no losses. Each scalar is close to the mean, over the "
-    "clients of a round, of the slope of their loss along a random direction that everybody can "
-    "compute, so it is a function of their private data. Whoever has the base model can rebuild "
-    "the model after every round, and from what a round changed guess at the data of that round. "
-    "The identity has hashes of the data and of their division among clients: whoever has the "
-    "very same data can tell that they were used. hiso makes no claim of privacy."
-)
-OWN_STREAMS = (
-    " In this run each client had directions of its own: the streams are client numbers plus one, "
-    "and a scalar is that client's alone."
-)

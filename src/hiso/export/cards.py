@@ -1,4 +1,4 @@
-"""The model card of an exported model."""
+"""Cards: what people read beside an exported model or an adapter."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from hiso.export.adapter import Adapter, public_name
+from hiso.export.adapter import FORMAT, Adapter, public_name
 from hiso.export.load import Tuned
 from hiso.export.task import task_of
 from hiso.federation.runfile import Evaluation
@@ -17,6 +17,20 @@ from hiso.language.gguf import PACKAGED
 from hiso.language.task import Task
 from hiso.language.verbalizer import check_labels
 from hiso.run.readable import figure
+
+_REVEALS = (
+    "This adapter holds no examples and no losses. Its numbers are means over the clients that "
+    "answered in a round, of which there may have been one: of the slope of their loss along a "
+    "random direction that everybody can compute, of its curvature, or of a step made of both. So "
+    "they are functions of private data. Whoever has the base model can rebuild the model after "
+    "every round, and from what a round changed guess at the data of that round. The identity has "
+    "hashes of the data and of their division among clients: whoever has the very same data can "
+    "tell that they were used. hiso makes no claim of privacy."
+)
+_OWN_STREAMS = (
+    " In this run each client had directions of its own: the streams are client numbers plus one, "
+    "and a scalar is that client's alone."
+)
 
 
 @dataclass(frozen=True)
@@ -56,6 +70,35 @@ def model_card(log: Adapter, tuned: Tuned, figures: Figures | None) -> str:
         _section("How it was made", _origin(log, tuned)),
     ]
     return "\n".join(parts)
+
+
+def adapter_card(adapter: Adapter) -> dict[str, Any]:
+    """What an adapter's JSON card says, for people and scripts; hiso reads the file alone."""
+    identity = adapter.identity
+    facts = json.loads(identity.text)
+    streams = {int(stream) for record in adapter.records for stream in record.stream}
+    reveals = _REVEALS + (_OWN_STREAMS if streams - {0} else "")
+    return {
+        "kind": "hiso adapter",
+        "format": FORMAT,
+        "formats": facts["formats"],
+        "hiso": version("hiso"),
+        "base": {"name": public_name(adapter.base), **facts["model"]},
+        "task": identity.task,
+        "method": facts["method"],
+        "hyper_at_end": adapter.hyper,
+        "noise": identity.noise,
+        "seed": identity.seed,
+        "clients": identity.clients,
+        "rounds": adapter.position,
+        "scalars": sum(record.scalars for record in adapter.records),
+        "run": identity.run,
+        "chain": adapter.chain.hex(),
+        "digest_before": f"{adapter.before:016x}",
+        "digest_after": f"{adapter.after:016x}",
+        "use": "hiso apply THIS_FOLDER --model BASE --out FOLDER, or hiso.load(BASE, THIS_FOLDER)",
+        "reveals": reveals,
+    }
 
 
 def _section(title: str, text: str) -> str:

@@ -124,12 +124,17 @@ def check_language(adapter: Adapter) -> None:
     Raises:
         SettingsError: It is not.
     """
-    task, model = adapter.identity.task, adapter.identity.model
-    if not isinstance(task, dict) or "template" not in task or "fingerprint" not in model:
-        what = "images" if isinstance(task, dict) else "a module of your own"
+    identity = adapter.identity
+    places = identity.task, identity.model, identity.data
+    keys = ("name", "template", "labels"), ("fingerprint",), ("max_length",)
+    if not all(
+        isinstance(place, dict) and place.keys() >= set(needed)
+        for place, needed in zip(places, keys, strict=True)
+    ):
         raise SettingsError(
-            f"the run is one of {what}: only language models are exported. From Python, "
-            f"{'hiso.open_run' if isinstance(task, dict) else 'hiso.replay'} gives its module"
+            "the run is not one of a language model, so it is not exported. From Python, "
+            "hiso.open_run gives the network of a run on images, and hiso.replay a module of your "
+            "own"
         )
 
 
@@ -153,12 +158,13 @@ def _load_base(
 
 def _check_base(adapter: Adapter, found: dict[str, str], before: int, name: str) -> None:
     known: Any = adapter.identity.model
-    same = adapter.before in (None, before)
-    if found == known and same:
+    if found == known and adapter.before in (None, before):
         return
     if found == known:
         reason = "the digest of its weights differs: the adapter is damaged"
-    elif adapter.before is not None and same:
+    elif found["fingerprint"] == known["fingerprint"]:
+        reason = "it is the same, but in the run other parameters of it were trained"
+    elif adapter.before == before:
         reason = "its weights are the same, but its tokenizer or its buffers are not"
     else:
         reason = (

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hiso.core.method import Method
-from hiso.export.adapter import CARD, FILE, Adapter, card_of, read_log, read_run, write_file
-from hiso.export.cards import Figures, model_card
+from hiso.export.adapter import CARD, FILE, Adapter, read_log, read_run, write_file
+from hiso.export.cards import Figures, adapter_card, model_card
 from hiso.export.folders import check_free, whole
 from hiso.export.load import Tuned, check_language, load
 from hiso.federation.ledger import Ledger
@@ -91,7 +91,7 @@ def export_adapter(
     assert log.after is not None
     with whole(Path(out)) as folder:
         write_file(log, folder / FILE)
-        write_text(folder / CARD, json.dumps(card_of(log), indent=2) + "\n")
+        write_text(folder / CARD, json.dumps(adapter_card(log), indent=2) + "\n")
     return _told(log.identity.run, log.position, log.after, Path(out))
 
 
