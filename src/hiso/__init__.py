@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         SubspaceNewton,
         ZoSgd,
         auto_lr,
+        label_bias,
     )
     from hiso.core.replica import Replica
     from hiso.engines.federation import Federation
@@ -51,6 +52,7 @@ _HOMES = {
     "Task": "hiso.language.task",
     "ZoSgd": "hiso.core.methods",
     "auto_lr": "hiso.core.methods",
+    "label_bias": "hiso.core.methods",
     "evaluate_run": "hiso.run.api",
     "export_adapter": "hiso.export.out",
     "export_model": "hiso.export.out",
@@ -82,6 +84,7 @@ __all__ = [
     "evaluate_run",
     "export_adapter",
     "export_model",
+    "label_bias",
     "load",
     "open_run",
     "replay",

@@ -161,13 +161,13 @@ def test_losses_of_tokens_give_the_empirical_fisher_matrix(seed, size, direction
 def test_the_curvature_along_the_gradient_is_the_larger_one():
     low, high = np.diag([1.0, 2.0]), np.diag([2.0, 3.0])
     for pair in ((low, high), (high, low)):
-        local = Local(np.array([3.0, 4.0]), *pair, 1.0)
+        local = Local(np.array([3.0, 4.0]), *pair, 1, 1.0, 2)
         assert local.gradient_curvature == pytest.approx((18 + 48) / 25)
-    assert Local(np.zeros(2), low, high, 1.0).gradient_curvature == 0.0
+    assert Local(np.zeros(2), low, high, 1, 1.0, 2).gradient_curvature == 0.0
 
 
 def test_the_more_an_example_says_the_smaller_the_ridge():
-    told = Local(np.ones(2), np.eye(2), np.eye(2), parts=10.0)
+    told = Local(np.ones(2), np.eye(2), np.eye(2), 4, 10.0, 2)
     assert solve(told, c=1.0)[0] == pytest.approx([1 / 1.07] * 2)
 
 
@@ -212,7 +212,7 @@ def test_a_probe_measures_the_base_and_replies_with_the_step(scheme):
     assert probe.coefficients(0).tolist() == probe.scalars[0].tolist()
 
 
-def test_later_local_steps_keep_the_first_ones_curvature():
+def test_a_local_step_is_told_the_facts_of_the_one_before():
     seen = []
 
     def spy(local: Local, facts: dict[str, float]) -> tuple[np.ndarray, dict[str, float]]:
@@ -222,8 +222,8 @@ def test_later_local_steps_keep_the_first_ones_curvature():
     probe = Probe(client=0, round=0, steps=3, directions=1, mu=0.5, solve=spy)
     while probe.ask() is not None:
         probe.tell(outcome(np.eye(2), np.arange(2)))
-    assert seen == [{}, {"t": 2.0}, {"t": 2.0}]
-    assert probe.facts == {"t": 2.0}
+    assert seen == [{}, {"t": 2.0}, {"t": 3.0}]
+    assert probe.facts == {"t": 4.0}
 
 
 def test_a_mean_loss_alone_is_refused_and_an_infinite_step_named():

@@ -43,7 +43,7 @@ from .federation import Deployment, write_toml
 def answers(folder: Path, nodes: int) -> None:
     """Answers for all workers, in this process: scalars are zeros, but for the first."""
     settings = parse_settings(read_toml(folder / "settings.toml"))
-    identity = settings_identity(settings, settings.make_method())
+    identity = settings_identity(settings, settings.make_method(), 2)
 
     def serve(door: socket.socket, client: int) -> None:
         facts = {"client": client, "weights": 1, "identity": identity.text, "examples": 1}

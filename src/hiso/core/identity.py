@@ -10,7 +10,7 @@ from typing import Any, Literal, Self, cast, get_args
 
 from hiso.core import record
 from hiso.core.method import Method
-from hiso.core.methods import METHODS, with_auto_lr
+from hiso.core.methods import METHODS, with_auto_lr, with_label_bias
 from hiso.core.noise import NOISE_FORMAT, Noise
 from hiso.errors import ProtocolError, SettingsError
 
@@ -92,7 +92,8 @@ class Identity:
         return {
             "formats": _FORMATS,
             "method": {"name": method.name, "hyper": method.hyper, "feed": method.feed}
-            | ({"auto": True} if method.auto else {}),
+            | ({"auto": True} if method.auto else {})
+            | ({"labels": method.labels} if method.labels else {}),
             **{name: value for name, value in known.items() if value is not None},
             **self.facts,
         }
@@ -175,6 +176,8 @@ def _make(kind: type[Method], made: Mapping[str, Any]) -> Method:
     hyper, feed = made["hyper"], made.get("feed")
     if made.get("auto") and not kind.auto:
         kind = with_auto_lr(kind)
+    if (labels := made.get("labels")) and not kind.labels:
+        kind = with_label_bias(kind, labels)
     known = kind().hyper
     if unknown := sorted(set(hyper) - set(known)):
         raise ValueError(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,9 @@ Floats = NDArray[np.float64]
 class Local:
     """A quadratic model of a batch's mean loss within the span of P directions.
 
+    Where biases of the labels are tuned too, C − 1 columns more stand behind those of the
+    directions, so that [P] below is [P + C − 1].
+
     Attributes:
         gradient: g, the mean loss's derivative along each direction, float64 [P].
         gauss_newton: A, symmetric, A ≥ 0, float64 [P, P]: the curvature that the model's own
@@ -24,24 +28,31 @@ class Local:
         fisher: F likewise, the mean of sᵀs over examples (or tokens), where s [P] is the
             derivative of one's loss: the empirical Fisher matrix. On average it is A where the
             probabilities are true. Without label scores A is not known, and F stands for it.
+        examples: B, the examples of the batch.
         parts: How many independent observations an example is: 1 with scores, its tokens without
             (their mean over the batch).
+        directions: P.
+        scale: s, the change of b along a contrast that one unit of a bias's column stands for.
     """
 
     gradient: Floats
     gauss_newton: Floats
     fisher: Floats
+    examples: int
     parts: float
+    directions: int
+    scale: float = 1.0
 
     @property
     def mean_curvature(self) -> float:
-        """max(tr A, tr F) / P.
+        """max(tr A, tr F) / P, over the directions alone.
 
         A model that is sure of wrong labels has A near 0, until it has learned to doubt; F is large
         there. A step that trusts A alone is far too long.
         """
-        most = max(float(np.trace(self.gauss_newton)), float(np.trace(self.fisher)))
-        return most / len(self.gradient)
+        mine = self.without_biases()
+        most = max(float(np.trace(mine.gauss_newton)), float(np.trace(mine.fisher)))
+        return most / self.directions
 
     @property
     def gradient_curvature(self) -> float:
@@ -51,11 +62,28 @@ class Local:
         size = float(g @ g)
         return most / size if size else 0.0
 
+    def without_biases(self) -> Local:
+        """The model along the P directions alone."""
+        p = self.directions
+        matrices = self.gauss_newton[:p, :p], self.fisher[:p, :p]
+        return replace(
+            self, gradient=self.gradient[:p], gauss_newton=matrices[0], fisher=matrices[1]
+        )
+
     @classmethod
     def of(
-        cls, base: Outcome, ahead: Sequence[Outcome], behind: Sequence[Outcome], mu: float
+        cls,
+        base: Outcome,
+        ahead: Sequence[Outcome],
+        behind: Sequence[Outcome],
+        mu: float,
+        biases: bool = False,
     ) -> Local:
         """From the outcomes of one batch, by differences in float64.
+
+        A bias's column is that of a contrast q_j of the labels: the scores' derivative along it is
+        s·q_j for every example. s is three times the root mean square of the directions'
+        derivatives along the contrasts, or 1 if that is 0.
 
         Args:
             base: At w.
@@ -63,6 +91,7 @@ class Local:
             behind: At w − μz_p likewise, for central differences; empty for forward ones, which
                 are taken from `base`.
             mu: μ.
+            biases: Whether biases of the labels are tuned too.
 
         Raises:
             SettingsError: An outcome has neither scores nor losses of tokens.
@@ -76,8 +105,15 @@ class Local:
         scores, labels = base.labelled()
         at = scores.astype(np.float64)
         spread = np.exp(at - at.max(1, keepdims=True))
-        jacobian = [(_scores(high) - _scores(below)) / step for high, below in pairs]
-        return cls.of_scores(np.stack(jacobian, 1), spread / spread.sum(1, keepdims=True), labels)
+        jacobian = np.stack([(_scores(high) - _scores(below)) / step for high, below in pairs], 1)
+        probabilities = spread / spread.sum(1, keepdims=True)
+        if not biases:
+            return cls.of_scores(jacobian, probabilities, labels)
+        q = contrasts(at.shape[1])
+        scale = 3 * float(np.sqrt(np.mean((jacobian @ q) ** 2))) or 1.0
+        columns = np.broadcast_to(scale * q.T, (len(at), *q.T.shape))
+        local = cls.of_scores(np.concatenate([jacobian, columns], 1), probabilities, labels)
+        return replace(local, directions=jacobian.shape[1], scale=scale)
 
     @classmethod
     def of_scores(cls, jacobian: Floats, probabilities: Floats, labels: NDArray[np.int64]) -> Local:
@@ -101,7 +137,8 @@ class Local:
         mean = np.einsum("bpc,bc->bp", jacobian, probabilities)
         k = (jacobian - mean[:, :, None]) * np.sqrt(probabilities / size)[:, None, :]
         flat = k.transpose(0, 2, 1).reshape(-1, directions)
-        return cls(slopes.mean(0), flat.T @ flat, slopes.T @ slopes / size, 1.0)
+        fisher = slopes.T @ slopes / size
+        return cls(slopes.mean(0), flat.T @ flat, fisher, size, 1.0, directions)
 
     @classmethod
     def of_tokens(cls, slopes: Floats, examples: int) -> Local:
@@ -112,7 +149,21 @@ class Local:
             examples: B, which the tokens are part of.
         """
         fisher = slopes.T @ slopes / len(slopes)
-        return cls(slopes.mean(0), fisher, fisher, len(slopes) / examples)
+        parts = len(slopes) / examples
+        return cls(slopes.mean(0), fisher, fisher, examples, parts, slopes.shape[1])
+
+
+@cache
+def contrasts(labels: int) -> Floats:
+    """Q, float64 [C, C − 1]: orthonormal columns, each of which sums to 0 (Helmert's basis).
+
+    q_j = (1, …, 1, −j, 0, …, 0) / √(j·(j + 1)), with j ones, for j = 1 … C − 1.
+    """
+    q = np.zeros((labels, labels - 1))
+    for j in range(1, labels):
+        q[:j, j - 1] = 1 / np.sqrt(j * (j + 1))
+        q[j, j - 1] = -j / np.sqrt(j * (j + 1))
+    return q
 
 
 def _scores(outcome: Outcome) -> Floats:

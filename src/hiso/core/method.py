@@ -55,6 +55,7 @@ class Method:
             has their means over clients.
         derived: Initial values of what derives from the log; see `remember`.
         auto: Whether the server sets lr; see `hiso.auto_lr`.
+        labels: C, where biases of C labels are tuned too; see `hiso.label_bias`. 0 elsewhere.
         feed: Which local steps of a round reach `learn`.
         lr: Learning rate η.
     """
@@ -68,6 +69,7 @@ class Method:
     facts: ClassVar[tuple[str, ...]] = ()
     derived: ClassVar[Mapping[str, float]] = {}
     auto: ClassVar[bool] = False
+    labels: ClassVar[int] = 0
 
     lr: float = 3e-4
     feed: Feed = "first"
@@ -166,7 +168,8 @@ class Method:
 
         Args:
             local: What the client's batch says along the step's directions.
-            facts: Those of the round's first local step; empty in that step itself.
+            facts: Those that the round's last local step gave; empty in its first. A reply has
+                those of its last step.
             hyper: Hyper-parameters in force.
             derived: What the method remembers of the log before the round.
         """
@@ -180,6 +183,17 @@ class Method:
         """
         del record
         return derived
+
+    def biases(
+        self, derived: Mapping[str, float], facts: Mapping[str, float]
+    ) -> NDArray[np.float64] | None:
+        """b, what is added to the labels' scores, float64 [C]; None where nothing is.
+
+        Args:
+            derived: What the method remembers of the log.
+            facts: Those of a client's local steps so far.
+        """
+        del derived, facts
 
     def denom(self, state: Values, hyper: Values) -> Value | None:
         """What a direction is divided by, from the round state; None for 1."""

@@ -109,6 +109,23 @@ class Outcome:
         found = losses.double().cpu().numpy(), at.cpu().numpy(), right.cpu().numpy()
         return cls(found[0], np.ones(len(found[0])), found[1], found[2])
 
+    def shifted(self, biases: NDArray[np.float64] | None) -> Outcome:
+        """The outcome with scores f + b, for biases b of the labels, float64 [C]; None for none.
+
+        The losses are −log softmax(f + b)[label] in float64, and the scores rounded to float32.
+
+        Raises:
+            SettingsError: There are no scores.
+        """
+        if biases is None:
+            return self
+        scores, labels = self.labelled()
+        at = scores.astype(np.float64) + biases
+        at -= at.max(1, keepdims=True)
+        losses = np.log(np.exp(at).sum(1)) - at[np.arange(len(at)), labels]
+        moved = (scores.astype(np.float64) + biases).astype(np.float32)
+        return Outcome(losses, self.weights, moved, labels)
+
     def split(self, sizes: list[int]) -> list[Outcome]:
         """The outcomes of batches of these sizes that were measured together."""
         ends = np.cumsum(sizes)[:-1]

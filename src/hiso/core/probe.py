@@ -20,7 +20,9 @@ from hiso.errors import NonFiniteLoss
 
 Scheme = Literal["forward", "central"]
 Solve = Callable[[Local, Mapping[str, float]], tuple[NDArray[np.float64], dict[str, float]]]
-"""Of what a batch says and the facts of the round's first local step: scalars [P], and facts."""
+"""Of what a batch says and the facts of the local step before: scalars [P], and facts."""
+Biases = Callable[[Mapping[str, float]], NDArray[np.float64] | None]
+"""Of the facts so far: what is added to the labels' scores, float64 [C]; None for nothing."""
 
 
 def passes(
@@ -73,7 +75,7 @@ class Probe:
     Attributes:
         scalars: g, float32 [τ, P], filled as losses are told.
         curvature: κ, float32 [τ, P], or None.
-        facts: What `solve` tells beside the scalars, of the first local step; float32 numbers.
+        facts: What `solve` tells beside the scalars, of the last local step; float32 numbers.
         loss: Mean loss of the client's first batch at (forward) or around (central) the shared
             weights; NaN until it is known.
         mu: μ as the kernels use it, rounded to float32.
@@ -92,6 +94,7 @@ class Probe:
         curvature: bool = False,
         divided: bool = True,
         solve: Solve | None = None,
+        biases: Biases | None = None,
     ) -> None:
         self.client, self.round, self.stream = client, round, stream
         self.mu = float(np.float32(mu))
@@ -103,7 +106,7 @@ class Probe:
         self.curvature = np.zeros((steps, directions), np.float32) if curvature else None
         self.facts: dict[str, float] = {}
         self.loss = math.nan
-        self._divided, self._solve = divided, solve
+        self._divided, self._solve, self._biases = divided, solve, biases
         self._base = scheme == "forward" or curvature or solve is not None
         self._signs = (1, -1) if scheme == "central" or curvature else (1,)
         self._points = self._order()
@@ -141,6 +144,8 @@ class Probe:
         point = self._wanted
         if point is None:
             raise RuntimeError("all losses of this probe are known already")
+        if self._biases is not None:
+            outcome = Outcome.of(outcome).shifted(self._biases(self.facts))
         loss = outcome.mean if isinstance(outcome, Outcome) else float(outcome)
         if not math.isfinite(loss):
             where = f"direction {point.direction} ({point.sign:+d}mu)" if point.sign else "w itself"
@@ -188,12 +193,12 @@ class Probe:
     def _solved(self, solve: Solve, k: int) -> NDArray[np.float64]:
         at, every = self._outcomes, range(self.shape[1])
         behind = [at[p, -1] for p in every] if -1 in self._signs else []
-        local = Local.of(at[0, 0], [at[p, 1] for p in every], behind, self.mu)
+        ahead = [at[p, 1] for p in every]
+        local = Local.of(at[0, 0], ahead, behind, self.mu, self._biases is not None)
         scalars, facts = solve(local, self.facts)
-        if k == 0:
-            self.facts = {
-                name: float(np.float32(self._finite(value, 0, 0))) for name, value in facts.items()
-            }
+        self.facts = {
+            name: float(np.float32(self._finite(value, k, 0))) for name, value in facts.items()
+        }
         return scalars
 
     def _finite(self, scalar: float, step: int, direction: int) -> float:

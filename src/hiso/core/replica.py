@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import struct
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, get_args
 from weakref import ReferenceType, ref
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hiso.core.adopt import find_trainable, mark, unmark
@@ -150,6 +154,11 @@ class Replica:
     def numel(self) -> int:
         """Number of trainable weights d."""
         return self.layout.numel
+
+    @property
+    def biases(self) -> NDArray[np.float64] | None:
+        """b, to be added to the labels' scores, float64 [C]; None for a method without."""
+        return self.method.biases(self.derived, {})
 
     @property
     def dtype(self) -> torch.dtype:
@@ -315,13 +324,17 @@ class Replica:
             self.chain = record.chain(self.chain)
 
     def digest(self) -> int:
-        """64-bit fingerprint of the bits of w and the state; equal on every backend."""
+        """64-bit fingerprint of the bits of w, the state and b; equal on every backend."""
         self.check()
         if self._digest is None:
             nothing, _ = pack(self.method, [], self.hyper)
             self._digest = self.fold(self.weights, self.state, nothing)
             self._watch.note_buffers()
-        return self._digest
+        biases = self.biases
+        if biases is None:
+            return self._digest
+        packed = struct.pack(f"<{len(biases)}d", *biases)
+        return self._digest ^ int.from_bytes(hashlib.sha256(packed).digest()[:8], "little")
 
     def restore(
         self,

@@ -117,6 +117,7 @@ class Plan:
             derived: What it remembers of the log before the round.
         """
         solve = partial(method.solve, hyper={**hyper, **self.changes}, derived=derived)
+        biases = partial(method.biases, derived)
         return Probe(
             client=self.client,
             round=self.round,
@@ -128,6 +129,7 @@ class Plan:
             curvature=method.curvature,
             divided=method.divided,
             solve=solve if method.needs == "scores" else None,
+            biases=biases if method.labels else None,
         )
 
 

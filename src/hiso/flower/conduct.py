@@ -6,10 +6,11 @@ import logging
 import re
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from hiso.core.identity import Identity
-from hiso.errors import ProtocolError, RunConflict
+from hiso.errors import ProtocolError, RunConflict, SettingsError
 from hiso.federation.protocol import Plan
 from hiso.federation.server import Aborted, Closed, Server
 from hiso.federation.validate import is_whole
@@ -39,28 +40,38 @@ class Pace:
     start_with: int
 
 
-def agree_on_identity(post: Post, sites: Sites, expected: Identity, start_with: int) -> Identity:
+def agree_on_identity(
+    post: Post, sites: Sites, expected: Callable[[int], Identity], start_with: int
+) -> Identity:
     """Waits for `start_with` clients that were set up alike; gives the identity that they have.
 
     Args:
         post: The messages.
         sites: The clients.
-        expected: The part of the identity that the server's own settings tell.
+        expected: The part of the identity that the server's own settings tell, for a task with
+            a number of labels; raises a `SettingsError` where that number does not do.
         start_with: How many must be alike.
     """
     while True:
         _greet(post, sites)
         for site in list(sites.by_client.values()):
-            there = site.identity
-            wanted = replace(expected, model=there.model, task=there.task, data=there.data)
-            if wrong := wanted.differences(there):
-                reason = "; ".join(wrong) + " (here, then there). Give both the same settings"
+            if wrong := _differences(expected, site.identity):
+                reason = wrong + " (here, then there). Give both the same settings"
                 sites.refuse(site, f"client {site.client} was set up for another run: {reason}")
         votes = Counter(site.identity for site in sites.by_client.values())
         for identity, count in votes.most_common(1):
             if count >= start_with:
                 return identity
         time.sleep(_POLL)
+
+
+def _differences(expected: Callable[[int], Identity], there: Identity) -> str:
+    try:
+        wanted = expected(there.method.labels)
+    except SettingsError as error:
+        return str(error)
+    wanted = replace(wanted, model=there.model, task=there.task, data=there.data)
+    return "; ".join(wanted.differences(there))
 
 
 def _greet(post: Post, sites: Sites) -> list[Answer]:

@@ -114,7 +114,7 @@ def serve(
             identity, sites.run = ledger.identity, ledger.run
     else:
         log.info("waiting for %d clients", pace.start_with)
-        expected = settings_identity(settings, method)
+        expected = partial(settings_identity, settings, method)
         identity = agree_on_identity(post, sites, expected, pace.start_with)
     own = settings.with_hyper(method)
     with open_ledger(folder, identity, own, seen=seen, patience=_PREDECESSOR) as ledger:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
 from hiso.core.outcome import Outcome
 from hiso.errors import SettingsError
 from hiso.language.generation import stop_tokens, write_answers
@@ -18,6 +21,7 @@ def evaluate(
     examples: Sequence[Encoded],
     batch_size: int,
     on_batch: Callable[[int], None] | None = None,
+    biases: NDArray[np.float64] | None = None,
 ) -> dict[str, float]:
     """Metrics over all `examples` at the model's present weights.
 
@@ -31,6 +35,7 @@ def evaluate(
         examples: What to evaluate on.
         batch_size: Examples that go through the model together.
         on_batch: Called after each batch with the number of examples in it.
+        biases: Added to the scores of the labels, float64 [C]; None for nothing.
 
     Returns:
         "loss", and for a classification task "accuracy" and macro "f1" (the mean over the
@@ -51,7 +56,7 @@ def evaluate(
     outcomes: list[Outcome] = []
     for start in range(0, len(order), batch_size):
         batch = [examples[i] for i in order[start : start + batch_size]]
-        outcomes.append(objective.measure(batch))
+        outcomes.append(objective.measure(batch).shifted(biases))
         if task.answers:
             prompts = [example.ids[: example.start] for example in batch]
             written += write_answers(objective.lm, prompts, task.answer_tokens, stops)

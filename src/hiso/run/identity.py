@@ -6,14 +6,27 @@ from dataclasses import replace
 
 from hiso.core.identity import Identity
 from hiso.core.method import Method
-from hiso.errors import RunConflict
+from hiso.core.methods import label_bias
+from hiso.errors import RunConflict, SettingsError
 from hiso.run.settings import Settings
 
 
-def settings_identity(settings: Settings, method: Method) -> Identity:
-    """The part of an identity that is known without loading model or data."""
+def settings_identity(settings: Settings, method: Method, labels: int) -> Identity:
+    """The part of an identity that is known without loading model or data.
+
+    Args:
+        settings: The settings.
+        method: The method, whose label biases are tuned too if the settings say so.
+        labels: How many labels the task has; 0 for none.
+
+    Raises:
+        SettingsError: There are no labels that could have biases.
+    """
+    wanted = settings.label_bias and not method.labels
+    if wanted and not labels:
+        raise SettingsError(f"label_bias: task = {settings.task} has no labels")
     return Identity(
-        method=method,
+        method=label_bias(method, labels) if wanted else method,
         seed=settings.seed,
         noise=settings.noise,
         dtype=settings.dtype,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
 from hiso.core.identity import Identity
@@ -37,10 +39,14 @@ class Images:
         return ImageObjective(self.module, joint=joint)
 
     def evaluate(
-        self, objective: ImageObjective, examples: Sequence[Image], advance: Advance
+        self,
+        objective: ImageObjective,
+        examples: Sequence[Image],
+        biases: NDArray[np.float64] | None,
+        advance: Advance,
     ) -> dict[str, float]:
         """See `Workload.evaluate`."""
-        return objective.evaluate(examples, advance)
+        return objective.evaluate(examples, advance, biases)
 
 
 def load_images(settings: Settings, method: Method, observer: Observer, own: int | None) -> Images:
@@ -51,7 +57,7 @@ def load_images(settings: Settings, method: Method, observer: Observer, own: int
     module.to(device_of(settings))
     shards, partition = divide(splits.train, splits.train, settings, own)
     identity = replace(
-        settings_identity(settings, method),
+        settings_identity(settings, method, splits.classes),
         model={"fingerprint": fingerprint(module)},
         task={"name": settings.task},
         data={"fingerprint": splits.fingerprint, "max_length": settings.max_length},

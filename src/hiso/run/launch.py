@@ -68,6 +68,7 @@ def launch(
     settings = resolve_settings(folder, given, changes, rollback, method)
     chosen = chosen or settings.make_method()
     workload = load_workload(settings, chosen, observer, objects=objects)
+    chosen = workload.identity.method  # with label biases, where the settings ask for them
     # All that may fail comes before the first write to the folder.
     if seen is None or {"mu", "scheme"} & changes.keys():
         settings = settle(settings, chosen, workload, observer)
@@ -129,7 +130,10 @@ def evaluate_run(
             server = Server(ledger, settings.make_rounds(chosen))
             raise server.diverged(error) from error
         digest = f"{replica.digest():016x}"
-        return {"run": ledger.run, "position": at, "split": split, "digest": digest, **metrics}
+        biases = replica.biases
+        used = {} if biases is None else {"label_bias": biases.tolist()}
+        where = {"run": ledger.run, "position": at, "split": split, "digest": digest}
+        return {**where, **used, **metrics}
 
 
 def _changed(method: Method, changes: Mapping[str, Any]) -> Method:

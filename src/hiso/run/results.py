@@ -175,7 +175,8 @@ def rounds_of(ledger: Ledger, start: int = 0) -> list[Round]:
     settled = ledger.settings.get("scheme")
     made = ledger.facts["method"]
     method = METHODS.get(made["name"])  # None: one of the user's own
-    scores = made.get("auto", False) or (method is not None and method.needs == "scores")
+    made_of_scores = made.get("auto", False) or made.get("labels", 0) > 0
+    scores = made_of_scores or (method is not None and method.needs == "scores")
     schemes = [change for change in ledger.changes() if change.key == "scheme"]
     rounds: list[Round] = []
     for row, record in zip(ledger.rounds(start), ledger.records(start), strict=True):

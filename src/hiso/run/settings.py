@@ -62,6 +62,9 @@ class Values(BaseModel):
     normalise: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0, description="Smoothing of a mean curvature that divides lr; 0 for none."
     )
+    label_bias: bool = Field(
+        False, description="Tune a bias of each label of the task too, beside the weights."
+    )
     clients: Positive = Field(6, description="Number of clients M.")
     sample: Positive = Field(2, description="Clients asked in each round, m.")
     rounds: Positive = Field(100, description="Rounds in all.")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
 from hiso.core.fingerprint import hash_names
@@ -46,10 +48,14 @@ class Words:
         return Objective(self.lm, self.task, joint=joint, rows=rows)
 
     def evaluate(
-        self, objective: Objective, examples: Sequence[Encoded], advance: Advance
+        self,
+        objective: Objective,
+        examples: Sequence[Encoded],
+        biases: NDArray[np.float64] | None,
+        advance: Advance,
     ) -> dict[str, float]:
         """See `Workload.evaluate`."""
-        return evaluate(objective, examples, EVAL_BATCH, advance)
+        return evaluate(objective, examples, EVAL_BATCH, advance, biases)
 
 
 def load_words(
@@ -83,7 +89,7 @@ def load_words(
         shards, partition = divide(splits.train, train, settings, own)
     answers = {"answer_tokens": task.answer_tokens} if task.answers else {}
     identity = replace(
-        settings_identity(settings, method),
+        settings_identity(settings, method, len(task.labels)),
         model=describe_model(lm, objects),
         task={"name": task.name, "template": task.template, "labels": list(task.labels), **answers},
         data={"fingerprint": splits.fingerprint, "max_length": settings.max_length},

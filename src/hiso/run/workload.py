@@ -6,7 +6,9 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hiso.core.identity import Identity
@@ -83,9 +85,20 @@ class Workload(Protocol):
         ...
 
     def evaluate(
-        self, objective: Any, examples: Sequence[Any], advance: Advance
+        self,
+        objective: Any,
+        examples: Sequence[Any],
+        biases: NDArray[np.float64] | None,
+        advance: Advance,
     ) -> dict[str, float]:
-        """Metrics over `examples` at the module's weights; `advance` is told of examples done."""
+        """Metrics over `examples` at the module's weights.
+
+        Args:
+            objective: The workload's objective.
+            examples: On what.
+            biases: Added to the scores of the labels, float64 [C]; None for nothing.
+            advance: Told of examples done.
+        """
         ...
 
 
@@ -163,7 +176,7 @@ def measure_split(
         examples = {"test": workload.test, "dev": workload.dev}[split]
     replica.write()
     with observer.phase(f"evaluating on {split}", len(examples)) as advance:
-        metrics = workload.evaluate(objective, examples, advance)
+        metrics = workload.evaluate(objective, examples, replica.biases, advance)
     odd = [f"{name} is {value}" for name, value in metrics.items() if not math.isfinite(value)]
     if odd:
         raise Diverged(f"at position {replica.position}, {' and '.join(odd)} on the {split} split.")

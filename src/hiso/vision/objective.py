@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hiso.core.outcome import Outcome
@@ -53,9 +55,12 @@ class ImageObjective:
 
     @torch.inference_mode()
     def evaluate(
-        self, examples: Sequence[Image], advance: Callable[[int], None] | None = None
+        self,
+        examples: Sequence[Image],
+        advance: Callable[[int], None] | None = None,
+        biases: NDArray[np.float64] | None = None,
     ) -> dict[str, float]:
-        """Keys "loss" and "accuracy", over all `examples`.
+        """Keys "loss" and "accuracy", over all `examples`, with `biases` added to their scores.
 
         Raises:
             SettingsError: There are no examples.
@@ -65,7 +70,7 @@ class ImageObjective:
         loss, hits = 0.0, 0
         for start in range(0, len(examples), _CHUNK):
             part = examples[start : start + _CHUNK]
-            outcome = Outcome.of_scores(*self._scores(part))
+            outcome = Outcome.of_scores(*self._scores(part)).shifted(biases)
             loss += float(outcome.losses.sum())
             hits += int((outcome.predictions == outcome.labels).sum())
             if advance is not None:

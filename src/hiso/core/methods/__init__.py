@@ -6,6 +6,7 @@ from hiso.core.method import Method
 from hiso.core.methods.auto_lr import auto_lr, with_auto_lr
 from hiso.core.methods.hiso import HiSo
 from hiso.core.methods.hizoo import HiZoo
+from hiso.core.methods.label_bias import label_bias, with_label_bias
 from hiso.core.methods.momentum import Momentum
 from hiso.core.methods.subspace_newton import SubspaceNewton
 from hiso.core.methods.zo_sgd import ZoSgd
@@ -24,8 +25,10 @@ __all__ = [
     "SubspaceNewton",
     "ZoSgd",
     "auto_lr",
+    "label_bias",
     "register",
     "with_auto_lr",
+    "with_label_bias",
 ]
 
 

@@ -64,8 +64,8 @@ def with_auto_lr(kind: type[Method]) -> type[Method]:
             hyper: Mapping[str, float],
             derived: Mapping[str, float],
         ) -> tuple[NDArray[np.float64], dict[str, float]]:
-            del facts, hyper, derived
-            return local.gradient, {"t": local.gradient_curvature}
+            del hyper, derived
+            return local.gradient, {"t": facts.get("t", local.gradient_curvature)}
 
         def remember(self, derived: Mapping[str, float], record: Record) -> dict[str, float]:
             before = {name: value for name, value in derived.items() if name != "c"}

@@ -67,9 +67,10 @@ class SubspaceNewton(Method):
         hyper: Mapping[str, float],
         derived: Mapping[str, float],
     ) -> tuple[NDArray[np.float64], dict[str, float]]:
-        """α, which is 0 where there is no curvature, and t."""
-        a, g, t = local.gauss_newton, local.gradient, local.mean_curvature
-        c = derived["c"] or facts.get("t", t)
+        """α, which is 0 where there is no curvature, and t of the round's first local step."""
+        a, g = local.gauss_newton, local.gradient
+        t = facts.get("t", local.mean_curvature)
+        c = derived["c"] or t
         if not c:
             return np.zeros_like(g), {"t": t}
         alpha = np.linalg.solve(a + hyper["ridge"] / local.parts * c * np.eye(len(g)), g)
