@@ -69,18 +69,21 @@ def check_every_way_out(tmp_path, model, kind: type[Method]) -> None:
     assert applied["digest"] == done["digest"]
 
 
+@pytest.mark.parametrize("biases", [False, True])
 @pytest.mark.parametrize(
     ("name", "lr"),
     [(name, 0.005) for name in BUILT_IN] + [(n, "auto") for n in BUILT_IN if n not in SOLVING],
 )
-def test_every_method(tmp_path, base, tiny_model, name, lr):
+def test_every_method(tmp_path, base, tiny_model, name, lr, biases):
     kind = BUILT_IN[name]
-    summary = run(base, tmp_path / "run", {"method": name, "lr": lr, "local_steps": 2})
+    settings = {"method": name, "lr": lr, "local_steps": 2, "label_bias": biases}
+    summary = run(base, tmp_path / "run", settings)
     check_every_way_out(tmp_path, tiny_model, kind)
     log = read_adapter(tmp_path / f"adapter-{ROUNDS}")
     assert f"{log.after:016x}" == summary["digest"]
     assert all(set(record.facts) == set(log.identity.method.facts) for record in log.records)
     assert all((record.curvature is not None) == kind.curvature for record in log.records)
+    assert all(("x1" in record.facts) == biases for record in log.records)
     if lr == "auto":
         assert sum("lr" in record.changes for record in log.records) > 1
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hiso import Predictor, evaluate_run, export_model, load, open_run, simulate
+from hiso import (
+    Predictor,
+    evaluate_run,
+    export_adapter,
+    export_model,
+    load,
+    open_run,
+    simulate,
+)
 from hiso.export.out import apply
 from hiso.language.data import load_examples
 from hiso.language.metrics import evaluate
@@ -106,14 +115,51 @@ def test_a_half_precision_run_is_exported_in_float32(tmp_path, base):
     assert all(torch.equal(mine[name], tensor) for name, tensor in model.state_dict().items())
 
 
-def test_the_cards_example_runs_and_agrees(exported, tiny_model, adapter, capsys, monkeypatch):
-    card = (exported / "README.md").read_text()
+def example_of(card: str, folder: Path, text: str, capsys) -> list[float]:
+    """What the example of a model card prints for a text."""
     (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
-    monkeypatch.chdir(exported)
-    exec(code.replace("…", "A lovely film."), {})
-    told = json.loads(capsys.readouterr().out.replace("'", '"').rpartition("] ")[2])
+    capsys.readouterr()
+    exec(code.replace('"."', repr(str(folder))).replace("…", text), {})
+    return json.loads(capsys.readouterr().out.replace("'", '"').rpartition("] ")[2])
+
+
+def labelled_rows(reviews: Path) -> list[dict[str, str]]:
+    """The rows of the reporting split."""
+    prompts = {e.prompt for e in load_examples(TASK, str(reviews)).test}
+    with reviews.open() as file:
+        return [row for row in csv.DictReader(file) if TASK.prompt(row) in prompts]
+
+
+def test_the_cards_example_runs_and_agrees(exported, tiny_model, adapter, capsys):
+    card = (exported / "README.md").read_text()
+    told = example_of(card, exported, "A lovely film.", capsys)
     (said,) = Predictor(load(tiny_model, adapter))([{"text": "A lovely film."}])
     assert told == pytest.approx(list(said["tuned"]["probabilities"].values()), abs=1e-5)
+
+
+def test_label_biases_are_part_of_the_model(tmp_path, base, reviews, tiny_model, capsys):
+    """Predictions, the metrics of the run, and the card's example all have them."""
+    settings = {"method": "subspace_newton", "lr": 0.5, "label_bias": True}
+    simulate(out=tmp_path / "run", **base | settings)
+    evaluated = evaluate_run(tmp_path / "run")
+    export_adapter(tmp_path / "run", tmp_path / "adapter")
+    done = apply(tmp_path / "adapter", tmp_path / "model", base=tiny_model)
+    assert done["label_bias"] == evaluated["label_bias"]
+    tuned = load(tiny_model, tmp_path / "adapter", keep_base=True)
+    plain = Predictor(replace(tuned, biases=None))
+    rows = labelled_rows(reviews)
+    said = Predictor(tuned)(rows)
+    right = [TASK.classes[int(row["label"])] for row in rows]
+    told = [one["tuned"]["probabilities"] for one in said]
+    losses = [-np.log(each[name]) for each, name in zip(told, right, strict=True)]
+    assert np.mean(losses) == pytest.approx(evaluated["loss"], rel=1e-5)
+    without = plain(rows)
+    assert without != said
+    assert [one["base"] for one in without] == [one["base"] for one in said]
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert example_of(card, tmp_path / "model", rows[0]["text"], capsys) == pytest.approx(
+        list(told[0].values()), abs=1e-5
+    )
 
 
 def test_the_card_tells_data_method_metrics_and_digest(run, exported, reviews, tiny_model):
@@ -130,9 +176,7 @@ def test_the_card_tells_data_method_metrics_and_digest(run, exported, reviews, t
 
 def test_predictions_are_those_that_were_evaluated(tmp_path, run, reviews, tiny_model, adapter):
     """Rows of the reporting split, given as rows, get the labels that its accuracy counts."""
-    prompts = {e.prompt: e.label for e in load_examples(TASK, str(reviews)).test}
-    with reviews.open() as file:
-        rows = [row for row in csv.DictReader(file) if TASK.prompt(row) in prompts]
+    rows = labelled_rows(reviews)
     said = Predictor(load(tiny_model, adapter, keep_base=True))(rows)
     right = [int(row["label"]) for row in rows]
     for name, position in (("tuned", 6), ("base", 0)):

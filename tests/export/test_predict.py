@@ -93,7 +93,7 @@ def test_free_text_that_is_cut_keeps_its_beginning_token(tmp_path):
     lm = load_model(str(save_model(tmp_path / "model", "llama", begin=True)))
     task = {"name": "text", "template": "{text}", "labels": []}
     facts = {"model": {"fingerprint": lm.fingerprint}, "task": task, "data": {"max_length": 12}}
-    tuned = Tuned(lm, None, Identity(method=HiSo(), seed=0, **facts), 0, 0, 0)
+    tuned = Tuned(lm, None, Identity(method=HiSo(), seed=0, **facts), 0, 0, 0, None)
     text = " ".join(["The film was good and the plot was bad."] * 5)
     ids = torch.tensor([prefix(lm.tokenizer) + tokens(lm.tokenizer, text)[-11:]])
     assert ids[0, 0] == lm.tokenizer.bos_token_id

@@ -90,8 +90,11 @@ def _show_folder(done: dict[str, Any], as_json: bool) -> None:
         print(json.dumps(done))
         return
     told = f"position {done['position']}, digest {done['digest']}, {size(done['bytes'])}"
-    line = f"{done['folder']}: {told}"
-    Console().print(line, highlight=False, markup=False, soft_wrap=True)
+    lines = [f"{done['folder']}: {told}"]
+    if "label_bias" in done:
+        lines.append("The weights do without the label biases: see README.md there.")
+    for line in lines:
+        Console().print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _in_words(told: dict[str, Any]) -> list[str]:

@@ -63,7 +63,7 @@ def model_card(log: Adapter, tuned: Tuned, figures: Figures | None) -> str:
         "tags: [hiso, federated-learning, zeroth-order]\n---\n",
         f"# {base or 'A language model'}, fine-tuned on {task.name} by a federation\n",
         "Weights are float32. Licences are those of the base model and of the data.\n",
-        _section("Use", _use(task, tuned)),
+        _section("Use", _biases(task, tuned) + _use(task, tuned)),
         _section("Data", _data(log, figures)),
         _section("Method", _method(log, figures)),
         _section("Metrics", _metrics(log, figures)),
@@ -105,6 +105,18 @@ def _section(title: str, text: str) -> str:
     return f"## {title}\n\n{text}\n"
 
 
+def _biases(task: Task, tuned: Tuned) -> str:
+    if tuned.biases is None:
+        return ""
+    each = ", ".join(
+        f"{word.strip()} {bias:+.4g}" for word, bias in zip(task.labels, tuned.biases, strict=True)
+    )
+    return (
+        "The tuned model is the weights in this folder and a bias of each label, which is added to "
+        f"its score: {each}. Whatever reads the weights alone does without them.\n\n"
+    )
+
+
 def _use(task: Task, tuned: Tuned) -> str:
     filled = ", ".join(f'{name}="…"' for name in task.columns)
     lines = [
@@ -120,8 +132,11 @@ def _use(task: Task, tuned: Tuned) -> str:
         lines += [
             f"words = {json.dumps(task.labels)}",
             "first = [tokenizer(w, add_special_tokens=False).input_ids[0] for w in words]",
-            "print(words, model(**inputs).logits[0, -1, first].softmax(-1).tolist())",
+            "scores = model(**inputs).logits[0, -1, first]",
         ]
+        if tuned.biases is not None:
+            lines.append(f"scores = scores + scores.new_tensor({tuned.biases.tolist()})")
+        lines.append("print(words, scores.softmax(-1).tolist())")
     else:
         lines.append("print(tokenizer.decode(model.generate(**inputs, max_new_tokens=32)[0]))")
     return "\n".join(["```python", *lines, "```"])

@@ -7,6 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from hiso.core.identity import Identity
 from hiso.core.method import Method
 from hiso.core.replica import Replica
@@ -33,6 +36,8 @@ class Tuned:
         position: Number of rounds.
         before: Digest of the replica at position 0.
         digest: Digest of the replica at the position.
+        biases: What is added to the scores of the task's labels, float64 [C]: a part of the tuned
+            model that its weights do not have. None without; see `hiso.label_bias`.
     """
 
     lm: LanguageModel
@@ -41,6 +46,7 @@ class Tuned:
     position: int
     before: int
     digest: int
+    biases: NDArray[np.float64] | None
 
     @property
     def model(self) -> PreTrainedModel:
@@ -108,14 +114,14 @@ def load(
         before = replica.digest()
     _check_base(adapter, found, before, lm.name)
     fold(replica, lambda start, stop: adapter.records[start:stop], adapter.position, observer)
-    after = replica.digest()
+    after, biases = replica.digest(), replica.biases
     if adapter.after not in (None, after):
         raise ProtocolError(
             f"after {adapter.position} records the replica has digest {after:016x}, and not "
             f"{adapter.after:016x} as in the run: the adapter is damaged, or the run was"
         )
     replica.release()
-    return Tuned(lm, kept, adapter.identity, adapter.position, before, after)
+    return Tuned(lm, kept, adapter.identity, adapter.position, before, after, biases)
 
 
 def check_language(adapter: Adapter) -> None:

@@ -43,7 +43,8 @@ def export_model(
         observer: Who watches.
 
     Returns:
-        Run, position, digest, folder and its bytes.
+        Run, position, digest, folder and its bytes; and `label_bias` where the run tuned it. The
+        folder has the weights alone, its model card also the biases.
 
     Raises:
         RunConflict: There is something at `out`.
@@ -113,7 +114,7 @@ def apply(
         observer: Who watches.
 
     Returns:
-        Run, position, digest, folder and its bytes.
+        As `export_model`.
 
     Raises:
         HisoError: As `load` and `export_model`. Whatever is raised, nothing is written.
@@ -139,7 +140,8 @@ def _write_model(tuned: Tuned, out: Path, card: str) -> dict[str, Any]:
         tuned.model.save_pretrained(folder)
         tuned.tokenizer.save_pretrained(folder)
         write_text(folder / "README.md", card)
-    return _told(tuned.identity.run, tuned.position, tuned.digest, out)
+    told = _told(tuned.identity.run, tuned.position, tuned.digest, out)
+    return told if tuned.biases is None else {**told, "label_bias": tuned.biases.tolist()}
 
 
 def _told(run: str, position: int, digest: int, out: Path) -> dict[str, Any]:

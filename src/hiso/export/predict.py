@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hiso.errors import Diverged, LoadError
 from hiso.export.load import Tuned
@@ -39,8 +40,9 @@ class Predictor:
     def __init__(self, tuned: Tuned) -> None:
         self.task = task_of(tuned.identity)
         self.max_length: int = tuned.identity.data["max_length"]
-        models = {"tuned": tuned.lm} | ({} if tuned.base is None else {"base": tuned.base})
-        self._models = {name: _Model(lm, self.task) for name, lm in models.items()}
+        self._models = {"tuned": _Model(tuned.lm, self.task, tuned.biases)}
+        if tuned.base is not None:
+            self._models["base"] = _Model(tuned.base, self.task, None)
 
     def __call__(
         self, rows: Sequence[Row], observer: Observer | None = None
@@ -87,8 +89,8 @@ def _is_empty(value: Any) -> bool:
 class _Model:
     """One model, to which rows are put as its task says."""
 
-    def __init__(self, lm: LanguageModel, task: Task) -> None:
-        self._lm, self._task = lm, task
+    def __init__(self, lm: LanguageModel, task: Task, biases: NDArray[np.float64] | None) -> None:
+        self._lm, self._task, self._biases = lm, task, biases
         self._objective = Objective(lm, task)
         self._stops = frozenset[int]() if task.labels else stop_tokens(lm)
 
@@ -115,7 +117,7 @@ class _Model:
     def _labels(self, encoded: Sequence[Encoded]) -> Iterator[dict[str, Any]]:
         task = self._task
         names = task.classes or [word.strip() for word in task.labels]
-        scores, _ = self._objective.measure(encoded).labelled()
+        scores, _ = self._objective.measure(encoded).shifted(self._biases).labelled()
         if not np.isfinite(scores).all():
             raise Diverged("the model's scores are not finite: its run has diverged.")
         odds = np.exp(scores - scores.max(1, keepdims=True), dtype=np.float64)
