@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -66,7 +66,7 @@ def predict(
         rows = [] if typing else _rows(file, text or [], task_of(log.identity))
         tuned = load(base, log, device=_device(), keep_base=beside, observer=watcher)
         predictor = Predictor(tuned)
-        said = predictor(rows, watcher)
+        said = [] if typing else predictor(rows, watcher)
     if typing:
         _converse(predictor)
     elif as_json:
@@ -77,7 +77,7 @@ def predict(
         _show(predictor.task, said)
 
 
-def _device() -> Any:
+def _device() -> Literal["cpu", "cuda"]:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,1 +1,1 @@
-"""The way out of a run: model folders, adapters, and what a tuned model says."""
+"""What leaves a run: model folders, adapters, and predictions of the tuned model."""
