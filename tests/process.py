@@ -15,15 +15,17 @@ _FORK = get_context("forkserver")
 _FORK.set_forkserver_preload(["tests.warm"])
 
 
-def _command(arguments: list[str], folder: str, out: str, err: str) -> None:
+def _command(arguments: list[str], folder: str, out: str, err: str, into: str = os.devnull) -> None:
     import torch
 
     from hiso.cli import main
 
     torch.set_num_threads(1)
     os.chdir(folder)
+    os.dup2(os.open(into, os.O_RDWR), 0)
     for number, path in ((1, out), (2, err)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    sys.stdin = open(0, closefd=False)  # noqa: SIM115
     sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
     sys.argv = ["hiso", *arguments]
     main()
@@ -47,15 +49,16 @@ def _refuse(name: str) -> None:
 
 
 class Hiso:
-    """Starts `hiso ARGUMENTS` in a folder; its output goes to files there, or to a terminal."""
+    """Starts `hiso ARGUMENTS` in a folder, with files there or a terminal as its three streams."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def start(self, *arguments: object, terminal: str | None = None) -> Any:
-        out, err = (terminal or str(self.folder / name) for name in (".out", ".err"))
+    def start(self, *arguments: object, terminal: str | None = None, stdin: str = "") -> Any:
+        (self.folder / ".in").write_text(stdin)
+        streams = [terminal or str(self.folder / name) for name in (".out", ".err", ".in")]
         texts = [str(argument) for argument in arguments]
-        process = _FORK.Process(target=_command, args=(texts, str(self.folder), out, err))
+        process = _FORK.Process(target=_command, args=(texts, str(self.folder), *streams))
         process.start()
         return process
 
@@ -64,8 +67,8 @@ class Hiso:
         out, err = ((self.folder / name).read_text() for name in (".out", ".err"))
         return Done(process.exitcode, out, err)
 
-    def __call__(self, *arguments: object) -> Done:
-        return self.end(self.start(*arguments))
+    def __call__(self, *arguments: object, stdin: str = "") -> Done:
+        return self.end(self.start(*arguments, stdin=stdin))
 
 
 def flags(settings: dict[str, Any]) -> Sequence[str]:

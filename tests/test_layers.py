@@ -27,6 +27,7 @@ LAYER = {
     "run": 4,
     "baselines": 5,
     "bench": 5,
+    "export": 5,
     "flower": 5,
     "report": 5,
     "compare": 6,

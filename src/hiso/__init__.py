@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from hiso.engines.replay import replay
     from hiso.engines.shards import DataShard
     from hiso.errors import HisoError
+    from hiso.export.load import load
+    from hiso.export.out import export_adapter, export_model
+    from hiso.export.predict import Predictor
     from hiso.federation.client import Client
     from hiso.federation.ledger import Ledger
     from hiso.federation.server import Server
@@ -41,6 +44,7 @@ _HOMES = {
     "Ledger": "hiso.federation.ledger",
     "Method": "hiso.core.methods",
     "Momentum": "hiso.core.methods",
+    "Predictor": "hiso.export.predict",
     "Replica": "hiso.core.replica",
     "RoundSettings": "hiso.federation.settings",
     "Server": "hiso.federation.server",
@@ -50,6 +54,9 @@ _HOMES = {
     "auto_lr": "hiso.core.methods",
     "label_bias": "hiso.core.methods",
     "evaluate_run": "hiso.run.api",
+    "export_adapter": "hiso.export.out",
+    "export_model": "hiso.export.out",
+    "load": "hiso.export.load",
     "open_run": "hiso.run.opened",
     "replay": "hiso.engines.replay",
     "simulate": "hiso.run.api",
@@ -66,6 +73,7 @@ __all__ = [
     "Ledger",
     "Method",
     "Momentum",
+    "Predictor",
     "Replica",
     "RoundSettings",
     "Server",
@@ -74,7 +82,10 @@ __all__ = [
     "ZoSgd",
     "auto_lr",
     "evaluate_run",
+    "export_adapter",
+    "export_model",
     "label_bias",
+    "load",
     "open_run",
     "replay",
     "simulate",

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
-import pty
 import re
 import signal
-import struct
 import subprocess
 import sys
-import termios
 from pathlib import Path
 
 import pytest
@@ -21,6 +17,7 @@ from hiso.errors import SettingsError
 from hiso.run.settings import Settings, parse_settings
 
 from ..process import Hiso, flags
+from ..terminal import NOWHERE, Terminal
 
 
 @pytest.fixture(scope="module")
@@ -209,34 +206,6 @@ def test_all_problems_of_settings_are_told_at_once():
         assert words in str(caught.value)
 
 
-class Terminal:
-    """A pseudo-terminal, and what a process has shown on it so far."""
-
-    def __init__(self, columns: int) -> None:
-        self.ours, theirs = pty.openpty()
-        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
-        self.name, self.text = os.ttyname(theirs), ""
-        self._theirs = theirs
-
-    def read_until(self, process, pattern: str) -> None:
-        """Reads until the pattern is seen, or the process has ended."""
-        os.set_blocking(self.ours, False)
-        while not re.search(pattern, self.text):
-            alive = process.is_alive()
-            try:
-                self.text += os.read(self.ours, 65536).decode(errors="replace")
-            except BlockingIOError:
-                if not alive:
-                    return
-                process.join(0.01)
-
-    def plain(self) -> str:
-        return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", self.text)
-
-
-NOWHERE = r"(?!)"  # never matches: read to the end
-
-
 @pytest.mark.parametrize("columns", [80, 160])
 def test_a_terminal_shows_progress(tmp_path, hiso, base, monkeypatch, columns):
     monkeypatch.setenv("TERM", "xterm")
@@ -279,7 +248,7 @@ def test_the_installed_command_runs(tmp_path):
     command = Path(sys.executable).with_name("hiso")
     done = subprocess.run([command], capture_output=True, text=True, check=False)
     assert "Federated fine-tuning" in done.stdout + done.stderr
-    for name in ("run", "eval", "inspect", "doctor", "bench", "report"):
+    for name in ("run", "eval", "inspect", "doctor", "bench", "report", "export", "predict"):
         assert name in done.stdout + done.stderr
 
 

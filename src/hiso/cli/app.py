@@ -15,6 +15,7 @@ from rich.console import Console
 
 from hiso.cli import display, worker
 from hiso.cli.compare import compare
+from hiso.cli.export import apply, diff, export
 from hiso.cli.options import (
     Changes,
     Json,
@@ -24,6 +25,7 @@ from hiso.cli.options import (
     parse_change,
     with_settings,
 )
+from hiso.cli.predict import predict
 from hiso.cli.report import report
 from hiso.cli.serve import serve
 from hiso.cli.theory import theory
@@ -48,6 +50,10 @@ app = typer.Typer(
 app.command()(compare)
 app.command()(serve)
 app.command()(report)
+app.command()(export)
+app.command()(apply)
+app.command()(diff)
+app.command()(predict)
 app.command()(theory)
 app.add_typer(worker.app, name="worker")
 

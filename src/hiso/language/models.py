@@ -69,7 +69,7 @@ def load_model(name: str) -> LanguageModel:
     looks_local = path.suffix.lower() == ".gguf" or name.startswith((".", "/", "~"))
     if looks_local and not path.exists():
         raise LoadError(f"there is no model file or folder {path}.")
-    with _quiet():
+    with quiet():
         if path.is_file():
             model, tokenizer = _from_gguf(path)
         else:
@@ -108,7 +108,7 @@ def _checked(
     model.eval()
     _set_pad_token(tokenizer, name)
     _check_weights(model, name)
-    with _quiet():
+    with quiet():
         _check_ends(model, tokenizer, name)
     return LanguageModel(model, tokenizer, name, _fingerprint(model, tokenizer))
 
@@ -176,7 +176,7 @@ def _from_pretrained(place: str, **options: Any) -> tuple[PreTrainedModel, PreTr
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """No advice and no progress bars but those of downloads, which may take long."""
     from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
     from transformers.utils import logging

@@ -6,6 +6,7 @@ import fcntl
 import json
 import logging
 import os
+import re
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -28,6 +29,7 @@ from hiso.run.results import (
 )
 
 log = logging.getLogger(__name__)
+_DIGEST = re.compile("[0-9a-f]{16}")
 
 
 class RunFolder:
@@ -128,6 +130,12 @@ class RunFolder:
             return decode_summary(json.loads(self.summary.read_text()))
         except (OSError, ValueError, ProtocolError):
             return None
+
+    def read_digest(self, chain: bytes) -> int | None:
+        """The digest in summary.json, if it tells of the log with this chain hash."""
+        summary = self.read_summary()
+        digest = None if summary is None or summary.chain != chain.hex() else summary.digest
+        return None if digest is None or not _DIGEST.fullmatch(digest) else int(digest, 16)
 
 
 @contextmanager

@@ -55,8 +55,6 @@ def inspect_run(path: Path, last: int) -> dict[str, Any]:
 def _digest(folder: RunFolder, ledger: Ledger) -> tuple[str | None, int | None]:
     """The newest digest that is known, and its position: the summary's, or the last quorum's."""
     end = ledger.position
-    summary = folder.read_summary()
-    if summary is not None and summary.chain == ledger.chain_at(end).hex():
-        return summary.digest, end
-    agreed = ledger.digest_at(end - 1) if end else None
-    return (None, None) if agreed is None else (f"{agreed:016x}", end - 1)
+    told = folder.read_digest(ledger.chain_at(end))
+    known = ledger.last_digest() if told is None else (end, told)
+    return (None, None) if known is None else (f"{known[1]:016x}", known[0])

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from hiso.core.record import Record
 from hiso.core.replica import Replica
 from hiso.errors import ProtocolError
 from hiso.federation.ledger import Ledger
@@ -77,21 +79,41 @@ def replay(replica: Replica, ledger: Ledger, target: int, observer: Observer) ->
     Raises:
         ProtocolError: The records do not lead to the chain hash that the ledger has there.
     """
-    missing = target - replica.position
-    if not missing:
-        return
-    with observer.phase(f"replaying {missing} rounds", missing) as advance:
-        while replica.position < target:
-            at = replica.position
-            records = ledger.records(at, min(at + _REPLAY_CHUNK, target))
-            replica.replay(records)
-            advance(len(records))
+    fold(replica, ledger.records, target, observer)
     if replica.chain != ledger.chain_at(target):
         raise ProtocolError(
             f"{ledger.path} is damaged, or the replica is of another run: the records before "
             f"position {target} do not give the chain hash that was stored with them. Restore the "
             "file from a copy"
         )
+
+
+def fold(
+    replica: Replica,
+    records: Callable[[int, int], Sequence[Record]],
+    target: int,
+    observer: Observer,
+) -> None:
+    """Folds records up to position `target`, and tells the observer how far it is.
+
+    Args:
+        replica: The replica, at `target` or before.
+        records: Gives the records from one position up to another.
+        target: Where to go.
+        observer: Who watches.
+
+    Raises:
+        ProtocolError: A record cannot be folded; see `Replica.replay`.
+    """
+    missing = target - replica.position
+    if not missing:
+        return
+    with observer.phase(f"replaying {missing} rounds", missing) as advance:
+        while replica.position < target:
+            at = replica.position
+            part = records(at, min(at + _REPLAY_CHUNK, target))
+            replica.replay(part)
+            advance(len(part))
 
 
 def _restore(path: Path, replica: Replica, ledger: Ledger, last: int) -> bool:

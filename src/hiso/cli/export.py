@@ -1,0 +1,119 @@
+"""`hiso export`, `apply` and `diff`: what leaves a run, and what can be done with it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from hiso.cli import display
+from hiso.cli.options import Json
+from hiso.run.readable import figure, size
+
+Run = Annotated[Path, typer.Argument(help="The run's folder.", show_default=False)]
+Place = Annotated[
+    str,
+    typer.Argument(
+        help="A run's folder; or an adapter's folder or Hugging Face id.", show_default=False
+    ),
+]
+Base = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        help="The base model, by its name, folder or Hugging Face id.",
+        show_default=False,
+    ),
+]
+
+
+def export(
+    run: Run,
+    model: Annotated[
+        Path | None,
+        typer.Option(help="Write the model here, as transformers loads it.", show_default=False),
+    ] = None,
+    adapter: Annotated[
+        Path | None,
+        typer.Option(help="Write the log of scalars here, as an adapter.", show_default=False),
+    ] = None,
+    position: Annotated[
+        int | None, typer.Option(min=0, help="Position of the log; by default its end.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Take the model of a run out: as a folder for transformers, or as an adapter of some KB."""
+    if (model is None) == (adapter is None):
+        raise typer.BadParameter("give one of them", param_hint="--model / --adapter")
+    from hiso.export.out import export_adapter, export_model
+
+    with display.Watcher(Console(stderr=True), quiet=as_json) as watcher:
+        if model is not None:
+            done = export_model(run, model, position=position, observer=watcher)
+        else:
+            assert adapter is not None
+            done = export_adapter(run, adapter, position=position, observer=watcher)
+    _show_folder(done, as_json)
+
+
+def apply(
+    adapter: Place,
+    out: Annotated[Path, typer.Option(help="Write the tuned model here.", show_default=False)],
+    base: Base = None,
+    as_json: Json = False,
+) -> None:
+    """Make the tuned model of an adapter and its base model, and write it for transformers."""
+    from hiso.export.out import apply
+
+    with display.Watcher(Console(stderr=True), quiet=as_json) as watcher:
+        done = apply(adapter, out, base=base, observer=watcher)
+    _show_folder(done, as_json)
+
+
+def diff(a: Place, b: Place, as_json: Json = False) -> None:
+    """Say where the logs of two runs or adapters part. Loads no model."""
+    from hiso.export.diff import diff
+
+    told = diff(a, b)
+    if as_json:
+        print(json.dumps(told))
+        return
+    for line in _in_words(told):
+        Console().print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _show_folder(done: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(done))
+        return
+    told = f"position {done['position']}, digest {done['digest']}, {size(done['bytes'])}"
+    lines = [f"{done['folder']}: {told}"]
+    if "label_bias" in done:
+        lines.append("The weights do without the label biases: see README.md there.")
+    for line in lines:
+        Console().print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _in_words(told: dict[str, Any]) -> list[str]:
+    position = told["position"]
+    lines = [
+        f"{log['place']}: {log['rounds']} rounds, digest {figure(log['digest'])}"
+        for log in (told["a"], told["b"])
+    ]
+    lines.append(f"base model: {'the same' if told['base_equal'] else 'another'}")
+    lines.append(f"identity: {'the same' if told['identity_equal'] else 'another'}")
+    lines += [f"  {difference}" for difference in told["differences"]]
+    ends = [first is None for first in told["first"]]
+    if all(ends):
+        return [*lines, f"logs: the same {position} records"]
+    if any(ends):
+        shorter = told["ab"[ends.index(True)]]["place"]
+        return [*lines, f"logs: the same up to position {position}, where {shorter} ends"]
+    return [
+        *lines,
+        f"logs: they part at position {position}, with the coefficients",
+        *("  " + " ".join(f"{c:+.3g}" for c in first["coefficients"]) for first in told["first"]),
+    ]

@@ -1,0 +1,208 @@
+"""Cards: what people read beside an exported model or an adapter."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from hiso.export.adapter import FORMAT, Adapter, public_name
+from hiso.export.load import Tuned
+from hiso.export.task import task_of
+from hiso.federation.runfile import Evaluation
+from hiso.language.gguf import PACKAGED
+from hiso.language.task import Task
+from hiso.language.verbalizer import check_labels
+from hiso.run.readable import figure
+
+_REVEALS = (
+    "This adapter holds no examples and no losses. Its numbers are means over the clients that "
+    "answered in a round, of which there may have been one: of the slope of their loss along a "
+    "random direction that everybody can compute, of its curvature, or of a step made of both. So "
+    "they are functions of private data. Whoever has the base model can rebuild the model after "
+    "every round, and from what a round changed guess at the data of that round. The identity has "
+    "hashes of the data and of their division among clients: whoever has the very same data can "
+    "tell that they were used. hiso makes no claim of privacy."
+)
+_OWN_STREAMS = (
+    " In this run each client had directions of its own: the streams are client numbers plus one, "
+    "and a scalar is that client's alone."
+)
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What a run's folder says beside its log.
+
+    Attributes:
+        settings: The settings in force.
+        source: Where the data came from, in words; empty if that is not known.
+        evaluations: All evaluations.
+    """
+
+    settings: Mapping[str, Any]
+    source: str
+    evaluations: Sequence[Evaluation]
+
+
+def model_card(log: Adapter, tuned: Tuned, figures: Figures | None) -> str:
+    """A README.md in Markdown with Hugging Face's front matter. It names no path of this machine.
+
+    Args:
+        log: The log that was replayed.
+        tuned: What came of it.
+        figures: What the run's folder says; None for an adapter, which has none of it.
+    """
+    task, base = task_of(log.identity), public_name(log.base)
+    hub = [f"base_model: {base}"] if base and base not in PACKAGED else []
+    parts = [
+        "\n".join(["---", "library_name: transformers", "pipeline_tag: text-generation", *hub]),
+        "tags: [hiso, federated-learning, zeroth-order]\n---\n",
+        f"# {base or 'A language model'}, fine-tuned on {task.name} by a federation\n",
+        "Weights are float32. Licences are those of the base model and of the data.\n",
+        _section("Use", _biases(task, tuned) + _use(task, tuned)),
+        _section("Data", _data(log, figures)),
+        _section("Method", _method(log, figures)),
+        _section("Metrics", _metrics(log, figures)),
+        _section("How it was made", _origin(log, tuned)),
+    ]
+    return "\n".join(parts)
+
+
+def adapter_card(adapter: Adapter) -> dict[str, Any]:
+    """What an adapter's JSON card says, for people and scripts; hiso reads the file alone."""
+    identity = adapter.identity
+    facts = json.loads(identity.text)
+    streams = {int(stream) for record in adapter.records for stream in record.stream}
+    reveals = _REVEALS + (_OWN_STREAMS if streams - {0} else "")
+    return {
+        "kind": "hiso adapter",
+        "format": FORMAT,
+        "formats": facts["formats"],
+        "hiso": version("hiso"),
+        "base": {"name": public_name(adapter.base), **facts["model"]},
+        "task": identity.task,
+        "method": facts["method"],
+        "hyper_at_end": adapter.hyper,
+        "noise": identity.noise,
+        "seed": identity.seed,
+        "clients": identity.clients,
+        "rounds": adapter.position,
+        "scalars": sum(record.scalars for record in adapter.records),
+        "run": identity.run,
+        "chain": adapter.chain.hex(),
+        "digest_before": f"{adapter.before:016x}",
+        "digest_after": f"{adapter.after:016x}",
+        "use": "hiso apply THIS_FOLDER --model BASE --out FOLDER, or hiso.load(BASE, THIS_FOLDER)",
+        "reveals": reveals,
+    }
+
+
+def _section(title: str, text: str) -> str:
+    return f"## {title}\n\n{text}\n"
+
+
+def _biases(task: Task, tuned: Tuned) -> str:
+    if tuned.biases is None:
+        return ""
+    each = ", ".join(
+        f"{word.strip()} {bias:+.4g}" for word, bias in zip(task.labels, tuned.biases, strict=True)
+    )
+    return (
+        "The tuned model is the weights in this folder and a bias of each label, which is added to "
+        f"its score: {each}. Whatever reads the weights alone does without them.\n\n"
+    )
+
+
+def _use(task: Task, tuned: Tuned) -> str:
+    filled = ", ".join(f'{name}="…"' for name in task.columns)
+    lines = [
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        "",
+        'folder = "."  # this folder, or its name on the Hugging Face hub',
+        "tokenizer = AutoTokenizer.from_pretrained(folder)",
+        "model = AutoModelForCausalLM.from_pretrained(folder)",
+        f"prompt = {json.dumps(task.template)}.format({filled})",
+        'inputs = tokenizer(prompt, return_tensors="pt")',
+    ]
+    if task.labels and check_labels(task, tuned.tokenizer).mode == "token":
+        lines += [
+            f"words = {json.dumps(task.labels)}",
+            "first = [tokenizer(w, add_special_tokens=False).input_ids[0] for w in words]",
+            "scores = model(**inputs).logits[0, -1, first]",
+        ]
+        if tuned.biases is not None:
+            lines.append(f"scores = scores + scores.new_tensor({tuned.biases.tolist()})")
+        lines.append("print(words, scores.softmax(-1).tolist())")
+    else:
+        lines.append("print(tokenizer.decode(model.generate(**inputs, max_new_tokens=32)[0]))")
+    return "\n".join(["```python", *lines, "```"])
+
+
+def _data(log: Adapter, figures: Figures | None) -> str:
+    facts = log.identity.data
+    lines = [f"Texts were cut to {facts['max_length']} tokens."]
+    if log.identity.partition is None:
+        lines.append("Each site had data of its own, of which nothing is known here.")
+    elif figures is not None:
+        lines.insert(0, f"Source: {_source(figures)}.")
+    if "fingerprint" in facts:
+        lines.append(f"SHA-256 of the examples: `{facts['fingerprint']}`.")
+    return " ".join(lines)
+
+
+def _source(figures: Figures) -> str:
+    """Where the data came from, without the path of a local file."""
+    data = figures.settings.get("data")
+    if data is None:
+        return figures.source or "the task's own data set"
+    if data.startswith("own:"):
+        return "Python objects"
+    return public_name(data.partition(":")[0]) or f"a local file or folder, {Path(data).name}"
+
+
+def _method(log: Adapter, figures: Figures | None) -> str:
+    identity = log.identity
+    hyper = ", ".join(f"{name} = {value:g}" for name, value in log.hyper.items())
+    directions = max((int(r.direction.max()) + 1 for r in log.records), default=0)
+    told = (
+        "" if figures is None else f", of whom {figures.settings['sample']} were asked in a round"
+    )
+    return (
+        f"`{identity.method.name}` ({hyper} at the end), {log.position} rounds, {directions} "
+        f"directions, batches of {identity.batch_size}, {identity.clients} clients{told}, forward "
+        f"passes in {identity.dtype}, seed {identity.seed}. Clients sent scalars, and no tensors: "
+        f"the log has {sum(r.scalars for r in log.records):,}."
+    )
+
+
+def _metrics(log: Adapter, figures: Figures | None) -> str:
+    known = [] if figures is None else figures.evaluations
+    rows = [
+        f"| {e.split} | {e.position} | {name} | {figure(value)} |"
+        for e in known
+        if e.position in (0, log.position) and not e.split.startswith("client")
+        for name, value in e.metrics.items()
+    ]
+    if not any(e.position == log.position for e in known):
+        return "None were measured at this position: `hiso eval RUN --position N` does."
+    return "\n".join(["| split | after rounds | metric | value |", "|---|---|---|---|", *rows])
+
+
+def _origin(log: Adapter, tuned: Tuned) -> str:
+    rows = {
+        "hiso": version("hiso"),
+        "run": log.identity.run,
+        "base model": json.dumps(log.identity.model),
+        "digest of the base": f"{tuned.before:016x}",
+        "digest of this model": f"{tuned.digest:016x}",
+        "chain hash of the log": log.chain.hex(),
+    }
+    text = (
+        "By replay: the scalars of the log were folded into the base model. Whoever has the base "
+        "model and the log gets these weights, bit for bit, and the same digest.\n\n"
+    )
+    return text + "\n".join(["| | |", "|---|---|", *(f"| {k} | `{v}` |" for k, v in rows.items())])

@@ -1,0 +1,185 @@
+"""`hiso.load`: the tuned model, from a base model and a log of scalars, by one replay."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hiso.core.identity import Identity
+from hiso.core.method import Method
+from hiso.core.replica import Replica
+from hiso.errors import LoadError, ProtocolError, SettingsError
+from hiso.export.adapter import Adapter, read_log
+from hiso.language.models import LanguageModel, copy_model, load_model
+from hiso.run.objects import Objects
+from hiso.run.observer import Observer, Silent
+from hiso.run.snapshots import fold
+from hiso.run.words import describe_model
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Tuned:
+    """A language model as a run left it, free to be used in any way.
+
+    Attributes:
+        lm: Model and tokenizer, as hiso's own functions take them.
+        base: The same before the first round; None unless it was asked for.
+        identity: That of the run.
+        position: Number of rounds.
+        before: Digest of the replica at position 0.
+        digest: Digest of the replica at the position.
+        biases: What is added to the scores of the task's labels, float64 [C]: a part of the tuned
+            model that its weights do not have. None without; see `hiso.label_bias`.
+    """
+
+    lm: LanguageModel
+    base: LanguageModel | None
+    identity: Identity
+    position: int
+    before: int
+    digest: int
+    biases: NDArray[np.float64] | None
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """An ordinary model of transformers, float32, in eval mode."""
+        return self.lm.model
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Its tokenizer."""
+        return self.lm.tokenizer
+
+    def __repr__(self) -> str:
+        return (
+            f"<{type(self.model).__name__} after {self.position} rounds of run "
+            f"{self.identity.run[:12]}, digest {self.digest:016x}>"
+        )
+
+
+def load(
+    base: str | Path | PreTrainedModel | None,
+    adapter: str | Path | Adapter,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    method: type[Method] | None = None,
+    device: Literal["cpu", "cuda"] = "cpu",
+    keep_base: bool = False,
+    observer: Observer | None = None,
+) -> Tuned:
+    """The tuned model: the base model, and all records of an adapter folded into it.
+
+    The base model is checked before the replay and the result after it, by their digests.
+
+    Example:
+        >>> tuned = load("smollm2", "my-adapter")
+        >>> tuned.model.generate(...)
+
+    Args:
+        base: The base model: a packaged name, a folder, a .gguf file, a Hugging Face id, or a
+            model object, which is copied. None for the name that the adapter has.
+        adapter: An adapter's folder, file or Hugging Face id; a run's folder; or an `Adapter`.
+        tokenizer: The tokenizer of a base model that is an object.
+        method: The class of the run's method, if it is one of your own.
+        device: Where to replay, and where the model is then. The bits are the same everywhere.
+        keep_base: Keep a copy of the base model too.
+        observer: Who watches.
+
+    Raises:
+        ProtocolError: The base model is not that of the adapter, or the adapter is damaged, or of
+            another version; says which.
+        LoadError: The adapter or the base model cannot be loaded.
+        SettingsError: The adapter is not of a language model; or a model object and its tokenizer
+            do not come together.
+    """
+    observer = observer or Silent()
+    if not isinstance(adapter, Adapter):
+        adapter = read_log(adapter, method=method)
+    check_language(adapter)
+    base = adapter.base if base is None else base
+    with observer.phase(f"loading model {base if isinstance(base, str | Path) else ''}"):
+        lm, found = _load_base(base, tokenizer)
+    lm.model.to(device)  # pyright: ignore[reportArgumentType]
+    kept = replace(lm, model=copy.deepcopy(lm.model)) if keep_base else None
+    with observer.phase("preparing kernels"):
+        replica = Replica(lm.model, adapter.identity, memory="lean")
+        before = replica.digest()
+    _check_base(adapter, found, before, lm.name)
+    fold(replica, lambda start, stop: adapter.records[start:stop], adapter.position, observer)
+    after, biases = replica.digest(), replica.biases
+    if adapter.after not in (None, after):
+        raise ProtocolError(
+            f"after {adapter.position} records the replica has digest {after:016x}, and not "
+            f"{adapter.after:016x} as in the run: the adapter is damaged, or the run was"
+        )
+    replica.release()
+    return Tuned(lm, kept, adapter.identity, adapter.position, before, after, biases)
+
+
+def check_language(adapter: Adapter) -> None:
+    """Makes sure that a log is one of a language model on a task.
+
+    Raises:
+        SettingsError: It is not.
+    """
+    identity = adapter.identity
+    places = identity.task, identity.model, identity.data
+    keys = ("name", "template", "labels"), ("fingerprint",), ("max_length",)
+    if not all(
+        isinstance(place, dict) and place.keys() >= set(needed)
+        for place, needed in zip(places, keys, strict=True)
+    ):
+        raise SettingsError(
+            "the run is not one of a language model, so it is not exported. From Python, "
+            "hiso.open_run gives the network of a run on images, and hiso.replay a module of your "
+            "own"
+        )
+
+
+def _load_base(
+    base: str | Path | PreTrainedModel | None, tokenizer: PreTrainedTokenizerBase | None
+) -> tuple[LanguageModel, dict[str, str]]:
+    """The base model, and what an identity says of it."""
+    if base is None or (isinstance(base, str) and base.startswith("own:")):
+        raise LoadError(
+            "the adapter does not name its base model, which was a local file or a Python object: "
+            "name or pass the base model"
+        )
+    if isinstance(base, str | Path):
+        lm = load_model(str(base))
+        return lm, describe_model(lm, Objects())
+    if tokenizer is None:
+        raise SettingsError("a model object and its tokenizer object go together: give both")
+    lm = copy_model(base, tokenizer)
+    return lm, describe_model(lm, Objects(model=base, tokenizer=tokenizer))
+
+
+def _check_base(adapter: Adapter, found: dict[str, str], before: int, name: str) -> None:
+    known: Any = adapter.identity.model
+    if found == known and adapter.before in (None, before):
+        return
+    if found == known:
+        reason = "the digest of its weights differs: the adapter is damaged"
+    elif found["fingerprint"] == known["fingerprint"]:
+        reason = "it is the same, but in the run other parameters of it were trained"
+    elif adapter.before == before:
+        reason = "its weights are the same, but its tokenizer or its buffers are not"
+    else:
+        reason = (
+            "its weights differ: it is another model, another revision of it, or the same one "
+            "stored with another precision"
+        )
+    made = f" ({adapter.base})" if adapter.base else ""
+    raise ProtocolError(
+        f"{name} is not the base model of the adapter{made}: {reason}. Fingerprints: {found} here, "
+        f"{known} in the adapter; digests: {before:016x} here, {adapter.before or 0:016x} there. "
+        "Name the base model that the run was made with"
+    )

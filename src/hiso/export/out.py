@@ -1,0 +1,160 @@
+"""What leaves a run: model folders and adapters."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hiso.core.method import Method
+from hiso.export.adapter import CARD, FILE, Adapter, read_log, read_run, write_file
+from hiso.export.cards import Figures, adapter_card, model_card
+from hiso.export.folders import check_free, whole
+from hiso.export.load import Tuned, check_language, load
+from hiso.federation.ledger import Ledger
+from hiso.language.models import quiet
+from hiso.run.folder import RunFolder, write_text
+from hiso.run.observer import Observer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def export_model(
+    run: str | Path,
+    out: str | Path,
+    *,
+    position: int | None = None,
+    base: PreTrainedModel | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    method: type[Method] | None = None,
+    observer: Observer | None = None,
+) -> dict[str, Any]:
+    """Writes the model of a run as a folder that transformers loads: float32, with a model card.
+
+    Args:
+        run: The run's folder.
+        out: The folder to write. It must not exist, or be empty.
+        position: Number of rounds after which; by default all.
+        base: The base model, if the run was made with an object; with its `tokenizer`.
+        tokenizer: See `base`.
+        method: The class of the run's method, if it is one of your own.
+        observer: Who watches.
+
+    Returns:
+        Run, position, digest, folder and its bytes; and `label_bias` where the run tuned it. The
+        folder has the weights alone, its model card also the biases.
+
+    Raises:
+        RunConflict: There is something at `out`.
+        SettingsError: The run is not one of a language model.
+        HisoError: As `load`. Whatever is raised, nothing is written.
+    """
+    log = _checked(run, Path(out), position, method)
+    tuned = load(base, log, tokenizer=tokenizer, observer=observer)
+    return _write_model(tuned, Path(out), model_card(log, tuned, _figures(Path(run))))
+
+
+def export_adapter(
+    run: str | Path,
+    out: str | Path,
+    *,
+    position: int | None = None,
+    base: PreTrainedModel | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    method: type[Method] | None = None,
+    observer: Observer | None = None,
+) -> dict[str, Any]:
+    """Writes the log of a run as an adapter: a safetensors file and a JSON card.
+
+    The base model is only loaded where the ledger does not know both digests.
+
+    Args:
+        run: The run's folder.
+        out: The folder to write. It must not exist, or be empty.
+        position: Number of rounds; by default all.
+        base: See `export_model`.
+        tokenizer: See `export_model`.
+        method: See `export_model`.
+        observer: Who watches.
+
+    Returns:
+        Run, position, digest, folder and its bytes.
+
+    Raises:
+        HisoError: As `export_model`.
+    """
+    log = _checked(run, Path(out), position, method)
+    if None in (log.before, log.after):
+        tuned = load(base, log, tokenizer=tokenizer, observer=observer)
+        log = replace(log, before=tuned.before, after=tuned.digest)
+    assert log.after is not None
+    with whole(Path(out)) as folder:
+        write_file(log, folder / FILE)
+        write_text(folder / CARD, json.dumps(adapter_card(log), indent=2) + "\n")
+    return _told(log.identity.run, log.position, log.after, Path(out))
+
+
+def apply(
+    adapter: str | Path,
+    out: str | Path,
+    *,
+    base: str | Path | None = None,
+    method: type[Method] | None = None,
+    observer: Observer | None = None,
+) -> dict[str, Any]:
+    """Writes the model that an adapter makes of a base model; see `load` and `export_model`.
+
+    Args:
+        adapter: As for `load`.
+        out: The folder to write. It must not exist, or be empty.
+        base: The base model; by default the one that the adapter names.
+        method: The class of the run's method, if it is one of your own.
+        observer: Who watches.
+
+    Returns:
+        As `export_model`.
+
+    Raises:
+        HisoError: As `load` and `export_model`. Whatever is raised, nothing is written.
+    """
+    check_free(Path(out))
+    log = read_log(adapter, method=method)
+    tuned = load(base, log, observer=observer)
+    return _write_model(tuned, Path(out), model_card(log, tuned, None))
+
+
+def _checked(
+    run: str | Path, out: Path, position: int | None, method: type[Method] | None
+) -> Adapter:
+    """The log of a run that can be exported to `out`."""
+    check_free(out)
+    log = read_run(Path(run), position, method=method)
+    check_language(log)
+    return log
+
+
+def _write_model(tuned: Tuned, out: Path, card: str) -> dict[str, Any]:
+    with whole(out) as folder, quiet():
+        tuned.model.save_pretrained(folder)
+        tuned.tokenizer.save_pretrained(folder)
+        write_text(folder / "README.md", card)
+    told = _told(tuned.identity.run, tuned.position, tuned.digest, out)
+    return told if tuned.biases is None else {**told, "label_bias": tuned.biases.tolist()}
+
+
+def _told(run: str, position: int, digest: int, out: Path) -> dict[str, Any]:
+    size = sum(path.stat().st_size for path in out.iterdir())
+    figures = {"run": run, "position": position, "digest": f"{digest:016x}"}
+    return {**figures, "folder": str(out), "bytes": size}
+
+
+def _figures(run: Path) -> Figures:
+    """What the ledger of a run says for the model card."""
+    folder = RunFolder(run)
+    with Ledger.read(folder.ledger) as ledger:
+        settings, evaluations = ledger.settings, ledger.evaluations()
+    summary = folder.read_summary()
+    source = "" if summary is None else summary.data
+    return Figures(settings, source, evaluations)

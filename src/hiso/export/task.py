@@ -1,0 +1,28 @@
+"""The task of a run, from its identity alone."""
+
+from __future__ import annotations
+
+from hiso.core.identity import Identity
+from hiso.language.task import Task
+from hiso.language.tasks import TASKS
+
+
+def task_of(identity: Identity) -> Task:
+    """The task that hiso knows by its name, or else one made of what the identity says.
+
+    Of a task of the user's own, only template, label words and length of answers are known there.
+    """
+    said = identity.task
+    labels, answer_tokens = tuple(said["labels"]), said.get("answer_tokens", 0)
+    known = TASKS.get(said["name"])
+    if known is not None:
+        mine = known.template, known.labels, known.answer_tokens
+        if mine == (said["template"], labels, answer_tokens):
+            return known
+    return Task(
+        name=said["name"],
+        template=said["template"],
+        labels=labels,
+        answers=("answer",) if answer_tokens else (),
+        answer_tokens=answer_tokens,
+    )
