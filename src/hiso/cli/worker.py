@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -33,8 +33,8 @@ def start(
         typer.Option("--share", help="Take this client's share of the data, not all of it."),
     ] = False,
     probe: Annotated[
-        str,
-        typer.Option(help="How to find the scalars: forward, or backward, if there is room for it."),
+        Literal["forward", "backward"],
+        typer.Option(help="How to find the scalars: by forward passes, or by a backward pass."),
     ] = "forward",
     watchdog: Annotated[
         float, typer.Option(min=1, help="End after so many seconds without progress.")

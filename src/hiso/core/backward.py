@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from hiso.core.method import Method
 from hiso.errors import SettingsError
@@ -48,11 +48,11 @@ def mean_loss(value: Any) -> Tensor:
     Raises:
         SettingsError: It is something else, or no gradient flows through it.
     """
-    from torch import Tensor
+    from torch import Tensor, as_tensor
     from torch.nn.functional import cross_entropy
 
-    if isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], Tensor):
-        scores, labels = value
+    if isinstance(value, tuple):
+        scores, labels = map(as_tensor, cast("tuple[Any, Any]", value))
         value = cross_entropy(scores.float(), labels.to(scores.device).long(), reduction="none")
     if not isinstance(value, Tensor) or value.ndim > 1 or not value.requires_grad:
         raise SettingsError(
@@ -84,12 +84,12 @@ def take_gradients(
 
     for parameter in parameters:
         parameter.grad = None
-    hooks = [parameter.register_post_accumulate_grad_hook(hook) for parameter in parameters]
+    listening: list[Any] = [p.register_post_accumulate_grad_hook(hook) for p in parameters]
     try:
         with torch.inference_mode(False), torch.enable_grad():
-            value = mean_loss(loss())
+            value: Any = mean_loss(loss())
             value.backward(inputs=parameters)
     finally:
-        for each in hooks:
+        for each in listening:
             each.remove()
     return float(value.detach())

@@ -65,7 +65,7 @@ class Worker:
             folder: Where it keeps its copies of logs.
             own: The client whose data these are; None to hold every client's share of them.
             alive: Called whenever work has advanced.
-            probe: How the scalars are found, a choice of the worker's own.
+            probe: How the scalars are found; backward also for `backward_clients` of the settings.
 
         Raises:
             LoadError: Model or data cannot be loaded.
@@ -255,10 +255,16 @@ class Worker:
         replay(replica, ledger, end, heartbeat)
         self._replica = replica
         self._objective = self._workload.objective(replica.rows, joint=False)
-        backward = self._loss if self._probe == "backward" else None
+        able = self._settings.clients if self._probe == "backward" else 0
+        able = max(able, self._settings.backward_clients)
         self._clients = {
             index: Client(
-                index, shard, replica, self._losses, keep=ledger.follow, backward=backward
+                index,
+                shard,
+                replica,
+                self._losses,
+                keep=ledger.follow,
+                backward=self._loss if index < able else None,
             )
             for index, shard in self.shards.items()
         }

@@ -80,7 +80,7 @@ class Values(BaseModel):
     )
     backward_clients: Annotated[int, Field(ge=0)] = Field(
         0,
-        description="Clients, from the first on, that answer by a backward pass; in a simulation.",
+        description="Clients, from the first on, that answer by a backward pass.",
     )
     weighting: Literal["plain", "examples"] = Field(
         "plain", description="Whether clients count alike or by their examples."
