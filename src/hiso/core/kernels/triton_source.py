@@ -143,9 +143,9 @@ def project({pointers}, hyper, valid, counter, streams, rounds, sums, key, tile0
     lane = tl.arange(0, {lanes})
     {hypers}
     total = tl.zeros([{lanes}], tl.float64)
-    for i in range({tiles}):
+    for i in range(tl.minimum({tiles}, stop - tile0 - part * {tiles})):
         t = (part * {tiles} + i).to(tl.int64) + tile0
-        m = tl.load(valid + t, mask=t < stop, other=0)
+        m = tl.load(valid + t)
         here = t * {tile} + lane
         there = here - tile0 * {tile}
         {units} = {noise}(
