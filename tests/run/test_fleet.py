@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from hiso import evaluate_run, simulate
+from hiso.core.identity import Identity
 from hiso.errors import SettingsError
 from hiso.federation.ledger import Ledger
 from hiso.run.inspect import inspect_run
@@ -64,3 +65,43 @@ def test_a_language_model_answers_as_by_differences(tmp_path, base, dtype, task)
 def test_who_cannot_is_refused(odd):
     with pytest.raises(SettingsError, match="backward"):
         parse_settings({"clients": 6, "backward_clients": 2, "lr": 0.1} | odd)
+
+
+@pytest.mark.parametrize("how", ["probe", "settings"])
+def test_a_worker_answers_as_the_simulation_does(tmp_path, base, how):
+    """By its own choice, whatever the settings say that it shares with the others."""
+    pytest.importorskip("flwr")
+    from hiso.federation.server import Server
+    from hiso.federation.wire import plan_to_bytes, reply_from_bytes
+    from hiso.flower.envelope import Envelope
+    from hiso.flower.worker import Worker
+
+    base |= {"eval_every": 0, "joint": False}
+    expected = simulate(out=tmp_path / "run", backward_clients=4, **base)
+    settings = parse_settings(base | ({} if how == "probe" else {"backward_clients": 4}))
+    folder, probe = tmp_path / "worker", "backward" if how == "probe" else "forward"
+    folder.mkdir()
+    worker = Worker(settings, folder, own=None, alive=lambda: None, probe=probe)
+    identity = worker.hello(0, None).facts["identity"]
+    method = settings.make_method()
+    with Ledger.create(tmp_path / "ledger", Identity.parse(identity), {}) as ledger:
+        server = Server(ledger, settings.make_rounds(method))
+        while ledger.position < base["rounds"]:
+            for plan in server.ask():
+                request = Envelope("round", {"identity": identity}, plan_to_bytes(plan))
+                answer = worker.handle(request, plan.client)
+                assert server.tell(reply_from_bytes(answer.body)).accepted
+            server.close()
+        rest = server.rest(0, worker.position)
+    folded = worker.handle(Envelope("fold", {"identity": identity}, plan_to_bytes(rest)), 0)
+    worker.close()
+    assert folded.facts["digest"] == expected["digest"]
+
+
+def test_a_worker_that_cannot_says_so_before_it_loads(tmp_path, base):
+    pytest.importorskip("flwr")
+    from hiso.flower.worker import Worker
+
+    settings = parse_settings(base | {"method": "hizoo", "model": str(tmp_path / "missing")})
+    with pytest.raises(SettingsError, match="backward"):
+        Worker(settings, tmp_path, own=0, alive=lambda: None, probe="backward")
