@@ -82,13 +82,14 @@ def take_gradients(
         take(parameter, parameter.grad)  # pyright: ignore[reportArgumentType]
         parameter.grad = None
 
-    for parameter in parameters:
+    known: list[Any] = list(parameters)
+    for parameter in known:
         parameter.grad = None
-    listening: list[Any] = [p.register_post_accumulate_grad_hook(hook) for p in parameters]
+    listening = [parameter.register_post_accumulate_grad_hook(hook) for parameter in known]
     try:
         with torch.inference_mode(False), torch.enable_grad():
             value: Any = mean_loss(loss())
-            value.backward(inputs=parameters)
+            value.backward(inputs=known)
     finally:
         for each in listening:
             each.remove()
