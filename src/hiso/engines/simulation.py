@@ -59,7 +59,7 @@ class Simulation:
         server.ledger.check_replica(replica.identity, replica.position, replica.chain)
         self.server, self.replica, self._losses = server, replica, losses
         self._forward = 0.0
-        by_backward = backward or {}
+        by_backward = {i: self._timed(loss) for i, loss in (backward or {}).items()}
         self._clients = [
             Client(i, shard, replica, self._timed_losses, backward=by_backward.get(i))
             for i, shard in enumerate(shards)
@@ -111,6 +111,17 @@ class Simulation:
         outcomes = [Outcome.of(value) for value in self._losses(batches)]
         self._forward += time.perf_counter() - began
         return outcomes
+
+    def _timed(self, loss: Backward) -> Backward:
+        """The same loss; its forward pass is timed, the backward pass comes later."""
+
+        def timed(batch: Any) -> Any:
+            began = time.perf_counter()
+            value = loss(batch)
+            self._forward += time.perf_counter() - began
+            return value
+
+        return timed
 
     def _first_step(self, jobs: Sequence[tuple[Client, Probe, Mapping[str, float]]]) -> None:
         """Measures at the shared weights, each point once for all clients that ask for it.
