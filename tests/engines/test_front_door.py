@@ -151,6 +151,40 @@ def test_a_run_goes_on_where_it_was_and_does_no_more_than_it_is_told(tmp_path):
     assert fed.digest == whole.digest
 
 
+@pytest.mark.parametrize("kind", [loss, scores], ids=["loss", "scores"])
+def test_a_mixed_fleet_makes_a_run_like_any_other(tmp_path, kind):
+    """Half by backward passes, then none, then all: one run, whose digest a late joiner gets."""
+    path = tmp_path / "ledger"
+    for probe, until in ((["backward", "forward"] * 2, 4), ("forward", 6), ("backward", 8)):
+        with federation(ledger=path, loss=kind, probe=probe, local_steps=2) as fed:
+            rounds = list(fed.rounds(until))
+            run, digest = fed.ledger.run, fed.digest
+    with federation(loss=kind, local_steps=2) as plain:
+        expected = list(plain.rounds(8))
+        assert plain.ledger.run == run
+    assert rounds[-1].loss == pytest.approx(expected[-1].loss, rel=0.02)
+    assert hiso.replay(path, network()).digest() == digest
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"probe": ["backward"]},
+        {"probe": "sideways"},
+        {"probe": "backward", "memory": "lean"},
+        {"probe": "backward", "method": HiZoo()},
+        {"probe": "backward", "method": SubspaceNewton(), "loss": scores},
+        {"probe": "backward", "method": hiso.auto_lr(HiSo()), "loss": scores},
+        {"probe": "backward", "loss": lambda m, b: loss(m, b).item()},
+    ],
+    ids=["one of four", "no such", "lean", "curvature", "scores", "auto", "no gradient"],
+)
+def test_who_cannot_answer_by_backward_passes_is_told_so(tmp_path, odd):
+    with pytest.raises(SettingsError, match=r"backward|probe"):
+        federation(ledger=tmp_path / "ledger", **odd)
+    assert not (tmp_path / "ledger").exists()
+
+
 CRASH = """
 import os, sys
 from pathlib import Path

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -16,9 +18,10 @@ from hiso.core.keys import raw_bits
 from hiso.core.method import Method, Values
 from hiso.core.methods import HiSo, HiZoo, Momentum, ZoSgd
 from hiso.core.ops import Value
+from hiso.core.record import Record
 from hiso.core.replica import Replica
 from hiso.engines.simulation import Simulation
-from hiso.errors import NonFiniteLoss, ProtocolError
+from hiso.errors import NonFiniteLoss, ProtocolError, SettingsError
 from hiso.federation.client import Client
 from hiso.federation.ledger import Ledger
 from hiso.federation.server import Closed, Server
@@ -85,6 +88,11 @@ class Losses:
         return [float(((self.net(x) - y) ** 2).mean()) for _, x, y in batches]
 
 
+def loss_of(net: Any, batch: Any) -> Tensor:
+    _, x, y = batch
+    return ((net(x) - y) ** 2).mean()
+
+
 class Counted(Replica):
     writes = 0
 
@@ -117,7 +125,11 @@ def log_of(ledger: Ledger) -> list[bytes]:
 
 
 def plain_federation(
-    path: Path, method: Method, rules: RoundSettings, rounds: int
+    path: Path,
+    method: Method,
+    rules: RoundSettings,
+    rounds: int,
+    backward: Collection[int] = (),
 ) -> tuple[list[bytes], tuple[int, int], int]:
     """A replica for every client, on the reference backend; each probes alone.
 
@@ -126,7 +138,13 @@ def plain_federation(
     with new_ledger(path, method) as ledger:
         replicas = [make(ledger, "reference") for _ in range(rules.clients)]
         clients = [
-            Client(i, Shard(i), replica, Losses(replica.module))
+            Client(
+                i,
+                Shard(i),
+                replica,
+                Losses(replica.module),
+                backward=partial(loss_of, replica.module) if i in backward else None,
+            )
             for i, replica in enumerate(replicas)
         ]
         server = Server(ledger, rules)
@@ -152,6 +170,60 @@ def test_it_is_a_plain_federation(tmp_path, method, per_client, steps, direction
     ledger = simulation.server.ledger
     mine = log_of(ledger), ledger.traffic(), simulation.replica.digest()
     assert mine == plain_federation(tmp_path / "plain", method, rules, 3)
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("per_client", [False, True], ids=["shared", "own"])
+@pytest.mark.parametrize("method", METHODS[:3], ids=lambda m: m.name)
+def test_replicas_agree_when_some_clients_answer_by_backward_passes(
+    tmp_path, method, per_client, steps
+):
+    """Replicas of their own, on another backend, and a late joiner: one digest."""
+    rules = replace(RULES, steps=steps, directions=4, per_client=per_client)
+    found = []
+    for able in ((), (0, 2), range(5)):
+        path = tmp_path / str(len(able))
+        log, traffic, digest = plain_federation(path, method, rules, 4, able)
+        with Ledger.read(path) as ledger:
+            late = make(ledger, "numba")
+            late.replay(ledger.records())
+        assert late.digest() == digest
+        found.append((log, traffic, digest))
+    assert len({digest for _, _, digest in found}) == 3  # differences have the bias of mu
+    assert len({traffic for _, traffic, _ in found}) == 1
+    coefficients = [
+        np.concatenate([Record.from_bytes(record).coefficient for record in log])
+        for log, _, _ in found
+    ]
+    for other in coefficients[:2]:
+        assert np.allclose(other, coefficients[2], atol=0.1 * np.abs(other).max())
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("method", METHODS[:3], ids=lambda m: m.name)
+def test_a_mixed_simulation_is_a_plain_federation(tmp_path, method, steps):
+    rules, able = replace(RULES, steps=steps, directions=3), (1, 2)
+    with new_ledger(tmp_path / "simulation", method) as ledger:
+        replica = make(ledger, "reference")
+        backward = dict.fromkeys(able, partial(loss_of, replica.module))
+        losses, shards = Losses(replica.module), SHARDS[: rules.clients]
+        simulation = Simulation(Server(ledger, rules), replica, shards, losses, backward=backward)
+        for _ in range(3):
+            assert isinstance(simulation.round(), Closed)
+        mine = log_of(ledger), ledger.traffic(), replica.digest()
+    assert mine == plain_federation(tmp_path / "plain", method, rules, 3, able)
+    assert not {client for call in losses.calls for client in call} & set(able)
+
+
+def test_a_method_that_differences_alone_can_answer_is_refused(tmp_path):
+    with new_ledger(tmp_path / "ledger", HiZoo()) as ledger:
+        replica = make(ledger)
+        backward = {0: partial(loss_of, replica.module)}
+        with pytest.raises(SettingsError, match="backward pass"):
+            Simulation(
+                Server(ledger, RULES), replica, SHARDS[:5], Losses(replica.module),
+                backward=backward,
+            )  # fmt: skip
 
 
 def test_without_learning_hiso_is_zo_sgd(tmp_path):

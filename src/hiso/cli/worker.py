@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -32,6 +32,10 @@ def start(
         bool,
         typer.Option("--share", help="Take this client's share of the data, not all of it."),
     ] = False,
+    probe: Annotated[
+        Literal["forward", "backward"],
+        typer.Option(help="How to find the scalars: by forward passes, or by a backward pass."),
+    ] = "forward",
     watchdog: Annotated[
         float, typer.Option(min=1, help="End after so many seconds without progress.")
     ] = 1800,
@@ -50,7 +54,7 @@ def start(
         raise typer.BadParameter(f"must be below clients = {parsed.clients}", param_hint="--client")
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     log_to(folder / LOG)
-    Resident(folder, client, watchdog).run(parsed, share=share)
+    Resident(folder, client, watchdog).run(parsed, share=share, probe=probe)
 
 
 @app.command()

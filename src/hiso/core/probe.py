@@ -147,15 +147,7 @@ class Probe:
         if self._biases is not None:
             outcome = Outcome.of(outcome).shifted(self._biases(self.facts))
         loss = outcome.mean if isinstance(outcome, Outcome) else float(outcome)
-        if not math.isfinite(loss):
-            where = f"direction {point.direction} ({point.sign:+d}mu)" if point.sign else "w itself"
-            raise NonFiniteLoss(
-                f"the loss is {loss} for client {self.client} in round {self.round}, local step "
-                f"{point.step}, at {where}: lower lr or mu, raise the method's floor, or use a "
-                "wider dtype.",
-                round=self.round,
-                client=self.client,
-            )
+        self._check_loss(loss, point)
         if self._solve is not None:
             told = Outcome.of(outcome)
             if told.tokens is None:
@@ -168,10 +160,47 @@ class Probe:
             self._losses.clear()
             self._outcomes.clear()
 
+    def tell_step(self, loss: float, scalars: NDArray[np.float64]) -> None:
+        """All of the local step that is asked for at once, for whoever has a gradient.
+
+        Args:
+            loss: f(w_k; ξ).
+            scalars: g_p = ⟨∇f(w_k; ξ), z_p⟩, float64 [P].
+
+        Raises:
+            NonFiniteLoss: The loss or a scalar is NaN, infinite, or beyond float32.
+            ValueError: There are not P scalars.
+            RuntimeError: No step is asked for, a loss of it is known already, or the probe needs
+                more than derivatives of the mean loss.
+        """
+        point, (_, directions) = self._wanted, self.shape
+        if point is None or self._losses or self._solve or self.curvature is not None:
+            raise RuntimeError("the probe asks for losses at points, not for a whole step")
+        if scalars.shape != (directions,):
+            raise ValueError(f"scalars have shape {scalars.shape}, not [{directions}]")
+        k = point.step
+        self._check_loss(loss, Point(k))
+        self.scalars[k] = [self._finite(float(g), k, p) for p, g in enumerate(scalars)]
+        if k == 0:
+            self.loss = loss
+        while self._wanted is not None and self._wanted.step == k:
+            self._wanted = next(self._points, None)
+
     def coefficients(self, step: int) -> NDArray[np.float32]:
         """c_p = g_p / P (or g_p) of a step: what the client's own walk moves by, float32 [P]."""
         divisor = self.shape[1] if self._divided else 1
         return (self.scalars[step].astype(np.float64) / divisor).astype(np.float32)
+
+    def _check_loss(self, loss: float, point: Point) -> None:
+        if not math.isfinite(loss):
+            where = f"direction {point.direction} ({point.sign:+d}mu)" if point.sign else "w itself"
+            raise NonFiniteLoss(
+                f"the loss is {loss} for client {self.client} in round {self.round}, local step "
+                f"{point.step}, at {where}: lower lr or mu, raise the method's floor, or use a "
+                "wider dtype.",
+                round=self.round,
+                client=self.client,
+            )
 
     def _finish(self, k: int) -> None:
         at, mu = self._losses, self.mu

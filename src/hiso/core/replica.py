@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 from weakref import ReferenceType, ref
 
 import numpy as np
@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hiso.core.adopt import find_trainable, mark, unmark
+from hiso.core.backward import check_backward, take_gradients
 from hiso.core.derived import remember_all
 from hiso.core.identity import Identity
-from hiso.core.kernels import Backend, Spot, Steps, load_kernels, pack
+from hiso.core.kernels import Backend, Spot, Steps, load_kernels, pack, sum_parts
 from hiso.core.layout import Entry, Layout, runs
 from hiso.core.lean import attach
 from hiso.core.noise import TILE
@@ -199,6 +200,43 @@ class Replica:
         else:
             self._perturb(self._compute, range(self.layout.tiles))
 
+    def project(
+        self, loss: Callable[[], Any], *, stream: int, directions: int
+    ) -> tuple[float, NDArray[np.float64]]:
+        """The loss where the model was last written, and its derivatives along z_p = u_p/denom.
+
+        g_p = ⟨∇loss, z_p⟩ for the P directions of that point's round and local step, by one
+        backward pass. Products and sums are float64; the gradient has the compute dtype. Beside
+        activations this takes memory for the gradient of one parameter.
+
+        Args:
+            loss: Called with gradients on; gives what `mean_loss` takes.
+            stream: Stream of the directions.
+            directions: P.
+
+        Returns:
+            The loss, and g float64 [P].
+
+        Raises:
+            SettingsError: The replica has lean memory, or no gradient flows through the loss.
+            RuntimeError: The model was last written without a point, or with a perturbation.
+        """
+        check_backward(self.method, "lean" if self._lean else "full")
+        point, _ = self._now_written()
+        if point is None or point.sign or self._written is None:
+            raise RuntimeError("a gradient is taken at w of a local step: write Point(step) first")
+        at, hyper = self._written.round, self._written.hyper
+        spots = [Spot(at, point.step, stream, p) for p in range(directions)]
+        parts = [np.zeros(directions)]
+
+        def take(parameter: nn.Parameter, gradient: Tensor) -> None:
+            v, tiles = gradient.float().reshape(-1), self._entries[id(parameter)].tiles
+            parts.append(self._kernels.project(v, self.state, hyper, spots, tiles))
+
+        own = [p for p in self.module.parameters() if id(p) in self._entries]
+        value = take_gradients(loss, own, take)
+        return value, sum_parts(np.stack(parts))
+
     @contextmanager
     def lend(self) -> Generator[None]:
         """Lets the caller train the module's parameters, which start at w; w itself stays.
@@ -217,7 +255,7 @@ class Replica:
         """Rows `index` of a parameter as last written, but in float32 from the master weights.
 
         With a half-precision compute dtype this keeps the rows of the output head that matter
-        in float32. A frozen parameter's rows are simply cast.
+        in float32. A frozen parameter's rows are simply cast. Gradients flow to the parameter.
 
         Raises:
             ValueError: The tensor is no parameter of the module, or has no such row.
@@ -239,7 +277,11 @@ class Replica:
             self._part(entry.offset + run.start * width, len(run) * width, torch.float32)
             for run in runs(wanted)
         ]
-        return torch.cat(parts).view(len(wanted), *entry.shape[1:])
+        rows = torch.cat(parts).view(len(wanted), *entry.shape[1:])
+        if self._lean or not torch.is_grad_enabled():
+            return rows
+        through = parameter[index].float()
+        return rows + (through - through.detach())
 
     def _parameter(self, entry: Entry) -> Tensor:
         """A whole parameter as last written, in the compute dtype."""

@@ -11,6 +11,7 @@ from pydantic import ValidationError as Invalid
 from torch import nn
 
 from hiso.core.adopt import find_trainable
+from hiso.core.backward import Probing, check_backward
 from hiso.core.identity import Dtype, Identity
 from hiso.core.kernels import Backend
 from hiso.core.method import Method
@@ -92,6 +93,7 @@ class Arguments(BaseModel):
     memory: Memory
     backend: Backend
     collate: Callable[[list[Any]], Any]
+    probe: Probing | list[Probing] | tuple[Probing, ...]
     loss_name: str | None
     loss_version: int | str
 
@@ -104,6 +106,11 @@ class Arguments(BaseModel):
     def identity(self) -> Identity:
         """What makes the run this run; to be completed by the model."""
         return _identity(dict(self))
+
+    @property
+    def backward_clients(self) -> list[int]:
+        """The clients that answer by backward passes."""
+        return _backward_clients(dict(self))
 
     @property
     def stored(self) -> dict[str, Any]:
@@ -138,6 +145,8 @@ _HARMLESS: dict[str, Any] = {
     "divergence_factor": None,
     "noise": "binomial",
     "dtype": "float32",
+    "memory": "full",
+    "probe": "forward",
     "loss_name": None,
     "loss_version": 1,
 }
@@ -161,7 +170,7 @@ def check_arguments(values: Mapping[str, Any]) -> Arguments:
         given = values["shards"]
         count = len(given) if isinstance(given, list | tuple) else 0
         rest["shards"] = [[0]] * (count or rest["sample"])
-    for make in (_rounds, _identity):
+    for make in (_rounds, _identity, _backward_clients):
         try:
             make(rest)
         except SettingsError as error:
@@ -201,6 +210,22 @@ def _identity(values: Mapping[str, Any]) -> Identity:
         loss={"name": name, "version": values["loss_version"]},
         **{name: values[name] for name in _FOR_IDENTITY},
     )
+
+
+def _backward_clients(values: Mapping[str, Any]) -> list[int]:
+    """The clients that answer by backward passes.
+
+    Raises:
+        SettingsError: They cannot, or `probe` does not say of each client what it does.
+    """
+    probe, count = values["probe"], len(values["shards"])
+    each = [probe] * count if isinstance(probe, str) else list(probe)
+    if len(each) != count:
+        raise SettingsError(f"probe has {len(each)} words: give one, or one for each shard")
+    found = [client for client, word in enumerate(each) if word == "backward"]
+    if found:
+        check_backward(values["method"], values["memory"])
+    return found
 
 
 def _text(problem: Any) -> str:

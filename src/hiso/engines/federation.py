@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
@@ -14,6 +15,7 @@ import torch
 from torch import nn
 from torch.utils.data import default_collate
 
+from hiso.core.backward import Probing, mean_loss
 from hiso.core.identity import Dtype, Identity
 from hiso.core.kernels import Backend
 from hiso.core.method import Method
@@ -83,6 +85,7 @@ class Federation:
         memory: Memory = "full",
         backend: Backend = "auto",
         collate: Collate = default_collate,
+        probe: Probing | Sequence[Probing] = "forward",
         loss_name: str | None = None,
         loss_version: int | str = 1,
     ) -> None:
@@ -91,9 +94,10 @@ class Federation:
         Args:
             model: The base model: a module in which something has `requires_grad`.
             method: The method, one of your own too.
-            loss: Called with the module and a batch, without gradients. Returns a mean loss,
-                losses [B], or a pair of scores [B, C] and labels [B], whose cross-entropy is then
-                the loss. It must give the same for the same weights and batch.
+            loss: Called with the module and a batch; without gradients, but for a backward pass.
+                Returns a mean loss, losses [B], or a pair of scores [B, C] and labels [B], whose
+                cross-entropy is then the loss. It must give the same for the same weights and
+                batch.
             shards: Each client's data, by its index: a list of examples, a map-style torch
                 `Dataset`, or a Hugging Face data set.
             batch_size: Examples per client and local step, B; a smaller shard is one batch.
@@ -115,6 +119,9 @@ class Federation:
             memory: "full", or "lean" for no copy of the weights; see `Replica`.
             backend: Kernels; see `Replica`.
             collate: Makes a batch of a list of items; torch's by default.
+            probe: How clients find their scalars, one word for all or one for each: "forward", or
+                "backward" for exact derivatives by one backward pass a local step. It is their own
+                choice, no part of the run, and may differ the next time.
             loss_name: The loss's name in the identity; by default its qualified name.
             loss_version: Its version. Give another one when you change what the loss computes:
                 a ledger that was begun with the old one is then refused.
@@ -142,12 +149,15 @@ class Federation:
                 _check_same(self.ledger, identity, given)
             self.replica = Replica(model, identity, memory=memory, backend=backend)
             undo.callback(self.replica.release)
-            self._try(shard[0], method)
+            self._try(shard[0], method, backward=bool(given.backward_clients))
             if not begun:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 self.ledger = files.enter_context(Ledger.create(path, identity, given.stored))
             self.server = Server(self.ledger, given.rounds)
-            self._simulation = Simulation(self.server, self.replica, shard, self._losses)
+            by_backward = dict.fromkeys(given.backward_clients, partial(loss, model))
+            self._simulation = Simulation(
+                self.server, self.replica, shard, self._losses, backward=by_backward
+            )
             self._files = files.pop_all()
             undo.pop_all()
         self._digest = self.replica.digest()
@@ -228,9 +238,13 @@ class Federation:
     def _losses(self, batches: Sequence[Any]) -> list[Any]:
         return [self._loss(self.model, batch) for batch in batches]
 
-    def _try(self, shard: DataShard, method: Method) -> None:
+    def _try(self, shard: DataShard, method: Method, *, backward: bool) -> None:
         """Makes sure, before anything is written, that the loss returns what it should."""
-        outcome = Outcome.of(self._losses([shard.batch(0, 0)])[0])
+        batch = shard.batch(0, 0)
+        outcome = Outcome.of(self._losses([batch])[0])
+        if backward:
+            with torch.inference_mode(False), torch.enable_grad():
+                mean_loss(self._loss(self.model, batch))
         if method.needs == "scores":
             outcome.labelled()
 

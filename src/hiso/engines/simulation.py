@@ -17,7 +17,7 @@ from hiso.core.probe import Point, Probe
 from hiso.core.replica import Replica
 from hiso.errors import NonFiniteLoss, ProtocolError
 from hiso.federation.client import Client, Shard
-from hiso.federation.measure import Losses
+from hiso.federation.measure import Backward, Losses
 from hiso.federation.server import Aborted, Closed, Server
 
 
@@ -39,7 +39,13 @@ class Simulation:
     """
 
     def __init__(
-        self, server: Server, replica: Replica, shards: Sequence[Shard], losses: Losses
+        self,
+        server: Server,
+        replica: Replica,
+        shards: Sequence[Shard],
+        losses: Losses,
+        *,
+        backward: Mapping[int, Backward] | None = None,
     ) -> None:
         """A federation where the server's log ends.
 
@@ -48,12 +54,15 @@ class Simulation:
             replica: A replica of its run, anywhere on its log; it is brought to the end.
             shards: Each client's data, by its index.
             losses: What the replica's model makes of batches.
+            backward: By its index, the loss of each client that answers by backward passes.
         """
         server.ledger.check_replica(replica.identity, replica.position, replica.chain)
         self.server, self.replica, self._losses = server, replica, losses
         self._forward = 0.0
+        by_backward = {i: self._timed(loss) for i, loss in (backward or {}).items()}
         self._clients = [
-            Client(i, shard, replica, self._timed_losses) for i, shard in enumerate(shards)
+            Client(i, shard, replica, self._timed_losses, backward=by_backward.get(i))
+            for i, shard in enumerate(shards)
         ]
         self._catch_up()
 
@@ -81,7 +90,7 @@ class Simulation:
                 (self._clients[plan.client], self._clients[plan.client].begin(plan), plan.changes)
                 for plan in self.server.ask()
             ]
-            self._first_step(jobs)
+            self._first_step([job for job in jobs if job[0].forward])
             for client, probe, changes in jobs:
                 client.measure(probe, changes)
             for client, _, _ in jobs:  # only now: an odd loss leaves no client half answered
@@ -102,6 +111,17 @@ class Simulation:
         outcomes = [Outcome.of(value) for value in self._losses(batches)]
         self._forward += time.perf_counter() - began
         return outcomes
+
+    def _timed(self, loss: Backward) -> Backward:
+        """The same loss; its forward pass is timed, the backward pass comes later."""
+
+        def timed(batch: Any) -> Any:
+            began = time.perf_counter()
+            value = loss(batch)
+            self._forward += time.perf_counter() - began
+            return value
+
+        return timed
 
     def _first_step(self, jobs: Sequence[tuple[Client, Probe, Mapping[str, float]]]) -> None:
         """Measures at the shared weights, each point once for all clients that ask for it.

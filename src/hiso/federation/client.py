@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
+from hiso.core.backward import check_backward
 from hiso.core.identity import Identity
 from hiso.core.probe import Probe
 from hiso.core.record import Record, check_sequence
 from hiso.errors import ProtocolError, SettingsError
-from hiso.federation.measure import Losses, Writable, measure
+from hiso.federation.measure import Backward, Losses, Writable, measure
 from hiso.federation.protocol import Plan, Reply
 from hiso.federation.wire import hash_question
 
@@ -92,6 +93,7 @@ class Client:
         losses: Losses,
         *,
         keep: Callable[[Sequence[Record], int], None] | None = None,
+        backward: Backward | None = None,
     ) -> None:
         """A client that stands where its replica does.
 
@@ -102,16 +104,20 @@ class Client:
             losses: What the replica's model makes of batches.
             keep: Called with new records before they are folded, and with the replica's digest
                 before them: the client's own copy of the log.
+            backward: Answer by backward passes through this loss; by default by forward passes
+                alone. It is the client's own choice: plan, reply and record are the same.
 
         Raises:
-            SettingsError: The client has no examples.
+            SettingsError: The client has no examples, or `check_backward` refuses the method.
         """
         if shard.examples < 1:
             raise SettingsError(
                 f"client {index} has {shard.examples} examples: give it at least one"
             )
+        if backward is not None:
+            check_backward(replica.identity.method)
         self.index, self.shard, self.replica = index, shard, replica
-        self._losses, self._keep = losses, keep
+        self._losses, self._keep, self._backward = losses, keep, backward
         self._asked = b""
         self._probe: Probe | None = None
         self._digest = 0
@@ -134,7 +140,13 @@ class Client:
         Raises:
             NonFiniteLoss: A loss is NaN or infinite.
         """
-        measure(self.replica, probe, self.batches(probe.round), self._losses, changes)
+        batches = self.batches(probe.round)
+        measure(self.replica, probe, batches, self._losses, changes, self._backward)
+
+    @property
+    def forward(self) -> bool:
+        """Whether it answers by forward passes alone."""
+        return self._backward is None
 
     def batches(self, round: int) -> Callable[[int], Any]:
         """The batch of each local step of a round."""

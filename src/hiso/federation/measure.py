@@ -1,8 +1,9 @@
-"""One client's forward passes: the walk through the points that a probe asks for."""
+"""One client's passes: the walk through the points that a probe asks for."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,6 +15,10 @@ from hiso.core.probe import Point, Probe
 Losses = Callable[[Sequence[Any]], Sequence[Any]]
 """What the model, as it is written now, makes of several batches: for each of them an `Outcome`, or
 what `Outcome.of` takes in its place."""
+
+Backward = Callable[[Any], Any]
+"""The mean loss of a batch where the model is written now, as a tensor through which gradients
+flow, or what `mean_loss` takes in its place."""
 
 
 class Walk(Protocol):
@@ -41,6 +46,12 @@ class Writable(Protocol):
         """Fills the model's parameters with the weights at a point."""
         ...
 
+    def project(
+        self, loss: Callable[[], Any], *, stream: int, directions: int
+    ) -> tuple[float, NDArray[np.float64]]:
+        """A loss where the model is written, and its derivatives along directions [P]."""
+        ...
+
     def walk(self, changes: Mapping[str, float] | None = None) -> Walk:
         """Starts local steps from here."""
         ...
@@ -52,6 +63,7 @@ def measure(
     batch: Callable[[int], Any],
     losses: Losses,
     changes: Mapping[str, float] | None = None,
+    backward: Backward | None = None,
 ) -> None:
     """Answers all that `probe` still asks for.
 
@@ -64,6 +76,9 @@ def measure(
         batch: The client's batch of each local step.
         losses: Called with one batch at a time.
         changes: Hyper-parameters that take a new value with this round.
+        backward: Called with the batch of each local step, in place of `losses`: the scalars are
+            exact derivatives then, by one backward pass, where the differences would have been
+            taken.
 
     Raises:
         NonFiniteLoss: A loss is NaN or infinite.
@@ -75,6 +90,12 @@ def measure(
             take_step(walk, probe, walked)
             walked, current = walked + 1, None
         current = batch(point.step) if current is None else current
+        if backward is not None:
+            replica.write(Point(point.step), round=probe.round, walk=walk, changes=changes)
+            loss = partial(backward, current)
+            found = replica.project(loss, stream=probe.stream, directions=probe.shape[1])
+            probe.tell_step(*found)
+            continue
         replica.write(point, round=probe.round, mu=probe.mu, walk=walk, changes=changes)
         probe.tell(Outcome.of(losses([current])[0]))
 

@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from hiso.core.backward import Probing
 from hiso.errors import ProtocolError
 from hiso.flower.dial import SOCKET, socket_path
 from hiso.flower.envelope import BUSY, Envelope, receive, send
@@ -56,12 +57,13 @@ class Resident:
         self._stopping = threading.Event()
         self._answered, self._error = 0, ""
 
-    def run(self, settings: Settings, *, share: bool) -> None:
+    def run(self, settings: Settings, *, share: bool, probe: Probing = "forward") -> None:
         """Loads, then answers until SIGTERM, SIGINT or a request to stop.
 
         Args:
             settings: The settings.
             share: Take the client's share of data that all have, in place of all of it.
+            probe: How the client finds its scalars.
 
         Raises:
             RunConflict: Another worker runs in the folder.
@@ -79,7 +81,7 @@ class Resident:
                 signal.signal(number, lambda *_: self._stop())
             self._trace = trace
             own = None if share else self._client
-            self._worker = Worker(settings, self.folder, own=own, alive=self._alive)
+            self._worker = Worker(settings, self.folder, own=own, alive=self._alive, probe=probe)
             self._alive()
             faulthandler.cancel_dump_traceback_later()
             door.listen()

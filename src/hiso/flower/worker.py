@@ -15,6 +15,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
+from hiso.core.backward import Probing, check_backward
 from hiso.core.identity import Identity
 from hiso.core.outcome import Outcome
 from hiso.core.replica import Replica
@@ -47,7 +50,13 @@ class Worker:
     """
 
     def __init__(
-        self, settings: Settings, folder: Path, *, own: int | None, alive: Callable[[], None]
+        self,
+        settings: Settings,
+        folder: Path,
+        *,
+        own: int | None,
+        alive: Callable[[], None],
+        probe: Probing = "forward",
     ) -> None:
         """Loads model and data, and goes on with the run that it worked on last.
 
@@ -56,15 +65,18 @@ class Worker:
             folder: Where it keeps its copies of logs.
             own: The client whose data these are; None to hold every client's share of them.
             alive: Called whenever work has advanced.
+            probe: How the scalars are found; backward also for `backward_clients` of the settings.
 
         Raises:
             LoadError: Model or data cannot be loaded.
-            SettingsError: The data do not suit the settings.
+            SettingsError: The data do not suit the settings, or `check_backward` refuses them.
             RunConflict: The last run was made with another model or other settings.
             ProtocolError: The copy of the log is damaged.
         """
         self._settings, self._folder, self._own, self._alive = settings, folder, own, alive
-        self._method = settings.make_method()
+        self._method, self._probe = settings.make_method(), probe
+        if probe == "backward":
+            check_backward(self._method, settings.memory)
         self.superseded = threading.Event()
         self._ledger: Ledger | None = None
         self._replica: Replica | None = None
@@ -243,8 +255,17 @@ class Worker:
         replay(replica, ledger, end, heartbeat)
         self._replica = replica
         self._objective = self._workload.objective(replica.rows, joint=False)
+        able = self._settings.clients if self._probe == "backward" else 0
+        able = max(able, self._settings.backward_clients)
         self._clients = {
-            index: Client(index, shard, replica, self._losses, keep=ledger.follow)
+            index: Client(
+                index,
+                shard,
+                replica,
+                self._losses,
+                keep=ledger.follow,
+                backward=self._loss if index < able else None,
+            )
             for index, shard in self.shards.items()
         }
         log.info("run %s: position %d, digest %016x", ledger.run[:16], end, replica.digest())
@@ -276,10 +297,17 @@ class Worker:
         return RunFolder(self._log.path.parent).snapshots
 
     def _losses(self, batches: Sequence[Any]) -> list[Outcome]:
+        self._go_on()
+        return self._objective(batches)
+
+    def _loss(self, batch: Any) -> Tensor:
+        self._go_on()
+        return self._objective.loss(batch)
+
+    def _go_on(self) -> None:
         self._alive()
         if self.superseded.is_set():
             raise Superseded("a newer request has come, this measurement is dropped")
-        return self._objective(batches)
 
 
 class _Heartbeat(Silent):

@@ -152,7 +152,8 @@ def _loop(
     """All clients in this process, on one replica."""
     objective = workload.objective(replica.rows, joint=settings.joint)
     server = Server(ledger, settings.make_rounds(method))
-    simulation = Simulation(server, replica, workload.shards, objective)
+    backward = dict.fromkeys(range(settings.backward_clients), objective.loss)
+    simulation = Simulation(server, replica, workload.shards, objective, backward=backward)
 
     def measure(split: str) -> dict[str, float]:
         count = settings.client_examples or None

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from hiso.core.backward import BACKWARD_PASSES
 from hiso.core.methods import METHODS
 from hiso.core.probe import passes
 from hiso.errors import ProtocolError
@@ -29,8 +30,8 @@ class Round:
         clients: Clients whose replies count, ascending.
         bytes_up: Of its scalars or weights, over all clients.
         bytes_down: Likewise.
-        passes: Forward passes of one client's batch, over all clients that count; None in files
-            of before they were counted.
+        passes: Forward passes of one client's batch, over all clients that count, where a
+            backward pass counts as two; None in files of before they were counted.
         seconds: Wall time; None if it was not measured.
         forward_seconds: Of these in forward passes; None if it was not measured.
     """
@@ -172,18 +173,17 @@ def in_order(
 
 def rounds_of(ledger: Ledger, start: int = 0) -> list[Round]:
     """The rounds of a ledger from `start` on."""
-    settled = ledger.settings.get("scheme")
+    scheme_at, backward_at = _setting(ledger, "scheme"), _setting(ledger, "backward_clients")
     made = ledger.facts["method"]
     method = METHODS.get(made["name"])  # None: one of the user's own
     made_of_scores = made.get("auto", False) or made.get("labels", 0) > 0
     scores = made_of_scores or (method is not None and method.needs == "scores")
-    schemes = [change for change in ledger.changes() if change.key == "scheme"]
     rounds: list[Round] = []
     for row, record in zip(ledger.rounds(start), ledger.records(start), strict=True):
-        later = [change.old for change in schemes if change.position > row.round]
-        scheme = (later or [settled])[0] or "forward"
+        scheme, backward = scheme_at(row.round) or "forward", backward_at(row.round) or 0
         directions = int(record.direction.max()) + 1
         a_step = passes(directions, scheme, curvature=record.curvature is not None, scores=scores)
+        by_client = [BACKWARD_PASSES if client < backward else a_step for client in row.clients]
         rounds.append(
             Round(
                 round=row.round,
@@ -191,12 +191,24 @@ def rounds_of(ledger: Ledger, start: int = 0) -> list[Round]:
                 clients=row.clients,
                 bytes_up=row.bytes_up,
                 bytes_down=row.bytes_down,
-                passes=len(row.clients) * record.steps * a_step,
+                passes=record.steps * sum(by_client),
                 seconds=row.seconds.get("round"),
                 forward_seconds=row.seconds.get("forward"),
             )
         )
     return rounds
+
+
+def _setting(ledger: Ledger, key: str) -> Callable[[int], Any]:
+    """The value of a setting by round; None where the run does not know it."""
+    changes = [change for change in ledger.changes() if change.key == key]
+    now = ledger.settings.get(key)
+
+    def value(round: int) -> Any:
+        later = [change.old for change in changes if change.position > round]
+        return later[0] if later else now
+
+    return value
 
 
 def _plain(told: Round | Summary) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from pydantic import (
     model_validator,
 )
 
+from hiso.core.backward import check_backward
 from hiso.core.method import Feed, Method
 from hiso.core.methods import METHODS, auto_lr
 from hiso.errors import SettingsError
@@ -79,6 +80,10 @@ class Values(BaseModel):
     )
     directions: Literal["shared", "per-client"] = Field(
         "shared", description="Whether all clients measure along the same directions."
+    )
+    backward_clients: Annotated[int, Field(ge=0)] = Field(
+        0,
+        description="Clients, from the first on, that answer by a backward pass.",
     )
     weighting: Literal["plain", "examples"] = Field(
         "plain", description="Whether clients count alike or by their examples."
@@ -150,8 +155,14 @@ class Settings(Values):
                 settled.make_rounds(method)
                 if self.normalise and ("h" in method.state or method.needs == "scores"):
                     problems.append(f"normalise: {self.method} has a curvature of its own")
+                if self.backward_clients:
+                    check_backward(method, self.memory)
             except SettingsError as error:
                 problems.append(str(error))
+        if self.backward_clients > self.clients:
+            problems.append(
+                f"backward_clients = {self.backward_clients} of clients = {self.clients}"
+            )
         if (self.partition == "column") != (self.partition_column is not None):
             problems.append("partition = column and partition_column go together")
         if problems:
@@ -226,7 +237,7 @@ CHANGEABLE = frozenset(
         "sample",
     }
     | {"rounds", "weighting", "min_replies", "eval_every", "dev_examples", "divergence_factor"}
-    | {"client_examples"}
+    | {"client_examples", "backward_clients"}
     | {"snapshot_every", "memory", "device", "model", "data"}
 )
 """Settings that may change in a run that exists: model and data may only move."""

@@ -1,12 +1,15 @@
-"""The two passes over memory that everything is made of, and the backends that do them.
+"""The three passes over memory that everything is made of, and the backends that do them.
 
 `perturb` writes w + (mu·u)/denom in one pass; `fold` applies any number of local steps of any
-number of rounds in one pass and fingerprints the result. All backends give the same bits.
+number of rounds in one pass and fingerprints the result. Of these, all backends give the same
+bits. `project` gives ⟨v, u_p/denom⟩ along any number of directions, in one pass over v; its
+results are what one client measures, and are the same on one backend with any number of threads.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +34,9 @@ DIGEST_MULTIPLIER = 0xD6E8FEB86659FD93
 mix(x) = three times `x ^= x >> 32`, with `x *= multiplier` in between. `array` is 0 for w, then
 counts the states; `index` is the position in the flat buffer."""
 DIGEST_ARRAY = 1 << 40
+
+PROJECT_TILES = 32
+"""Tiles that one partial sum of `project` covers."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,6 +119,18 @@ class Spot:
         check_counter(self.round, self.step, self.stream, self.direction)
 
 
+def sum_parts(parts: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Sums of the columns of partial sums [parts, P], each rounded once: float64 [P]."""
+    return np.array([_exact_sum(column) for column in parts.T.tolist()])
+
+
+def _exact_sum(values: list[float]) -> float:
+    try:
+        return math.fsum(values)
+    except (OverflowError, ValueError):  # beyond float64, or infinities of both signs
+        return math.nan
+
+
 class Kernels(Protocol):
     """A backend for one method, noise, seed and layout. Buffers are flat, padded, contiguous."""
 
@@ -133,6 +151,22 @@ class Kernels(Protocol):
 
     def fold(self, w: Tensor, state: Mapping[str, Tensor], steps: Steps) -> int:
         """Applies `steps` to w and state in place; returns the digest of the result."""
+        ...
+
+    def project(
+        self,
+        v: Tensor,
+        state: Mapping[str, Tensor],
+        hyper: Mapping[str, float],
+        spots: Sequence[Spot],
+        tiles: range,
+    ) -> NDArray[np.float64]:
+        """Σ_j v_j · u_pj/denom_j over the weights on `tiles`, for each spot p: float64 [P].
+
+        `v` is float32 and holds the weights of these tiles, one entry of the layout: no padding is
+        needed behind the last. Products and sums are float64, a partial sum for every
+        `PROJECT_TILES` tiles.
+        """
         ...
 
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cache
 
@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hiso.core.kernels import Spot, Steps
+from hiso.core.kernels import PROJECT_TILES, Spot, Steps, sum_parts
 from hiso.core.kernels.numba_source import load
 from hiso.core.layout import Layout
 from hiso.core.method import Method
@@ -33,8 +33,12 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_pool.cache_clear)
 
 
-def _over_tiles(task: Callable[[int, int], int | None], tiles: range) -> int:
+def _over_tiles(
+    task: Callable[[int, int], int | None], tiles: range, serial: int = _SERIAL_TILES
+) -> int:
     """Runs `task` on pieces of `tiles` in threads; sums what it returns, modulo 2^64.
+
+    Up to `serial` of them are not worth the threads.
 
     Threads take the processor's floating-point mode from the one that makes the pool.
 
@@ -48,9 +52,9 @@ def _over_tiles(task: Callable[[int, int], int | None], tiles: range) -> int:
             "with -ffast-math"
         )
     threads = torch.get_num_threads()
-    if threads == 1 or len(tiles) <= _SERIAL_TILES:
+    if threads == 1 or len(tiles) <= serial:
         return int(task(tiles.start, tiles.stop) or 0)
-    size = max(_SERIAL_TILES // 2, -(-len(tiles) // (threads * _CHUNKS_PER_THREAD)))
+    size = max(1, serial // 2, -(-len(tiles) // (threads * _CHUNKS_PER_THREAD)))
     starts = range(tiles.start, tiles.stop, size)
     jobs = [_pool(threads).submit(task, at, min(at + size, tiles.stop)) for at in starts]
     try:
@@ -124,3 +128,29 @@ class NumbaKernels:
             lambda start, stop: self._module.fold(start, stop, *arguments),
             range(self.layout.tiles),
         )
+
+    def project(
+        self,
+        v: Tensor,
+        state: Mapping[str, Tensor],
+        hyper: Mapping[str, float],
+        spots: Sequence[Spot],
+        tiles: range,
+    ) -> NDArray[np.float64]:
+        """See `Kernels.project`."""
+        parts = range(-(-len(tiles) // PROJECT_TILES))
+        sums = np.zeros((len(parts), len(spots)))
+        arguments = (
+            tiles.start,
+            tiles.stop,
+            sums,
+            *self._buffers(v, state),
+            np.array([hyper[name] for name in self.method.hyper], np.float32),
+            self.layout.valid,
+            np.array([pack_step(spot.step, spot.direction) for spot in spots], np.uint64),
+            np.array([spot.stream for spot in spots], np.uint64),
+            np.array([spot.round for spot in spots], np.uint64),
+            *self._key,
+        )
+        _over_tiles(lambda p0, p1: self._module.project(p0, p1, *arguments), parts, serial=1)
+        return sum_parts(sums)

@@ -1,4 +1,4 @@
-"""Prints the numba module of one method: its two kernels, with its pieces inlined."""
+"""Prints the numba module of one method: its three kernels, with its pieces inlined."""
 
 from __future__ import annotations
 
@@ -9,12 +9,20 @@ from types import ModuleType
 import numba
 
 from hiso.core import noise as noise_format
-from hiso.core.kernels import DIGEST_ARRAY, DIGEST_MULTIPLIER, DIGEST_STRIDE, numba_noise
+from hiso.core.kernels import (
+    DIGEST_ARRAY,
+    DIGEST_MULTIPLIER,
+    DIGEST_STRIDE,
+    PROJECT_TILES,
+    numba_noise,
+)
 from hiso.core.kernels.emit import NUMBA, Pieces, Printer, trace
 from hiso.core.kernels.generated import fill, import_source
 from hiso.core.method import Method
 from hiso.core.noise import TILE, Noise
 
+_LANES = 256
+"""Sums that `project` keeps side by side within a tile."""
 STORES = {"float32": "{}", "bfloat16": "bfloat_bits({})", "float16": "half_bits({})"}
 
 _MODULE = """\
@@ -27,7 +35,7 @@ from hiso.core.kernels.numba_noise import (
     {noise}, bfloat_bits, float_bits, half_bits, wide_vectors
 )
 
-f32, u64 = np.float32, np.uint64
+f32, f64, u64 = np.float32, np.float64, np.uint64
 TILE = {tile}
 compiled = njit(nogil=True, cache=True, error_model="numpy", fastmath=False)
 
@@ -57,6 +65,42 @@ def perturb_{dtype}(
         for j in range(m):
             {denominator}
             o[j] = {moved}
+"""
+
+_PROJECT = """
+
+@compiled
+def project(
+    p0, p1, first, last, sums, {buffers}, hyper, valid, counter, streams, rounds, low, high
+):
+    wide_vectors()
+    u = np.empty(TILE, np.float32)
+    q = np.empty(TILE, np.float64)
+    lane = np.empty({lanes}, np.float64)
+    {hypers}
+    for part in range(p0, p1):
+        for t in range(first + part * {tiles}, min(first + (part + 1) * {tiles}, last)):
+            m, lo = valid[t], t * TILE
+            {views}
+            here = a_v[lo - first * TILE : lo - first * TILE + m]
+            q[m:] = f64(0)
+            for j in range(m):
+                {denominator}
+                q[j] = {shaped}
+            for p in range(counter.size):
+                u[:] = f32(0)
+                {noise}(u, f32(1), u64(t), counter[p], streams[p], rounds[p], low, high)
+                for j in range({lanes}):
+                    lane[j] = q[j] * f64(u[j])
+                for start in range({lanes}, TILE, {lanes}):
+                    for j in range({lanes}):
+                        lane[j] += q[start + j] * f64(u[start + j])
+                width = {lanes} // 2
+                while width > 0:
+                    for j in range(width):
+                        lane[j] += lane[width + j]
+                    width //= 2
+                sums[part, p] += lane[0]
 """
 
 _FOLD = """
@@ -137,13 +181,13 @@ def source(method: Method, noise: Noise) -> str:
     text = fill(
         _MODULE, name=method.name, tile=str(TILE), multiplier=hex(DIGEST_MULTIPLIER), **common
     )
-    denominator, divided = list[str](), "s1[j]"
+    denominator, divided, shaped = list[str](), "s1[j]", "f64(here[j])"
     denominators = list[str]()
     if pieces.denom is not None:
         printer = Printer(NUMBA)
         result = printer.name(pieces.denom)
         denominator = [*_loads(method.round_state), *printer.lines]
-        divided = f"s1[j] / {result}"
+        divided, shaped = f"s1[j] / {result}", f"f64(here[j]) / f64({result})"
         denominators = fill(_DENOMINATORS, lines=[*denominator, f"d[j] = {result}"]).splitlines()
     for dtype, store in STORES.items():
         text += fill(
@@ -155,6 +199,17 @@ def source(method: Method, noise: Noise) -> str:
             moved=store.format(f"b_w[j] + {divided}"),
             **common,
         )
+    text += fill(
+        _PROJECT,
+        lanes=str(_LANES),
+        tiles=str(PROJECT_TILES),
+        hypers=[f"h_{name} = hyper[{i}]" for i, name in enumerate(method.hyper)],
+        views=[views[name] for name in method.round_state],
+        denominator=denominator,
+        shaped=shaped,
+        noise=noise,
+        buffers=", ".join(f"a_{name}" for name in ["v", *method.state]),
+    )
     return text + fill(
         _FOLD,
         hypers=[f"h_{name} = hyper[s, {i}]" for i, name in enumerate(method.hyper)],

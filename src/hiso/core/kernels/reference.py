@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -15,8 +15,10 @@ from hiso.core.kernels import (
     DIGEST_ARRAY,
     DIGEST_MULTIPLIER,
     DIGEST_STRIDE,
+    PROJECT_TILES,
     Spot,
     Steps,
+    sum_parts,
 )
 from hiso.core.layout import Layout
 from hiso.core.method import Method
@@ -108,6 +110,30 @@ class ReferenceKernels:
                 bits = array[valid].view(np.uint32).astype(np.uint64)
                 digest += int(mix(bits + key).sum(dtype=np.uint64))
         return digest % 2**64
+
+    def project(
+        self,
+        v: Tensor,
+        state: Mapping[str, Tensor],
+        hyper: Mapping[str, float],
+        spots: Sequence[Spot],
+        tiles: range,
+    ) -> NDArray[np.float64]:
+        """See `Kernels.project`."""
+        hypers = {name: np.float32(value) for name, value in hyper.items()}
+        views = _views(state)
+        parts = [np.zeros(len(spots))]
+        for start in range(tiles.start, tiles.stop, PROJECT_TILES):
+            chunk = range(start, min(start + PROJECT_TILES, tiles.stop))
+            ahead = (chunk.start - tiles.start) * TILE
+            part = v.numpy()[ahead : ahead + len(chunk) * TILE].astype(np.float64)
+            here = slice(chunk.start * TILE, chunk.start * TILE + len(part))
+            denom = self.method.denom({k: views[k][here] for k in self.method.round_state}, hypers)
+            with np.errstate(all="ignore"):
+                shaped = part if denom is None else part / denom
+                u = [self._direction(spot, chunk)[: len(part)] for spot in spots]
+                parts.append(np.array([(shaped * each).sum() for each in u]))
+        return sum_parts(np.stack(parts))
 
     def _walk(
         self, w: Floats, state: dict[str, Floats], steps: Steps, tiles: range

@@ -7,12 +7,14 @@ hold them against the reference.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from hiso.core.kernels import Spot, Steps
+from hiso.core.kernels import PROJECT_TILES, Spot, Steps, sum_parts
 from hiso.core.kernels.triton_source import load
 from hiso.core.layout import Layout
 from hiso.core.method import Method
@@ -47,19 +49,16 @@ class TritonKernels:
         tiles: range,
     ) -> None:
         """See `Kernels.perturb`."""
-
-        def numbers(values: Sequence[float], dtype: torch.dtype) -> Tensor:
-            return torch.tensor(values, dtype=dtype, device=w.device)
-
+        numbers = partial(torch.tensor, device=w.device)
         place = [pack_step(spot.step, spot.direction), spot.stream, spot.round]
         self._module.perturb[(len(tiles),)](
             *self._pointers(w, state),
-            numbers([hyper[name] for name in self.method.hyper], torch.float32),
+            numbers([hyper[name] for name in self.method.hyper], dtype=torch.float32),
             self._valid,
             out,
-            numbers(place, torch.int64),
-            numbers([mu], torch.float32),
-            numbers([self._seed], torch.int64),
+            numbers(place, dtype=torch.int64),
+            numbers([mu], dtype=torch.float32),
+            numbers([self._seed], dtype=torch.int64),
             tiles.start,
             **_LAUNCH,
         )
@@ -88,3 +87,29 @@ class TritonKernels:
             **_LAUNCH,
         )
         return int(digest.item()) % 2**64
+
+    def project(
+        self,
+        v: Tensor,
+        state: Mapping[str, Tensor],
+        hyper: Mapping[str, float],
+        spots: Sequence[Spot],
+        tiles: range,
+    ) -> NDArray[np.float64]:
+        """See `Kernels.project`. Waits for the device."""
+        numbers = partial(torch.tensor, device=v.device)
+        parts = -(-len(tiles) // PROJECT_TILES)
+        sums = torch.empty(parts, len(spots), dtype=torch.float64, device=v.device)
+        places = [(pack_step(s.step, s.direction), s.stream, s.round) for s in spots]
+        self._module.project[(len(spots), parts)](
+            *self._pointers(v, state),
+            numbers([hyper[name] for name in self.method.hyper], dtype=torch.float32),
+            self._valid,
+            *(numbers(column, dtype=torch.int64) for column in zip(*places, strict=True)),
+            sums,
+            numbers([self._seed], dtype=torch.int64),
+            tiles.start,
+            tiles.stop,
+            **_LAUNCH,
+        )
+        return sum_parts(sums.cpu().numpy())

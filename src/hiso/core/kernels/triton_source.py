@@ -1,4 +1,4 @@
-"""Prints the Triton module of one method: its two kernels, with its pieces as functions.
+"""Prints the Triton module of one method: its three kernels, with its pieces as functions.
 
 A program owns one tile, as `rows` vectors of `lanes` elements: a row is what one word (or half a
 word) of each Philox block becomes, so its loads and stores are contiguous. The digest's terms are
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from types import ModuleType
 
-from hiso.core.kernels import DIGEST_ARRAY, DIGEST_MULTIPLIER, DIGEST_STRIDE
+from hiso.core.kernels import DIGEST_ARRAY, DIGEST_MULTIPLIER, DIGEST_STRIDE, PROJECT_TILES
 from hiso.core.kernels.emit import TRITON, Printer, trace
 from hiso.core.kernels.generated import fill, import_source
 from hiso.core.method import Method
@@ -134,6 +134,31 @@ def perturb({pointers}, hyper, valid, out, spot, mu, key, tile0):
     {rows}
 """
 
+_PROJECT = """
+
+@triton.jit
+def project({pointers}, hyper, valid, counter, streams, rounds, sums, key, tile0, stop):
+    p = tl.program_id(0)
+    part = tl.program_id(1)
+    lane = tl.arange(0, {lanes})
+    {hypers}
+    total = tl.zeros([{lanes}], tl.float64)
+    for i in range(tl.minimum({tiles}, stop - tile0 - part * {tiles})):
+        t = (part * {tiles} + i).to(tl.int64) + tile0
+        m = tl.load(valid + t)
+        here = t * {tile} + lane
+        there = here - tile0 * {tile}
+        {units} = {noise}(
+            (t * {lanes} + lane).to(tl.uint32),
+            tl.load(counter + p).to(tl.uint32),
+            tl.load(streams + p).to(tl.uint32),
+            tl.load(rounds + p).to(tl.uint32),
+            tl.load(key),
+        )
+        {rows}
+    tl.store(sums + part * tl.num_programs(0) + p, tl.sum(total))
+"""
+
 _FOLD = """
 
 @triton.jit
@@ -221,6 +246,18 @@ class _Rows:
             lines.append(f"tl.store(out + there + {offset}, {value}, mask=lane + {offset} < m)")
         return lines
 
+    def project(self, divided: bool) -> list[str]:
+        lines: list[str] = []
+        for row, offset in zip(self.rows, self.offsets, strict=True):
+            lines += self.load(self.frozen, row)
+            inside = f"mask=lane + {offset} < m, other=0.0"
+            lines.append(f"q_{row} = tl.load(p_v + there + {offset}, {inside}).to(tl.float64)")
+            if divided:
+                divisor = f"denominator({self.call(self.frozen, row)})"
+                lines.append(f"q_{row} = q_{row} / {divisor}.to(tl.float64)")
+            lines.append(f"total += q_{row} * u_{row}.to(tl.float64)")
+        return lines
+
     def moves(self, divided: bool) -> list[str]:
         lines: list[str] = []
         for row in self.rows:
@@ -292,6 +329,13 @@ def source(method: Method, noise: Noise) -> str:
         rows=r.perturb(divided),
         **common,
     )
+    project = fill(
+        _PROJECT,
+        tiles=str(PROJECT_TILES),
+        hypers=[f"{name} = tl.load(hyper + {i})" for i, name in enumerate(r.hypers)],
+        rows=r.project(divided),
+        **{**common, "pointers": ", ".join(f"p_{name}" for name in ["v", *method.state])},
+    )
     loads = [line for row in r.rows for line in r.load(["w", *r.states], row)]
     sums = [f"s1_{row} = s1_{row} + c * u_{row}" for row in r.rows]
     if method.curvature:
@@ -312,7 +356,7 @@ def source(method: Method, noise: Noise) -> str:
         stores=r.stores(),
         **common,
     )
-    return module + perturb + fold
+    return module + perturb + project + fold
 
 
 def load(method: Method, noise: Noise) -> ModuleType:
