@@ -85,6 +85,7 @@ def told(method, classes: int, steps: int = 1) -> Probe:
         divided=method.divided,
         solve=lambda local, facts: method.solve(local, facts, method.hyper, derived),
         biases=lambda facts: method.biases(derived, facts),
+        tuned=method.labels > 0,
     )
     seen = outcomes(classes)
     while (point := probe.ask()) is not None:

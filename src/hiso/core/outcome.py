@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -134,6 +135,17 @@ class Outcome:
         columns = [_split(column, ends, len(sizes)) for column in by_example]
         columns.append(_split(self.tokens, np.cumsum(counts)[:-1], len(sizes)))
         return [Outcome(*parts) for parts in zip(*columns, strict=True)]  # pyright: ignore[reportArgumentType]
+
+
+def log_shares(labels: Sequence[int], count: int) -> NDArray[np.float64]:
+    """log of (n_c + 1) / (n + C) for each of C labels, n_c of n examples having label c.
+
+    Args:
+        labels: Numbers of the examples' labels.
+        count: C.
+    """
+    found = np.bincount(np.asarray(labels, np.int64), minlength=count)
+    return np.log((found + 1) / (len(labels) + count))
 
 
 def _split(column: NDArray[Any] | None, ends: NDArray[np.int64], count: int) -> list[Any]:

@@ -57,7 +57,9 @@ class Probe:
     central:  g = [f(x + μz; ξ) − f(x − μz; ξ)] / (2μ)         2P passes a step
     κ     =  [f(x + μz; ξ) + f(x − μz; ξ) − 2f(x; ξ)] / μ²     2P + 1 passes a step, central g
 
-    With `solve`, the scalars are what it makes of the outcomes at the same points, x included.
+    With `solve`, the scalars are what it makes of the outcomes at the same points, x included. With
+    `biases`, what they give is added to the labels' scores of every outcome; `tuned` says that the
+    method tunes them, so that `Local` has columns for them.
 
     The differences are taken in float64 from the mean losses of what is told, and each result is
     rounded to float32 once. The batch ξ is one and the same for all points of a step.
@@ -95,6 +97,7 @@ class Probe:
         divided: bool = True,
         solve: Solve | None = None,
         biases: Biases | None = None,
+        tuned: bool = False,
     ) -> None:
         self.client, self.round, self.stream = client, round, stream
         self.mu = float(np.float32(mu))
@@ -106,7 +109,7 @@ class Probe:
         self.curvature = np.zeros((steps, directions), np.float32) if curvature else None
         self.facts: dict[str, float] = {}
         self.loss = math.nan
-        self._divided, self._solve, self._biases = divided, solve, biases
+        self._divided, self._solve, self._biases, self._tuned = divided, solve, biases, tuned
         self._base = scheme == "forward" or curvature or solve is not None
         self._signs = (1, -1) if scheme == "central" or curvature else (1,)
         self._points = self._order()
@@ -223,7 +226,7 @@ class Probe:
         at, every = self._outcomes, range(self.shape[1])
         behind = [at[p, -1] for p in every] if -1 in self._signs else []
         ahead = [at[p, 1] for p in every]
-        local = Local.of(at[0, 0], ahead, behind, self.mu, self._biases is not None)
+        local = Local.of(at[0, 0], ahead, behind, self.mu, self._tuned)
         scalars, facts = solve(local, self.facts)
         self.facts = {
             name: float(np.float32(self._finite(value, k, 0))) for name, value in facts.items()

@@ -12,6 +12,9 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from hiso.core.outcome import Outcome
 from hiso.core.probe import Point, Probe
 from hiso.core.replica import Replica
@@ -46,6 +49,7 @@ class Simulation:
         losses: Losses,
         *,
         backward: Mapping[int, Backward] | None = None,
+        adjust: Mapping[int, NDArray[np.float64]] | None = None,
     ) -> None:
         """A federation where the server's log ends.
 
@@ -55,13 +59,21 @@ class Simulation:
             shards: Each client's data, by its index.
             losses: What the replica's model makes of batches.
             backward: By its index, the loss of each client that answers by backward passes.
+            adjust: By its index, what each client adds to the scores of labels; see `Client`.
         """
         server.ledger.check_replica(replica.identity, replica.position, replica.chain)
         self.server, self.replica, self._losses = server, replica, losses
         self._forward = 0.0
         by_backward = {i: self._timed(loss) for i, loss in (backward or {}).items()}
         self._clients = [
-            Client(i, shard, replica, self._timed_losses, backward=by_backward.get(i))
+            Client(
+                i,
+                shard,
+                replica,
+                self._timed_losses,
+                backward=by_backward.get(i),
+                adjust=(adjust or {}).get(i),
+            )
             for i, shard in enumerate(shards)
         ]
         self._catch_up()

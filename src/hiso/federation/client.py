@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from hiso.core.backward import check_backward
 from hiso.core.identity import Identity
 from hiso.core.probe import Probe
@@ -94,6 +97,7 @@ class Client:
         *,
         keep: Callable[[Sequence[Record], int], None] | None = None,
         backward: Backward | None = None,
+        adjust: NDArray[np.float64] | None = None,
     ) -> None:
         """A client that stands where its replica does.
 
@@ -106,9 +110,12 @@ class Client:
                 before them: the client's own copy of the log.
             backward: Answer by backward passes through this loss; by default by forward passes
                 alone. It is the client's own choice: plan, reply and record are the same.
+            adjust: Added to the scores of labels wherever it measures, float64 [C]: for logit
+                adjustment the `log_shares` of its own labels. None for nothing.
 
         Raises:
-            SettingsError: The client has no examples, or `check_backward` refuses the method.
+            SettingsError: The client has no examples, `check_backward` refuses the method, or a
+                backward pass is to have adjusted scores, which it has not.
         """
         if shard.examples < 1:
             raise SettingsError(
@@ -116,6 +123,9 @@ class Client:
             )
         if backward is not None:
             check_backward(replica.identity.method)
+            if adjust is not None:
+                raise SettingsError(f"client {index}: a backward pass takes scores as they are")
+        self._adjust = adjust
         self.index, self.shard, self.replica = index, shard, replica
         self._losses, self._keep, self._backward = losses, keep, backward
         self._asked = b""
@@ -167,7 +177,8 @@ class Client:
         self._digest = int(self.replica.digest())
         self._asked, self._reply = asked, None
         replica = self.replica
-        self._probe = plan.probe(replica.identity.method, replica.hyper, replica.derived)
+        method = replica.identity.method
+        self._probe = plan.probe(method, replica.hyper, replica.derived, self._adjust)
         return self._probe
 
     def finish(self) -> Reply:

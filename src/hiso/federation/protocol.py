@@ -107,7 +107,11 @@ class Plan:
         return sum(record.scalars for record in self.records) + len(self.changes)
 
     def probe(
-        self, method: Method, hyper: Mapping[str, float], derived: Mapping[str, float]
+        self,
+        method: Method,
+        hyper: Mapping[str, float],
+        derived: Mapping[str, float],
+        adjust: NDArray[np.float64] | None = None,
     ) -> Probe:
         """The probe that the plan asks for.
 
@@ -115,9 +119,14 @@ class Plan:
             method: The run's method.
             hyper: Its hyper-parameters in force before the round; the plan's changes override them.
             derived: What it remembers of the log before the round.
+            adjust: What the client adds to the scores of labels, float64 [C]; None for nothing.
         """
+
+        def biases(facts: Mapping[str, float]) -> NDArray[np.float64] | None:
+            tuned = method.biases(derived, facts)
+            return adjust if tuned is None else tuned if adjust is None else tuned + adjust
+
         solve = partial(method.solve, hyper={**hyper, **self.changes}, derived=derived)
-        biases = partial(method.biases, derived)
         return Probe(
             client=self.client,
             round=self.round,
@@ -129,7 +138,8 @@ class Plan:
             curvature=method.curvature,
             divided=method.divided,
             solve=solve if method.needs == "scores" else None,
-            biases=biases if method.labels else None,
+            biases=biases if method.labels or adjust is not None else None,
+            tuned=method.labels > 0,
         )
 
 

@@ -32,7 +32,7 @@ from hiso.run.identity import check_identity, deployed
 from hiso.run.observer import Advance, Silent
 from hiso.run.settings import Settings
 from hiso.run.snapshots import replay, restore_snapshot, save_snapshot
-from hiso.run.workload import load_workload, make_replica
+from hiso.run.workload import adjustments, load_workload, make_replica
 
 log = logging.getLogger(__name__)
 
@@ -255,6 +255,7 @@ class Worker:
         replay(replica, ledger, end, heartbeat)
         self._replica = replica
         self._objective = self._workload.objective(replica.rows, joint=False)
+        adjust = adjustments(self._settings, self._workload)
         able = self._settings.clients if self._probe == "backward" else 0
         able = max(able, self._settings.backward_clients)
         self._clients = {
@@ -265,6 +266,7 @@ class Worker:
                 self._losses,
                 keep=ledger.follow,
                 backward=self._loss if index < able else None,
+                adjust=adjust.get(index),
             )
             for index, shard in self.shards.items()
         }

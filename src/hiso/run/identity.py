@@ -22,9 +22,10 @@ def settings_identity(settings: Settings, method: Method, labels: int) -> Identi
     Raises:
         SettingsError: There are no labels that could have biases.
     """
+    asked = [name for name in ("label_bias", "logit_adjustment") if getattr(settings, name)]
+    if asked and not labels:
+        raise SettingsError(f"{', '.join(asked)}: task = {settings.task} has no labels")
     wanted = settings.label_bias and not method.labels
-    if wanted and not labels:
-        raise SettingsError(f"label_bias: task = {settings.task} has no labels")
     return Identity(
         method=label_bias(method, labels) if wanted else method,
         seed=settings.seed,
@@ -33,6 +34,7 @@ def settings_identity(settings: Settings, method: Method, labels: int) -> Identi
         clients=settings.clients,
         batch_size=settings.batch_size,
         directions=settings.directions,
+        facts={"logit_adjustment": True} if settings.logit_adjustment else {},
     )
 
 

@@ -27,6 +27,7 @@ class Images:
     """A `Workload`: its network, and what every workload has."""
 
     module: nn.Module
+    labels: int
     shards: list[Shard[Image]]
     dev: Sequence[Image]
     test: Sequence[Image]
@@ -66,7 +67,7 @@ def load_images(settings: Settings, method: Method, observer: Observer, own: int
     )
     dev = some(splits.dev, settings.dev_examples)
     test = some(splits.test, settings.test_examples)
-    return Images(module, shards, dev, test, splits.source, identity)
+    return Images(module, splits.classes, shards, dev, test, splits.source, identity)
 
 
 def load_network(settings: Settings) -> nn.Module:

@@ -30,7 +30,7 @@ from hiso.run.resume import check_method
 from hiso.run.settings import Settings, parse_settings
 from hiso.run.snapshots import save_snapshot, stand
 from hiso.run.summary import summarise
-from hiso.run.workload import Workload, load_workload, make_replica, measure_split
+from hiso.run.workload import Workload, adjustments, load_workload, make_replica, measure_split
 
 
 def launch(
@@ -153,7 +153,10 @@ def _loop(
     objective = workload.objective(replica.rows, joint=settings.joint)
     server = Server(ledger, settings.make_rounds(method))
     backward = dict.fromkeys(range(settings.backward_clients), objective.loss)
-    simulation = Simulation(server, replica, workload.shards, objective, backward=backward)
+    adjust = adjustments(settings, workload)
+    simulation = Simulation(
+        server, replica, workload.shards, objective, backward=backward, adjust=adjust
+    )
 
     def measure(split: str) -> dict[str, float]:
         count = settings.client_examples or None

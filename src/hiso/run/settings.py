@@ -66,6 +66,10 @@ class Values(BaseModel):
     label_bias: bool = Field(
         False, description="Tune a bias of each label of the task too, beside the weights."
     )
+    logit_adjustment: bool = Field(
+        False,
+        description="Let clients add the logs of their labels' shares to the scores they measure.",
+    )
     clients: Positive = Field(6, description="Number of clients M.")
     sample: Positive = Field(2, description="Clients asked in each round, m.")
     rounds: Positive = Field(100, description="Rounds in all.")
@@ -157,6 +161,10 @@ class Settings(Values):
                     problems.append(f"normalise: {self.method} has a curvature of its own")
                 if self.backward_clients:
                     check_backward(method, self.memory)
+                    if self.label_bias or self.logit_adjustment:
+                        problems.append(
+                            "backward_clients: a backward pass takes scores as they are"
+                        )
             except SettingsError as error:
                 problems.append(str(error))
         if self.backward_clients > self.clients:

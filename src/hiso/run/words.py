@@ -43,6 +43,11 @@ class Words:
         """The language model."""
         return self.lm.model
 
+    @property
+    def labels(self) -> int:
+        """See `Workload.labels`."""
+        return len(self.task.labels)
+
     def objective(self, rows: Rows, *, joint: bool) -> Objective:
         """See `Workload.objective`."""
         return Objective(self.lm, self.task, joint=joint, rows=rows)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from hiso.core.identity import Identity
 from hiso.core.keys import choose
 from hiso.core.method import Method
-from hiso.core.outcome import Outcome
+from hiso.core.outcome import Outcome, log_shares
 from hiso.core.replica import Memory, Replica
 from hiso.errors import Diverged, SettingsError
 from hiso.language.shards import Shard
@@ -45,6 +45,11 @@ class Workload(Protocol):
     @property
     def module(self) -> nn.Module:
         """The model, in eval mode."""
+        ...
+
+    @property
+    def labels(self) -> int:
+        """How many labels the task has; 0 for none."""
         ...
 
     @property
@@ -139,6 +144,16 @@ def load_workload(
     from hiso.run.words import load_words
 
     return load_words(settings, method, observer, own, objects)
+
+
+def adjustments(settings: Settings, workload: Workload) -> dict[int, NDArray[np.float64]]:
+    """What each client adds to the scores of labels, where the settings ask for it."""
+    if not settings.logit_adjustment:
+        return {}
+    return {
+        shard.client: log_shares([e.label for e in shard.encoded], workload.labels)
+        for shard in workload.shards
+    }
 
 
 def make_replica(
