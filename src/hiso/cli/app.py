@@ -121,7 +121,8 @@ def run(
 def evaluate(
     folder: Folder,
     position: Annotated[
-        int | None, typer.Option(min=0, help="Position of the log; by default its end.")
+        int | None,
+        typer.Option(min=0, help="Position of the log; by default where its model is kept."),
     ] = None,
     split: Annotated[str, typer.Option(help="test, dev (for tuning), or 'client N'.")] = "test",
     as_json: Json = False,

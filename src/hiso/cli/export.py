@@ -41,7 +41,8 @@ def export(
         typer.Option(help="Write the log of scalars here, as an adapter.", show_default=False),
     ] = None,
     position: Annotated[
-        int | None, typer.Option(min=0, help="Position of the log; by default its end.")
+        int | None,
+        typer.Option(min=0, help="Position of the log; by default where its model is kept."),
     ] = None,
     as_json: Json = False,
 ) -> None:

@@ -21,6 +21,7 @@ from hiso.export.columns import Arrays, pack_records, unpack_records
 from hiso.federation.ledger import Ledger
 from hiso.language.gguf import PACKAGED
 from hiso.run.folder import RunFolder
+from hiso.run.results import kept_position
 
 FORMAT = 1
 FILE = "hiso_adapter.safetensors"
@@ -88,7 +89,7 @@ def read_log(place: str | Path, *, method: type[Method] | None = None) -> Adapte
 def read_run(
     run: Path, position: int | None = None, *, method: type[Method] | None = None
 ) -> Adapter:
-    """The log in a run's folder up to a position, by default all of it.
+    """The log in a run's folder up to a position, by default up to the model it comes to (`keep`).
 
     Raises:
         ProtocolError: There is no run or no such position, or the log is damaged.
@@ -96,7 +97,7 @@ def read_run(
     folder = RunFolder(run)
     with Ledger.read(folder.ledger, method=method) as ledger:
         ledger.verify()
-        at = ledger.position if position is None else position
+        at = kept_position(ledger) if position is None else position
         chain, before, after = ledger.chain_at(at), ledger.digest_at(0), ledger.digest_at(at)
         if after is None:
             after = folder.read_digest(chain)

@@ -36,7 +36,7 @@ def export_model(
     Args:
         run: The run's folder.
         out: The folder to write. It must not exist, or be empty.
-        position: Number of rounds after which; by default all.
+        position: Number of rounds after which; by default where the run's model is kept.
         base: The base model, if the run was made with an object; with its `tokenizer`.
         tokenizer: See `base`.
         method: The class of the run's method, if it is one of your own.
@@ -73,7 +73,7 @@ def export_adapter(
     Args:
         run: The run's folder.
         out: The folder to write. It must not exist, or be empty.
-        position: Number of rounds; by default all.
+        position: Number of rounds; by default up to the model that the run keeps.
         base: See `export_model`.
         tokenizer: See `export_model`.
         method: See `export_model`.

@@ -105,7 +105,7 @@ def evaluate_run(
 
     Args:
         path: The run's folder.
-        position: Number of rounds after which; by default all.
+        position: Number of rounds after which; by default where the run's model is kept.
         split: "test", "dev", or "client 0" and so on for what a client trains on.
         method: The run's method, if it is one of your own.
         model: The objects that the run was made with, if it was; like those that follow.

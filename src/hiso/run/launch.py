@@ -25,7 +25,7 @@ from hiso.run.objects import NOTHING, Objects
 from hiso.run.observer import Observer, Silent
 from hiso.run.opening import look, open_ledger, prepare, resolve_settings
 from hiso.run.precision import settle
-from hiso.run.results import Summary, rounds_of
+from hiso.run.results import Summary, kept_position, rounds_of
 from hiso.run.resume import check_method
 from hiso.run.settings import Settings, parse_settings
 from hiso.run.snapshots import save_snapshot, stand
@@ -96,7 +96,9 @@ def evaluate_run(
     objects: Objects = NOTHING,
     observer: Observer | None = None,
 ) -> dict[str, Any]:
-    """Rebuilds the model of a run by replay, at `position` or the end, and evaluates it.
+    """Rebuilds the model of a run by replay and evaluates it.
+
+    It is the model at `position`, by default the one that the run comes to (`keep`).
 
     A run of a method of your own needs that `method` again, and one of objects those `objects`.
 
@@ -113,7 +115,7 @@ def evaluate_run(
     observer = observer or Silent()
     folder = RunFolder(path)
     with Ledger.read(folder.ledger) as ledger:
-        at = ledger.position if position is None else position
+        at = kept_position(ledger) if position is None else position
         ledger.verify()
         ledger.chain_at(at)
         settings = parse_settings({**ledger.settings, "device": "auto"})

@@ -10,7 +10,7 @@ from hiso.federation.runfile import Evaluation
 from hiso.federation.server import Aborted
 from hiso.run.folder import RunFolder
 from hiso.run.observer import Observer
-from hiso.run.results import Round, Summary
+from hiso.run.results import Round, Summary, lowest
 from hiso.run.settings import Values
 
 
@@ -47,6 +47,10 @@ class Loop:
     def run(self) -> Summary:
         """Runs the rounds that are left, with evaluations before, in between and after.
 
+        It ends early where the tuning split has shown no new lowest loss for `patience`
+        evaluations. With `keep` = best, each position that is the best so far is evaluated on the
+        test split at once, so that nobody has to go back to it.
+
         Raises:
             RoundAborted: A round came to nothing too often.
             Diverged: A loss is not finite or has exploded; that round is not among the rounds.
@@ -65,6 +69,12 @@ class Loop:
             self.observer.round(done)
         while position < end:
             self._tune(position)
+            if self._stalled():
+                self.observer.notice(
+                    f"stopped at position {position}: no lower loss on the tuning split for "
+                    f"{self.settings.patience} evaluations"
+                )
+                break
             self._one_round(position)
             position += 1
             self.keep(position)
@@ -90,6 +100,13 @@ class Loop:
         every = self.settings.eval_every
         if every and position % every == 0:
             self._evaluate(position, "dev")
+            if self.settings.keep == "best" and lowest(self.evaluations()) == position:
+                self._evaluate(position, "test")
+
+    def _stalled(self) -> bool:
+        tuned = [e for e in self.evaluations() if e.split == "dev"]
+        best = lowest(tuned) or 0
+        return 0 < self.settings.patience <= sum(e.position > best for e in tuned)
 
     def _evaluate(self, position: int, split: str) -> None:
         """Evaluates, where there is a model, unless that has been done."""

@@ -18,7 +18,7 @@ from hiso.run.folder import RunFolder
 from hiso.run.images import load_network
 from hiso.run.objects import Objects
 from hiso.run.observer import Silent
-from hiso.run.results import encode_line, encode_summary, in_order, rounds_of
+from hiso.run.results import encode_line, encode_summary, in_order, kept_position, rounds_of
 from hiso.run.settings import Settings, parse_settings
 from hiso.run.snapshots import replay, stand
 from hiso.run.words import describe_model
@@ -75,6 +75,7 @@ class Run:
         with self._ledger() as ledger:
             ledger.verify()
             self.run, self.position, self.settings = ledger.run, ledger.position, ledger.settings
+            self._kept = kept_position(ledger)
             lines = in_order(rounds_of(ledger), ledger.evaluations())
         self._lines = [encode_line(line) for line in lines]
         summary = self._files.read_summary()
@@ -98,8 +99,8 @@ class Run:
 
     @cached_property
     def model(self) -> Any:
-        """The model after the last round; see `at`."""
-        return self.at(self.position)
+        """The model that the run comes to, as its setting `keep` says; see `at`."""
+        return self.at(self._kept)
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase | None:

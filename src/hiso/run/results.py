@@ -82,6 +82,8 @@ class Summary:
         data: Where the data came from, in words.
         machine: Facts about where it was computed.
         settings: The settings in force.
+        kept: The position of the model that `metrics_after` is of, where that is not the end's
+            (`keep` = best); digest and chain are those of the end.
         peak_gpu_memory_bytes: Peak of what torch held on a GPU; None where there is no model.
         sent_bytes_up: What a deployment's nodes sent in all, as Flower counts it; None elsewhere.
         sent_bytes_down: Likewise, what they were sent.
@@ -112,6 +114,7 @@ class Summary:
     data: str
     machine: dict[str, Any]
     settings: dict[str, Any]
+    kept: int | None = None
     peak_gpu_memory_bytes: int | None = None
     sent_bytes_up: int | None = None
     sent_bytes_down: int | None = None
@@ -120,7 +123,7 @@ class Summary:
 Told = TypeVar("Told")
 _ROUND, _EVALUATION = TypeAdapter(Round), TypeAdapter(Evaluation)
 _SUMMARY = TypeAdapter(Summary)
-_WHERE_KNOWN = ("peak_gpu_memory_bytes", "sent_bytes_up", "sent_bytes_down")
+_WHERE_KNOWN = ("kept", "peak_gpu_memory_bytes", "sent_bytes_up", "sent_bytes_down")
 
 
 def encode_line(line: Round | Evaluation) -> dict[str, Any]:
@@ -169,6 +172,18 @@ def in_order(
     lines: list[tuple[int, int, Round | Evaluation]] = [(r.round, 1, r) for r in rounds]
     lines += [(e.position, 0, e) for e in evaluations]
     return [line for _, _, line in sorted(lines, key=lambda line: line[:2])]
+
+
+def lowest(evaluations: Iterable[Evaluation]) -> int | None:
+    """The position of the lowest loss on the tuning split, the first of equals; None without."""
+    tuned = [e for e in evaluations if e.split == "dev"]
+    return min(tuned, key=lambda e: (e.metrics["loss"], e.position)).position if tuned else None
+
+
+def kept_position(ledger: Ledger) -> int:
+    """The position of the model that a run comes to: its end, or with `keep` = best the best."""
+    best = lowest(ledger.evaluations()) if ledger.settings.get("keep") == "best" else None
+    return ledger.position if best is None else best
 
 
 def rounds_of(ledger: Ledger, start: int = 0) -> list[Round]:

@@ -130,6 +130,14 @@ class Values(BaseModel):
     client_examples: Annotated[int, Field(ge=0)] = Field(
         0, description="Training examples of each client that the final model is evaluated on."
     )
+    keep: Literal["last", "best"] = Field(
+        "last",
+        description="The model that a run comes to: that of its last round, or the one with the "
+        "lowest loss on the tuning split.",
+    )
+    patience: Annotated[int, Field(ge=0)] = Field(
+        0, description="Stop after so many evaluations without a new lowest loss; 0 for never."
+    )
     divergence_factor: Annotated[Annotated[float, Field(gt=1)] | None, ZeroIsNone] = Field(
         3.0,
         description="Stop when the loss exceeds this many times that of the first rounds; "
@@ -171,6 +179,8 @@ class Settings(Values):
             problems.append(
                 f"backward_clients = {self.backward_clients} of clients = {self.clients}"
             )
+        if (self.keep == "best" or self.patience) and not self.eval_every:
+            problems.append("keep = best and patience need evaluations: set eval_every")
         if (self.partition == "column") != (self.partition_column is not None):
             problems.append("partition = column and partition_column go together")
         if problems:
@@ -245,7 +255,7 @@ CHANGEABLE = frozenset(
         "sample",
     }
     | {"rounds", "weighting", "min_replies", "eval_every", "dev_examples", "divergence_factor"}
-    | {"client_examples", "backward_clients"}
+    | {"client_examples", "backward_clients", "keep", "patience"}
     | {"snapshot_every", "memory", "device", "model", "data"}
 )
 """Settings that may change in a run that exists: model and data may only move."""

@@ -13,7 +13,7 @@ from typing import Any
 from hiso.federation.ledger import Ledger
 from hiso.federation.protocol import SCALAR_BYTES, paper_bytes
 from hiso.federation.runfile import Evaluation
-from hiso.run.results import Round, Summary, rounds_of
+from hiso.run.results import Round, Summary, kept_position, rounds_of
 
 
 def summarise(
@@ -55,6 +55,7 @@ def summarise(
         machine=machine,
         gpu=gpu,
         settings=ledger.settings,
+        kept=kept_position(ledger) if ledger.settings.get("keep") == "best" else None,
     )
 
 
@@ -75,6 +76,7 @@ def compose(
     machine: Mapping[str, Any],
     gpu: int | None,
     settings: Mapping[str, Any],
+    kept: int | None = None,
 ) -> Summary:
     """What came of a run, for whoever has no ledger.
 
@@ -94,8 +96,12 @@ def compose(
         machine: Facts about where it was computed.
         gpu: Peak bytes that torch held on a GPU; None where there is no model.
         settings: The settings in force.
+        kept: The position of the model that the run comes to; None for the end.
     """
-    before, after = _metrics(evaluations, 0), _metrics(evaluations, len(rounds))
+    before, after = (
+        _metrics(evaluations, 0),
+        _metrics(evaluations, len(rounds) if kept is None else kept),
+    )
     fedavg = SCALAR_BYTES * weights * sum(len(done.clients) for done in rounds)
     message_up, message_down = messages
     return Summary(
@@ -130,6 +136,7 @@ def compose(
         data=source,
         machine={**machine, "hiso": version("hiso"), "python": platform.python_version()},
         settings=dict(settings),
+        kept=kept,
         peak_gpu_memory_bytes=gpu,
     )
 
