@@ -7,6 +7,7 @@ import os
 import shlex
 import sys
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -79,6 +80,12 @@ def run(
             show_default=False,
         ),
     ] = None,
+    estimate: Annotated[
+        bool,
+        typer.Option(
+            "--estimate", help="Say what the run will take, by a timed pass; run and write nothing."
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Fine-tune across clients; go on where the folder's run stands.
@@ -101,11 +108,20 @@ def run(
         raise typer.BadParameter(f"{folder} holds no run", param_hint="--resume")
     changes = dict(parse_change(text) for text in change or [])
     trackers = [Tracker(name, folder) for name in dict.fromkeys(track or [])]
-    from hiso.run.launch import launch  # loads torch: not before what may be wrong is checked
+    from hiso.run.launch import (
+        estimate_run,
+        launch,
+    )  # loads torch: not before what may be wrong is checked
 
     try:
         with ExitStack() as stack:
             watcher = stack.enter_context(display.Watcher(Console(stderr=True), quiet=as_json))
+            if estimate:
+                found = estimate_run(
+                    given, folder, changes=changes, rollback=rollback, observer=watcher
+                )
+                print(json.dumps(asdict(found)) if as_json else display.estimate_line(found))
+                return
             observer = Several(watcher, *map(stack.enter_context, trackers))
             summary = launch(given, folder, changes=changes, rollback=rollback, observer=observer)
     except KeyboardInterrupt:

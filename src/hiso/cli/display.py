@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console
 from rich.markup import escape
@@ -30,6 +30,9 @@ from hiso.run.readable import figure as _figure
 from hiso.run.readable import size
 from hiso.run.results import Round, Summary, decode_line
 
+if TYPE_CHECKING:
+    from hiso.run.estimate import Estimate
+
 Render = Callable[[Console, dict[str, Any]], None]
 
 _FACTS_WIDTH = 73
@@ -47,6 +50,7 @@ __all__ = [
     "benchmark",
     "diagnosis",
     "escape",
+    "estimate_line",
     "experiment_tables",
     "inspection",
     "plain_table",
@@ -94,6 +98,10 @@ class Watcher:
         finally:
             self._progress.remove_task(task)
 
+    def estimated(self, estimate: Estimate) -> None:
+        """See `Observer.estimated`."""
+        self._print(estimate_line(estimate), "dim")
+
     def started(self, position: int, rounds: int) -> None:
         """See `Observer.started`."""
         self._first = position
@@ -133,6 +141,15 @@ class Watcher:
             self._progress.console.print(
                 text, style=style, highlight=False, markup=False, soft_wrap=True
             )
+
+
+def estimate_line(e: Estimate) -> str:
+    """What the rounds that are left will take, in one line."""
+    minutes = f"{e.seconds / 60:.0f} min" if e.seconds >= 120 else f"{e.seconds:.0f} s"
+    return (
+        f"{e.rounds} rounds: about {minutes}, {size(e.bytes_up)} up, {size(e.bytes_down)} down, "
+        f"{size(e.memory_bytes)} of memory, {size(e.disk_bytes)} on disk"
+    )
 
 
 def _table(title: str, rows: list[tuple[str, ...]], header: tuple[str, ...] = ("", "")) -> Table:

@@ -18,12 +18,13 @@ from hiso.engines.simulation import Simulation
 from hiso.errors import Diverged, SettingsError
 from hiso.federation.ledger import Ledger
 from hiso.federation.server import Server
+from hiso.run.estimate import Estimate, estimate
 from hiso.run.folder import RunFolder
 from hiso.run.identity import check_identity
 from hiso.run.loop import Loop
 from hiso.run.objects import NOTHING, Objects
 from hiso.run.observer import Observer, Silent
-from hiso.run.opening import look, open_ledger, prepare, resolve_settings
+from hiso.run.opening import Seen, look, open_ledger, prepare, resolve_settings
 from hiso.run.precision import settle
 from hiso.run.results import Summary, kept_position, rounds_of
 from hiso.run.resume import check_method
@@ -62,14 +63,60 @@ def launch(
         Diverged: The loss is not finite or has exploded; the ledger keeps the last good round.
     """
     observer = observer or Silent()
-    folder, changes = RunFolder(out), changes or {}
+    folder = RunFolder(out)
+    ready = _prepared(given, folder, changes or {}, rollback, method, objects, observer)
+    seen, settings, chosen, workload, replica = ready
+    own = settings.with_hyper(chosen)
+    with open_ledger(folder, replica.identity, own, seen=seen) as ledger:
+        prepare(ledger, own, rollback, observer)
+        stand(folder.snapshots, replica, ledger, ledger.position, observer)
+        if ledger.position < settings.rounds:
+            observer.estimated(estimate(settings, chosen, workload, replica, ledger.position))
+        return _loop(folder, ledger, settings, chosen, workload, replica, observer).run()
+
+
+def estimate_run(
+    given: Mapping[str, Any],
+    out: Path,
+    *,
+    changes: Mapping[str, Any] | None = None,
+    rollback: int | None = None,
+    observer: Observer | None = None,
+) -> Estimate:
+    """What the rounds that `launch` would run will take; nothing is written.
+
+    Args and errors are those of `launch`.
+    """
+    observer = observer or Silent()
+    folder = RunFolder(out)
+    ready = _prepared(given, folder, changes or {}, rollback, None, NOTHING, observer)
+    seen, settings, chosen, workload, replica = ready
+    position = 0
+    if seen is not None:
+        with Ledger.read(folder.ledger) as ledger:
+            position = ledger.position if rollback is None else rollback
+    return estimate(settings, chosen, workload, replica, position)
+
+
+_Prepared = tuple[Seen | None, Settings, Method, Workload, Replica]
+
+
+def _prepared(
+    given: Mapping[str, Any],
+    folder: RunFolder,
+    changes: Mapping[str, Any],
+    rollback: int | None,
+    method: Method | None,
+    objects: Objects,
+    observer: Observer,
+) -> _Prepared:
+    """All that may fail before the first write to the folder: what it holds, what was loaded."""
     chosen = None if method is None else _changed(method, changes)
     seen = look(folder)
     settings = resolve_settings(folder, given, changes, rollback, method)
     chosen = chosen or settings.make_method()
     workload = load_workload(settings, chosen, observer, objects=objects)
     chosen = workload.identity.method  # with label biases, where the settings ask for them
-    # All that may fail comes before the first write to the folder.
     if seen is None or {"mu", "scheme"} & changes.keys():
         settings = settle(settings, chosen, workload, observer)
     if seen is not None:
@@ -80,11 +127,7 @@ def launch(
     else:
         identity = workload.identity
     replica = make_replica(identity, workload, settings.memory, observer)
-    own = settings.with_hyper(chosen)
-    with open_ledger(folder, identity, own, seen=seen) as ledger:
-        prepare(ledger, own, rollback, observer)
-        stand(folder.snapshots, replica, ledger, ledger.position, observer)
-        return _loop(folder, ledger, settings, chosen, workload, replica, observer).run()
+    return seen, settings, chosen, workload, replica
 
 
 def evaluate_run(

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from hiso.federation.runfile import Evaluation
 from hiso.run.results import Round
+
+if TYPE_CHECKING:
+    from hiso.run.estimate import Estimate
 
 Advance = Callable[[int], None]
 
@@ -17,6 +20,10 @@ class Observer(Protocol):
 
     def phase(self, text: str, total: int | None = None) -> AbstractContextManager[Advance]:
         """A context manager around work of `total` units; gives a function to report progress."""
+        ...
+
+    def estimated(self, estimate: Estimate) -> None:
+        """What the rounds that are left will take."""
         ...
 
     def started(self, position: int, rounds: int) -> None:
@@ -43,6 +50,9 @@ class Silent:
     def phase(self, text: str, total: int | None = None) -> Iterator[Advance]:  # noqa: ARG002
         """See `Observer.phase`."""
         yield lambda _: None
+
+    def estimated(self, estimate: Estimate) -> None:
+        """See `Observer.estimated`."""
 
     def started(self, position: int, rounds: int) -> None:
         """See `Observer.started`."""
@@ -74,6 +84,11 @@ class Several:
                     one(units)
 
             yield advance
+
+    def estimated(self, estimate: Estimate) -> None:
+        """See `Observer.estimated`."""
+        for observer in self._observers:
+            observer.estimated(estimate)
 
     def started(self, position: int, rounds: int) -> None:
         """See `Observer.started`."""

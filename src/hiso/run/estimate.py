@@ -1,0 +1,84 @@
+"""What a run will take, from one timed forward pass, before anything is written."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from hiso.core.backward import BACKWARD_PASSES
+from hiso.core.method import Method
+from hiso.core.probe import passes
+from hiso.core.replica import Replica
+from hiso.federation.protocol import SCALAR_BYTES
+from hiso.run.settings import Settings
+from hiso.run.summary import peak_memory
+from hiso.run.workload import Workload
+
+_LEDGER_BYTES, _ROUND_BYTES = 80_000, 900
+"""About what a run's files take at the start, and a round of them beside its scalars."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What the rounds that are left will take, about.
+
+    Attributes:
+        rounds: How many are left.
+        seconds: In forward passes, evaluations among them; the rest of a round is a few percent.
+        bytes_up: Scalars of all clients.
+        bytes_down: Scalars to all clients, each of whom needs every round's.
+        memory_bytes: Peak of resident memory so far, with model, state and one pass.
+        disk_bytes: Growth of the run's folder, snapshots among it.
+    """
+
+    rounds: int
+    seconds: float
+    bytes_up: int
+    bytes_down: int
+    memory_bytes: int
+    disk_bytes: int
+
+
+def estimate(
+    settings: Settings, method: Method, workload: Workload, replica: Replica, position: int
+) -> Estimate:
+    """Times forward passes of the first batches, at the replica's weights, and reckons.
+
+    Nothing is changed. Clients that share a pass cost one; a round of many is as long as theirs.
+    """
+    objective = workload.objective(replica.rows, joint=settings.joint)
+    batches = [shard.batch(position, 0) for shard in workload.shards[: settings.sample]]
+    replica.write()
+    a_pass = _seconds(lambda: objective(batches))
+    left = max(0, settings.rounds - position)
+    forward = passes(
+        settings.perturbations,
+        settings.scheme or "forward",
+        curvature=method.curvature,
+        scores=method.needs == "scores",
+    )
+    backward = settings.backward_clients >= settings.clients
+    a_round = settings.local_steps * (BACKWARD_PASSES if backward else forward)
+    an_example = a_pass / sum(len(batch.examples) for batch in batches)
+    tunings = left // settings.eval_every + 1 if settings.eval_every else 0
+    examples = tunings * len(workload.dev) + 2 * len(workload.test)
+    kinds = 2 if method.curvature else 1
+    scalars = settings.local_steps * settings.perturbations * kinds + len(method.facts)
+    streams = settings.sample if settings.directions == "per-client" else 1
+    up = left * settings.sample * scalars * SCALAR_BYTES
+    down = left * settings.clients * streams * scalars * SCALAR_BYTES
+    states = 1 + len(method.state)
+    kept = min(2, left // settings.snapshot_every) if settings.snapshot_every else 0
+    snapshots = kept * replica.weights.numel() * SCALAR_BYTES * states
+    disk = (0 if position else _LEDGER_BYTES) + left * _ROUND_BYTES + 2 * up + snapshots
+    seconds = left * a_round * a_pass + examples * an_example
+    return Estimate(left, seconds, up, down, peak_memory(), disk)
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    """Seconds of a call whose result is ready when it ends; one before it warms up."""
+    work()
+    begun = time.perf_counter()
+    work()
+    return time.perf_counter() - begun
