@@ -100,7 +100,8 @@ class Watcher:
 
     def estimated(self, estimate: Estimate) -> None:
         """See `Observer.estimated`."""
-        self._print(estimate_line(estimate), "dim")
+        if self._console.is_terminal:
+            self._print(estimate_line(estimate), "dim")
 
     def started(self, position: int, rounds: int) -> None:
         """See `Observer.started`."""
@@ -148,7 +149,7 @@ def estimate_line(e: Estimate) -> str:
     minutes = f"{e.seconds / 60:.0f} min" if e.seconds >= 120 else f"{e.seconds:.0f} s"
     return (
         f"{e.rounds} rounds: about {minutes}, {size(e.bytes_up)} up, {size(e.bytes_down)} down, "
-        f"{size(e.memory_bytes)} of memory, {size(e.disk_bytes)} on disk"
+        f"{size(e.memory_bytes)} memory, {size(e.disk_bytes)} disk"
     )
 
 
