@@ -18,10 +18,13 @@ from hiso.cli.compare import compare
 from hiso.cli.options import (
     Changes,
     Json,
+    LabelColumn,
     Rollback,
     SettingsFile,
+    TextColumn,
     merge_file,
     parse_change,
+    with_columns,
     with_settings,
 )
 from hiso.cli.report import report
@@ -60,6 +63,8 @@ def run(
     out: Annotated[
         Path | None, typer.Option(help="The run's folder; by default runs/MODEL-TASK-METHOD-SEED.")
     ] = None,
+    text_column: TextColumn = None,
+    label_column: LabelColumn = None,
     change: Changes = None,
     rollback: Rollback = None,
     resume: Annotated[
@@ -86,6 +91,7 @@ def run(
     from hiso.run.track import Tracker
 
     given, named = merge_file(file, settings)
+    given = with_columns(given, text_column, label_column)
     folder = out or named
     if folder is None:
         s = parse_settings(given)

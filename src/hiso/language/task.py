@@ -113,6 +113,11 @@ class Task:
         return not self.labels and not self.answers
 
     @property
+    def has_numbers(self) -> bool:
+        """Whether a data set's own name of a label is a whole number."""
+        return any(name.strip().isdecimal() for name in self.classes)
+
+    @property
     def cue(self) -> str:
         """What the template ends with, behind its last column."""
         return self.template.rpartition("}")[2]
@@ -154,11 +159,13 @@ class Task:
 
         Accepted are the number itself (also as text), the data set's own name of the label, and
         the label word, whatever their case; where the label words are Yes and No, also the
-        truth values of JSON.
+        truth values of JSON. Where the data set's own names are numbers, as 1 to 5, a number is
+        such a name and nothing else.
         """
         text = str(value).strip().casefold()
         words = [word.strip().casefold() for word in self.labels]
-        for names in (map(str, range(len(words))), (c.casefold() for c in self.classes), words):
+        numbers = () if self.has_numbers else map(str, range(len(words)))
+        for names in (numbers, (c.strip().casefold() for c in self.classes), words):
             for number, name in enumerate(names):
                 if text == name:
                     return number

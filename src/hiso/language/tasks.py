@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Mapping
 
 from hiso.errors import LoadError
+from hiso.language.scores import SCORES
 from hiso.language.task import Row, Source, Task
 
 _GLUE = "nyu-mll/glue"
@@ -161,5 +162,5 @@ def get_task(name: str) -> Task:
 
 def headline(metrics: Mapping[str, float]) -> str | None:
     """The one of `metrics` to show: the accuracy, or else what its task names first."""
-    names = ["accuracy", *(task.metrics[0] for task in _ALL)]
+    names = ["accuracy", *(task.metrics[0] for task in _ALL), *SCORES]
     return next((name for name in names if name in metrics), None)

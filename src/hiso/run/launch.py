@@ -24,6 +24,7 @@ from hiso.run.loop import Loop
 from hiso.run.objects import NOTHING, Objects
 from hiso.run.observer import Observer, Silent
 from hiso.run.opening import look, open_ledger, prepare, resolve_settings
+from hiso.run.own_task import complete
 from hiso.run.precision import settle
 from hiso.run.results import Summary, rounds_of
 from hiso.run.resume import check_method
@@ -67,6 +68,7 @@ def launch(
     seen = look(folder)
     settings = resolve_settings(folder, given, changes, rollback, method)
     chosen = chosen or settings.make_method()
+    settings = complete(settings, objects, observer)
     workload = load_workload(settings, chosen, observer, objects=objects)
     # All that may fail comes before the first write to the folder.
     if seen is None or {"mu", "scheme"} & changes.keys():

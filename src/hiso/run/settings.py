@@ -21,6 +21,8 @@ from hiso.core.method import Feed, Method
 from hiso.core.methods import METHODS, auto_lr
 from hiso.errors import SettingsError
 from hiso.federation.settings import RoundSettings
+from hiso.language.tasks import TASKS
+from hiso.run.definition import OWN, Definition
 
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=1, le=2**16)]
@@ -40,6 +42,9 @@ class Values(BaseModel):
     task: str = Field("rotten_tomatoes", description="What to learn: a task's name.")
     data: str | None = Field(
         None, description="File, folder or Hugging Face id of other data than the task's own."
+    )
+    task_definition: Definition | None = Field(
+        None, description="Table: columns, prompt and label words of a task of your own."
     )
     max_length: Annotated[int, Field(ge=2)] = Field(
         64, description="Tokens kept of an example; its end survives."
@@ -127,6 +132,13 @@ class Values(BaseModel):
         0, description="Rounds between snapshots of the replica; 0 for none (replay suffices)."
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _name(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("task_definition") and "task" not in values:
+            return {**values, "task": OWN}
+        return values
+
 
 class Settings(Values):
     """The settings of a run. Unknown keys are refused; omitted ones take the defaults here.
@@ -151,6 +163,11 @@ class Settings(Values):
                 problems.append(str(error))
         if (self.partition == "column") != (self.partition_column is not None):
             problems.append("partition = column and partition_column go together")
+        if self.task_definition is not None and (self.task in TASKS or ":" in self.task):
+            problems.append(
+                f"task = {self.task!r} and task_definition exclude each other: leave one away, or "
+                "give the task that you define a name of its own"
+            )
         if problems:
             raise ValueError("\n".join(problems))
         return self
@@ -273,8 +290,11 @@ def _problems(kind: type[Values], values: Mapping[str, Any], error: ValidationEr
     for problem in error.errors():
         key = ".".join(map(str, problem["loc"][:1]))
         bad.add(key)
+        known = kind.model_fields
+        if key == "task_definition" and (inner := problem["loc"][1:]):
+            key, known = ".".join(map(str, (key, *inner))), Definition.model_fields
         if problem["type"] == "extra_forbidden":
-            lines.append(f"{key}: unknown key" + near(key, kind.model_fields))
+            lines.append(f"{key}: unknown key" + near(key.rpartition(".")[2], known))
         elif problem["type"] == "value_error":
             lines += problem["msg"].removeprefix("Value error, ").splitlines()
         else:
