@@ -96,7 +96,8 @@ def run(
     if folder is None:
         s = parse_settings(given)
         model = Path(s.model).name.removesuffix(".gguf")
-        folder = Path("runs") / f"{model}-{s.task}-{s.method}-{s.seed}"
+        task = s.task.rpartition(":")[2]
+        folder = Path("runs") / f"{model}-{task}-{s.make_method().name}-{s.seed}"
     if resume and not RunFolder(folder).has_run():
         raise typer.BadParameter(f"{folder} holds no run", param_hint="--resume")
     changes = dict(parse_change(text) for text in change or [])

@@ -28,7 +28,7 @@ from hiso.run.own_task import complete
 from hiso.run.precision import settle
 from hiso.run.results import Summary, rounds_of
 from hiso.run.resume import check_method
-from hiso.run.settings import Settings, parse_settings
+from hiso.run.settings import Settings, own_method, parse_settings
 from hiso.run.snapshots import save_snapshot, stand
 from hiso.run.summary import summarise
 from hiso.run.workload import Workload, load_workload, make_replica, measure_split
@@ -66,8 +66,9 @@ def launch(
     folder, changes = RunFolder(out), changes or {}
     chosen = None if method is None else _changed(method, changes)
     seen = look(folder)
-    settings = resolve_settings(folder, given, changes, rollback, method)
-    chosen = chosen or settings.make_method()
+    known = method or (None if seen is None else own_method(seen[1]))
+    settings = resolve_settings(folder, given, changes, rollback, known)
+    chosen = chosen or _changed(settings.make_method(), _beside(changes))
     settings = complete(settings, objects, observer)
     workload = load_workload(settings, chosen, observer, objects=objects)
     # All that may fail comes before the first write to the folder.
@@ -132,6 +133,11 @@ def evaluate_run(
             raise server.diverged(error) from error
         digest = f"{replica.digest():016x}"
         return {"run": ledger.run, "position": at, "split": split, "digest": digest, **metrics}
+
+
+def _beside(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The changes that are no settings: of hyper-parameters that only the user's method has."""
+    return {key: value for key, value in changes.items() if key not in Settings.model_fields}
 
 
 def _changed(method: Method, changes: Mapping[str, Any]) -> Method:

@@ -7,6 +7,7 @@ key that earlier versions did not write has the default of its field; any other 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
@@ -174,8 +175,7 @@ def rounds_of(ledger: Ledger, start: int = 0) -> list[Round]:
     """The rounds of a ledger from `start` on."""
     settled = ledger.settings.get("scheme")
     made = ledger.facts["method"]
-    method = METHODS.get(made["name"])  # None: one of the user's own
-    scores = made.get("auto", False) or (method is not None and method.needs == "scores")
+    scores = made.get("auto", False) or _needs_scores(ledger, made["name"])
     schemes = [change for change in ledger.changes() if change.key == "scheme"]
     rounds: list[Round] = []
     for row, record in zip(ledger.rounds(start), ledger.records(start), strict=True):
@@ -196,6 +196,15 @@ def rounds_of(ledger: Ledger, start: int = 0) -> list[Round]:
             )
         )
     return rounds
+
+
+def _needs_scores(ledger: Ledger, method: str) -> bool:
+    """Whether a method measures label scores; no, if it is the user's own and not to be had."""
+    if method in METHODS:
+        return METHODS[method].needs == "scores"
+    with suppress(ProtocolError):
+        return ledger.identity.method.needs == "scores"
+    return False
 
 
 def _plain(told: Round | Summary) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import tomllib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -17,9 +18,10 @@ from pydantic import (
     model_validator,
 )
 
+from hiso.core.importing import import_method, is_path
 from hiso.core.method import Feed, Method
 from hiso.core.methods import METHODS, auto_lr
-from hiso.errors import SettingsError
+from hiso.errors import LoadError, SettingsError
 from hiso.federation.settings import RoundSettings
 from hiso.language.tasks import TASKS
 from hiso.run.definition import OWN, Definition
@@ -39,7 +41,10 @@ class Values(BaseModel):
         "smollm2",
         description="Packaged name, Hugging Face id, folder, or .gguf file; for images cnn or mlp.",
     )
-    task: str = Field("rotten_tomatoes", description="What to learn: a task's name.")
+    task: str = Field(
+        "rotten_tomatoes",
+        description="What to learn: a task's name; or package.module:name of your own.",
+    )
     data: str | None = Field(
         None, description="File, folder or Hugging Face id of other data than the task's own."
     )
@@ -49,7 +54,9 @@ class Values(BaseModel):
     max_length: Annotated[int, Field(ge=2)] = Field(
         64, description="Tokens kept of an example; its end survives."
     )
-    method: str = Field("hiso", description=f"One of {', '.join(METHODS)}.")
+    method: str = Field(
+        "hiso", description=f"One of {', '.join(METHODS)}; or package.module:Name of your own."
+    )
     lr: Hyper | Literal["auto"] = Field(
         None,
         description="Learning rate; by default the method's. auto follows the curvature.",
@@ -150,7 +157,7 @@ class Settings(Values):
     @model_validator(mode="after")
     def _agree(self) -> Settings:
         problems: list[str] = []
-        if self.method not in METHODS:
+        if self.method not in METHODS and not is_path(self.method):
             problems.append(f"method: unknown method {self.method!r}" + near(self.method, METHODS))
         else:
             try:
@@ -159,6 +166,8 @@ class Settings(Values):
                 settled.make_rounds(method)
                 if self.normalise and ("h" in method.state or method.needs == "scores"):
                     problems.append(f"normalise: {self.method} has a curvature of its own")
+            except LoadError as error:
+                problems.append(f"method: {error}")
             except SettingsError as error:
                 problems.append(str(error))
         if (self.partition == "column") != (self.partition_column is not None):
@@ -177,20 +186,21 @@ class Settings(Values):
 
         Raises:
             SettingsError: One is set that the method does not have.
+            LoadError: The method is one of the user's own, and cannot be imported.
         """
-        kind = METHODS[self.method]
+        base = import_method(self.method) if is_path(self.method) else METHODS[self.method]()
         given = {key: getattr(self, key) for key in HYPER if getattr(self, key) is not None}
         auto = given.get("lr") == "auto"
         if auto:
             del given["lr"]
-        alien = sorted(set(given) - set(kind().hyper) - {"feed"})
+        alien = sorted(set(given) - set(base.hyper) - {"feed"})
         if alien:
             raise SettingsError(
                 f"{', '.join(alien)}: {self.method} has no such hyper-parameter; it has "
-                + ", ".join(kind().hyper)
+                + ", ".join(base.hyper)
             )
-        method = kind(**given)
-        return auto_lr(method) if auto else method
+        method = replace(base, **given)
+        return auto_lr(method) if auto and not method.auto else method
 
     def make_rounds(self, method: Method) -> RoundSettings:
         """What the server needs to know of them.
@@ -244,6 +254,16 @@ CHANGEABLE = frozenset(
     | {"snapshot_every", "memory", "device", "model", "data"}
 )
 """Settings that may change in a run that exists: model and data may only move."""
+
+
+def own_method(stored: Mapping[str, Any]) -> Method | None:
+    """The method of the user's own that settings name by an import path; None if they do not.
+
+    Raises:
+        LoadError: It cannot be imported.
+    """
+    path = str(stored.get("method"))
+    return import_method(path) if is_path(path) else None
 
 
 def near(word: str, known: Any) -> str:
