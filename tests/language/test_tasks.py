@@ -44,14 +44,10 @@ def test_truth_values_mean_yes_and_no():
 
 def test_numbers_that_are_names_are_no_places():
     task = Task(name="stars", template="{text}", labels=(" bad", " good"), classes=("1", "2"))
-    assert [task.label(value) for value in (0, 1, "2", " 1 ", "good", 3)] == [
-        None,
-        0,
-        1,
-        0,
-        1,
-        None,
-    ]
+    values = {0: None, 1: 0, "2": 1, " 1 ": 0, "good": 1, 3: None}
+    assert {value: task.label(value) for value in values} == values
+    exact = dataclasses.replace(task, classes=("worse", "better"), exact=True)
+    assert [exact.label(value) for value in (" Better", "worse", 0, "good")] == [1, 0, None, None]
 
 
 def test_cb_has_three_classes_and_qqp_two_questions():

@@ -12,12 +12,15 @@ from hiso.compare.spec import checked, read_comparison
 from hiso.core.record import Record
 from hiso.errors import LoadError, RunConflict, SettingsError
 from hiso.federation.ledger import Ledger
+from hiso.flower.conduct import Pace
 from hiso.flower.envelope import Envelope
+from hiso.flower.server import check
 from hiso.flower.worker import Worker
 from hiso.language.task import Task
 from hiso.run.api import evaluate_run, simulate
 from hiso.run.opened import open_run
 from hiso.run.settings import parse_settings
+from hiso.run.track import Tracker
 
 from ..process import flags
 
@@ -127,6 +130,26 @@ def test_a_worker_has_it_from_the_settings(tmp_path, own):
     assert identity(WHOLE) == identity({**WHOLE}) != identity(WHOLE | {"labels": swapped})
     with pytest.raises(SettingsError, match="the same for everybody"):
         identity(COLUMNS)
+
+
+def test_values_that_the_table_lacks_are_named_with_their_lines(tmp_path, own):
+    """A number is no place in the table, and a label word no value."""
+    rows = "".join(f"t{i},film {i},{v}\n" for i, v in enumerate(["good", "1", "very good", "Bad"]))
+    (tmp_path / "odd.csv").write_text(f"title,text,stars\n{rows}")
+    settings = own | {"data": str(tmp_path / "odd.csv")}
+    with pytest.raises(LoadError, match=r"2 problems(.|\n)*line 3: label '1' is none of bad, good"):
+        simulate(out=tmp_path / "run", task_definition=WHOLE, **settings)
+
+
+def test_trackers_and_servers_take_it(tmp_path, own):
+    out = tmp_path / "run"
+    with Tracker("tensorboard", out) as tracker:
+        simulate(out=out, task_definition=WHOLE, observer=tracker, **own)
+    assert list((out / "track").rglob("events.*"))
+    pace = Pace(600, 4)
+    check(parse_settings(own | {"task_definition": WHOLE}), pace)
+    with pytest.raises(SettingsError, match="has no labels"):
+        check(parse_settings(own | {"task_definition": COLUMNS}), pace)
 
 
 def test_free_text_and_answers(tmp_path, own):

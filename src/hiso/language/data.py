@@ -270,7 +270,7 @@ def _example(task: Task, row: Row, label: int | None, group_column: str | None) 
 
 def _known_labels(task: Task) -> list[str]:
     names = task.classes or tuple(word.strip() for word in task.labels)
-    if task.has_numbers:
+    if task.exact or task.has_numbers:
         return list(names)
     return [f"{number} ({name})" for number, name in enumerate(names)]
 

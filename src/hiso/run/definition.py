@@ -129,6 +129,7 @@ class Definition(BaseModel):
             template=self.prompt,
             labels=tuple(f" {words[value].strip()}" for value in values),
             classes=tuple(values),
+            exact=True,
             answers=self.answers,
             answer_tokens=self.answer_tokens,
             metrics=(self.metrics or ("f1", "exact_match")) if self.answers else metrics,
