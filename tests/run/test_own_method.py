@@ -6,14 +6,20 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
+from hiso.core.identity import Identity
 from hiso.core.importing import import_method, import_object
 from hiso.core.methods import METHODS
 from hiso.engines.replay import replay
 from hiso.errors import LoadError, ProtocolError, RunConflict, SettingsError
 from hiso.federation.ledger import Ledger
+from hiso.federation.server import Server
+from hiso.federation.wire import plan_to_bytes, reply_from_bytes
+from hiso.flower.envelope import Envelope
+from hiso.flower.worker import Worker
 from hiso.language.models import load_model
 from hiso.language.tasks import get_task
 from hiso.run.api import evaluate_run, simulate
@@ -163,6 +169,38 @@ def test_whatever_reads_the_folder_finds_the_method(tmp_path, base, ours):
     with Ledger.read(out / "ledger.sqlite") as ledger:
         assert ledger.identity.method.hyper["decay"] == 0.125
     assert simulate(out=out)["digest"] == summary["digest"]
+
+
+def test_workers_find_it_too(tmp_path, base, ours):
+    """Their log is the simulation's; a worker that starts again goes on where it stood."""
+    given = base | {"method": "ours.methods:Lion", "task": "ours.methods:films", "joint": False}
+    simulate(out=tmp_path / "run", **given)
+    (tmp_path / "worker").mkdir()
+
+    def start() -> Worker:
+        ours()
+        return Worker(parse_settings(given), tmp_path / "worker", own=None, alive=lambda: None)
+
+    worker = start()
+    identity = worker.handle(Envelope("hello", {}), 0).facts["identity"]
+    rounds = parse_settings(given).make_rounds(import_method("ours.methods:Lion"))
+    with Ledger.create(tmp_path / "own.sqlite", Identity.parse(identity), given) as ledger:
+        server = Server(ledger, replace(rounds, hyper=rounds.hyper | {"lr": given["lr"]}))
+        for number in range(6):
+            if number == 3:
+                worker.close()
+                worker = start()
+                assert worker.position == 2
+            for plan in server.ask():
+                request = Envelope("round", {"identity": identity}, plan_to_bytes(plan))
+                answer = worker.handle(request, plan.client)
+                assert server.tell(reply_from_bytes(answer.body)).accepted
+            server.close()
+        with Ledger.read(tmp_path / "run" / "ledger.sqlite") as simulated:
+            assert [r.to_bytes() for r in ledger.records()] == [
+                r.to_bytes() for r in simulated.records()
+            ]
+    worker.close()
 
 
 def test_a_ledger_whose_method_is_gone_says_so(tmp_path, base, ours, place, monkeypatch):
