@@ -26,6 +26,8 @@ def run(tmp_path, monkeypatch, capsys):
 def test_every_example_has_a_test():
     tested = set(re.findall(r'run\("(\w+\.py)"\)', Path(__file__).read_text()))
     assert {path.name for path in EXAMPLES.glob("*.py")} == tested
+    settings = {path.name for path in EXAMPLES.glob("*.toml")}
+    assert settings == {"demo.toml", "own_task.toml"}  # the first is `make demo`
 
 
 def test_own_method(run):
@@ -56,3 +58,18 @@ def test_own_model(run, tmp_path):
     assert float(after) > float(before)
     assert (tmp_path / "runs" / "own" / "ledger.sqlite").is_file()
     assert run("own_model.py") == out
+
+
+def test_own_task(tmp_path, tiny_model, hiso):
+    """With a tiny model; the file names its data from the root of the repository."""
+    (tmp_path / "examples").symlink_to(EXAMPLES)
+    more = ("--model", tiny_model, "--rounds", 2, "--max-length", 60, "--json")
+    done = hiso("run", "examples/own_task.toml", *more)
+    assert done.code == 0, done.err
+    table = done.json["settings"]["task_definition"]
+    assert (done.json["settings"]["task"], set(table["labels"])) == (
+        "teams",
+        {"billing", "delivery", "technical"},
+    )
+    assert done.json["rounds"] == 2
+    assert hiso("eval", "runs/teams", "--json").json["digest"] == done.json["digest"]

@@ -42,6 +42,14 @@ def test_truth_values_mean_yes_and_no():
     assert get_task("sst2").label(True) is None
 
 
+def test_numbers_that_are_names_are_no_places():
+    task = Task(name="stars", template="{text}", labels=(" bad", " good"), classes=("1", "2"))
+    values = {0: None, 1: 0, "2": 1, " 1 ": 0, "good": 1, 3: None}
+    assert {value: task.label(value) for value in values} == values
+    exact = dataclasses.replace(task, classes=("worse", "better"), exact=True)
+    assert [exact.label(value) for value in (" Better", "worse", 0, "good")] == [1, 0, None, None]
+
+
 def test_cb_has_three_classes_and_qqp_two_questions():
     assert get_task("cb").classes == ("entailment", "contradiction", "neutral")
     prompt = get_task("qqp").prompt({"question1": "Why A?", "question2": "Why B?"})

@@ -25,7 +25,8 @@ ZEROTH_ORDER = frozenset({"fedzo"})
 _HYPER = frozenset({name for hyper in BASELINES.values() for name in hyper})
 _MEASURING = frozenset({"mu", "perturbations", "scheme", "noise"})
 _COMMON = frozenset(
-    {"method", "model", "task", "data", "max_length", "clients", "sample", "rounds"}
+    {"method", "model", "task", "task_definition", "data"}
+    | {"max_length", "clients", "sample", "rounds"}
     | {"local_steps", "batch_size", "weighting", "partition", "alpha", "partition_column", "seed"}
     | {"dtype", "device", "eval_every", "dev_examples", "test_examples", "client_examples"}
     | {"divergence_factor"}
@@ -94,6 +95,8 @@ class BaselineSettings(Values):
         """All settings that the method has, as plain JSON, with defaults spelled out."""
         known = accepted(self.method)
         kept = {key: value for key, value in self.model_dump().items() if key in known}
+        if self.task_definition is None:
+            del kept["task_definition"]
         scheme = {"scheme": self.scheme or "forward"} if "scheme" in known else {}
         return {**kept, **scheme, **self.hyper}
 

@@ -20,10 +20,13 @@ from hiso.cli.export import apply, diff, export
 from hiso.cli.options import (
     Changes,
     Json,
+    LabelColumn,
     Rollback,
     SettingsFile,
+    TextColumn,
     merge_file,
     parse_change,
+    with_columns,
     with_settings,
 )
 from hiso.cli.predict import predict
@@ -67,6 +70,8 @@ def run(
     out: Annotated[
         Path | None, typer.Option(help="The run's folder; by default runs/MODEL-TASK-METHOD-SEED.")
     ] = None,
+    text_column: TextColumn = None,
+    label_column: LabelColumn = None,
     change: Changes = None,
     rollback: Rollback = None,
     resume: Annotated[
@@ -99,11 +104,13 @@ def run(
     from hiso.run.track import Tracker
 
     given, named = merge_file(file, settings)
+    given = with_columns(given, text_column, label_column)
     folder = out or named
     if folder is None:
         s = parse_settings(given)
         model = Path(s.model).name.removesuffix(".gguf")
-        folder = Path("runs") / f"{model}-{s.task}-{s.method}-{s.seed}"
+        task = s.task.rpartition(":")[2]
+        folder = Path("runs") / f"{model}-{task}-{s.make_method().name}-{s.seed}"
     if resume and not RunFolder(folder).has_run():
         raise typer.BadParameter(f"{folder} holds no run", param_hint="--resume")
     changes = dict(parse_change(text) for text in change or [])

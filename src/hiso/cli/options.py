@@ -29,6 +29,31 @@ Changes = Annotated[
 Rollback = Annotated[
     int | None, typer.Option(min=0, help="First go back to this position of the log.")
 ]
+TextColumn = Annotated[
+    str | None,
+    typer.Option(help="Column of the texts of --data, for a task of your own.", show_default=False),
+]
+LabelColumn = Annotated[
+    str | None,
+    typer.Option(
+        help="Column of their labels: prompt and label words are made from it.", show_default=False
+    ),
+]
+TABLES = frozenset({"task_definition"})
+"""Settings that are tables of a TOML file, and no flags."""
+_FLAGS = [name for name in Settings.model_fields if name not in TABLES]
+
+
+def with_columns(
+    given: Mapping[str, Any], text_column: str | None, label_column: str | None
+) -> dict[str, Any]:
+    """The settings, with the columns of a task of the user's own as two flags have them."""
+    flags = {"text_column": text_column, "label_column": label_column}
+    named = {key: value for key, value in flags.items() if value is not None}
+    table = given.get("task_definition", {})
+    if not named or not isinstance(table, dict):
+        return dict(given)
+    return {**given, "task_definition": {**table, **named}}
 
 
 def merge_file(file: Path | None, flags: Mapping[str, Any]) -> tuple[dict[str, Any], Path | None]:
@@ -52,7 +77,7 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
     def wrapped(**arguments: Any) -> None:
         given = {
             name: arguments.pop(name)
-            for name in Settings.model_fields
+            for name in _FLAGS
             if arguments.get(name) is not None or arguments.pop(name, None)
         }
         command(settings=given, **arguments)
@@ -62,7 +87,7 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
         for parameter in inspect.signature(command, eval_str=True).parameters.values()
         if parameter.name != "settings"
     ]
-    flags = [_flag(name) for name in Settings.model_fields]
+    flags = [_flag(name) for name in _FLAGS]
     parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in [*own, *flags]]
     wrapped.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportFunctionMemberAccess]
     wrapped.__annotations__ = {p.name: p.annotation for p in parameters}

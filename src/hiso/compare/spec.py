@@ -13,6 +13,7 @@ from hiso.baselines.settings import BASELINES, parse_baseline
 from hiso.compare.measure import Goal
 from hiso.errors import LoadError, SettingsError
 from hiso.language.tasks import get_task
+from hiso.run.definition import Definition
 from hiso.run.settings import CHANGEABLE, Settings, parse_settings, read_toml
 
 Positive = Annotated[int, Field(ge=1)]
@@ -178,8 +179,8 @@ def read_comparison(path: Path) -> Comparison:
                 first = {key: values[0] for key, values in comparison.grid_of(method).items()}
                 given = comparison.settings_of(task, model, method, first, comparison.seeds[0])
                 try:
-                    name = checked(given)["task"]
-                    known = _metrics(name)
+                    whole = checked(given)
+                    name, known = whole["task"], _metrics(whole)
                 except (LoadError, SettingsError) as error:
                     text = str(error).removeprefix("settings:").strip()
                     problems[f"  {method.label}: {text}"] = None
@@ -192,25 +193,30 @@ def read_comparison(path: Path) -> Comparison:
     return comparison
 
 
-def _metrics(task: str) -> tuple[str, ...]:
-    """What is measured of a task by name, as far as more of it is better."""
+def _metrics(settings: Mapping[str, Any]) -> tuple[str, ...]:
+    """What is measured of a run's task, as far as more of it is better."""
     from hiso.vision.data import DATA_SETS
 
-    if task in DATA_SETS:
+    name, table = settings["task"], settings.get("task_definition")
+    if name in DATA_SETS:
         return ("accuracy",)
-    found = get_task(task)
+    found = Definition.model_validate(table).make_task(name) if table else get_task(name)
     if found.labels:
         return ("accuracy", "f1")
     return found.metrics if found.answers else ()
 
 
 def checked(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of a run or a baseline with all defaults spelled out.
+    """Settings of a run or a baseline with all defaults spelled out, but for a table not given.
 
     Raises:
         SettingsError: They are wrong.
     """
     if given.get("method") in BASELINES:
-        return parse_baseline(given).model_dump()
-    settings: Settings = parse_settings(given)
-    return settings.with_hyper(settings.make_method()).model_dump()
+        whole = parse_baseline(given).model_dump()
+    else:
+        settings: Settings = parse_settings(given)
+        whole = settings.with_hyper(settings.make_method()).model_dump()
+    if whole["task_definition"] is None:  # folders of runs from before tables have their names
+        del whole["task_definition"]
+    return whole

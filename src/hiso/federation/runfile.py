@@ -16,8 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hiso.core.identity import Identity, canonical_json
+from hiso.core.importing import import_method, is_path
 from hiso.core.method import Method
+from hiso.core.methods import METHODS
 from hiso.core.record import chain_root
+from hiso.errors import HisoError, ProtocolError
 from hiso.federation.schema import (
     Database,
     blob,
@@ -159,9 +162,23 @@ class RunFile:
         """What makes the run this run; it never changes.
 
         Raises:
-            ProtocolError: It is not one that this hiso can run; see `Identity.parse`.
+            ProtocolError: It is not one that this hiso can run; see `Identity.parse`. Or its
+                method, which the settings name by an import path, cannot be imported.
         """
-        return Identity.parse(self._identity, self._method)
+        return Identity.parse(self._identity, self._method or self._imported())
+
+    def _imported(self) -> type[Method] | None:
+        """The method's class, where the settings have its import path and it is not known yet."""
+        made = self.facts.get("method")
+        if isinstance(made, dict) and made.get("name") in METHODS:
+            return None
+        path = self.settings.get("method")
+        if not isinstance(path, str) or not is_path(path):
+            return None
+        try:
+            return type(import_method(path))
+        except HisoError as error:
+            raise ProtocolError(f"the method of {self.path} is not here: {error}") from error
 
     @property
     def run(self) -> str:

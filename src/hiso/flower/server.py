@@ -66,13 +66,15 @@ def check(settings: Settings, pace: Pace) -> None:
     """Makes sure that a server can run these settings.
 
     Raises:
-        SettingsError: `mu` is to be measured, evaluations are to decide something, or more clients
-            are waited for than there are.
+        SettingsError: `mu` is to be measured, label words are to be made from data, evaluations are
+            to decide something, or more clients are waited for than there are.
     """
     if not 0 < pace.start_with <= settings.clients:
         raise SettingsError(f"start_with = {pace.start_with} must lie in [1, {settings.clients}]")
     if settings.keep == "best" or settings.patience:
         raise SettingsError("keep = best and patience need a model, and a server has none")
+    if settings.task_definition is not None:
+        settings.task_definition.make_task(settings.task)
     if settings.mu == "auto":
         raise SettingsError(
             "mu = auto measures on the model, which a server does not have: set the mu and scheme "

@@ -168,7 +168,12 @@ def _from_file(task: Task, path: Path, group_column: str | None) -> list[Example
     return _examples(task, read_rows(path), Problems(path), group_column, uneven=uneven)
 
 
-def _from_folder(task: Task, folder: Path, group_column: str | None) -> Splits:
+def find_files(folder: Path) -> tuple[Path, Path | None]:
+    """The training file of a folder, and its file for reporting, if there is one.
+
+    Raises:
+        LoadError: There is no training file, or two files of one name.
+    """
     found: dict[str, Path] = {}
     for name in ("train", "test", "validation"):
         paths = [folder / (name + suffix) for suffix in SUFFIXES]
@@ -182,12 +187,16 @@ def _from_folder(task: Task, folder: Path, group_column: str | None) -> Splits:
             f"{folder} has no training data: it needs a file train.csv, train.tsv or train.jsonl, "
             "and may have test.* or validation.* beside it."
         )
-    train = _from_file(task, found["train"], group_column)
-    report = found.get("test") or found.get("validation")
+    return found["train"], found.get("test") or found.get("validation")
+
+
+def _from_folder(task: Task, folder: Path, group_column: str | None) -> Splits:
+    path, report = find_files(folder)
+    train = _from_file(task, path, group_column)
     if report is None:
-        return _split(task, train, None, str(found["train"]))
+        return _split(task, train, None, str(path))
     test = _from_file(task, report, group_column)
-    return _split(task, train, test, f"{found['train']}, {report.name} for reporting")
+    return _split(task, train, test, f"{path}, {report.name} for reporting")
 
 
 def _examples(
@@ -261,6 +270,8 @@ def _example(task: Task, row: Row, label: int | None, group_column: str | None) 
 
 def _known_labels(task: Task) -> list[str]:
     names = task.classes or tuple(word.strip() for word in task.labels)
+    if task.exact or task.has_numbers:
+        return list(names)
     return [f"{number} ({name})" for number, name in enumerate(names)]
 
 

@@ -65,16 +65,20 @@ def load_model(name: str) -> LanguageModel:
         LoadError: The model or a package that reads it is missing, the files cannot be read, or
             the architecture is not supported.
     """
-    path = gguf.packaged_file(name) if name in gguf.PACKAGED else Path(name).expanduser()
-    looks_local = path.suffix.lower() == ".gguf" or name.startswith((".", "/", "~"))
-    if looks_local and not path.exists():
-        raise LoadError(f"there is no model file or folder {path}.")
-    with quiet():
-        if path.is_file():
-            model, tokenizer = _from_gguf(path)
-        else:
-            model, tokenizer = _from_pretrained(str(path) if path.is_dir() else name)
+    with _place(name) as (place, options):
+        tokenizer = _tokenizer(place, options)
+        model = _weights(place, options)
     return _checked(model, tokenizer, name)
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of the model called `name`, without its weights; see `load_model`.
+
+    Raises:
+        LoadError: The model or a package that reads it is missing, or the files cannot be read.
+    """
+    with _place(name) as (place, options):
+        return _tokenizer(place, options)
 
 
 def copy_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> LanguageModel:
@@ -144,25 +148,53 @@ def shape_logits(model: PreTrainedModel, logits: Tensor) -> Tensor:
     return logits
 
 
-def _from_gguf(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    gguf.check_requirements()
-    with gguf.parsed_once(), redirect_stderr(io.StringIO()):
-        model, tokenizer = _from_pretrained(str(path.parent), gguf_file=path.name)
-    vars(model.config).pop("quantization_config", None)
-    return model, tokenizer
+@contextmanager
+def _place(name: str) -> Iterator[tuple[str, dict[str, str]]]:
+    """Folder or Hugging Face id of a model, and what transformers needs to know beside, quietly."""
+    path = gguf.packaged_file(name) if name in gguf.PACKAGED else Path(name).expanduser()
+    looks_local = path.suffix.lower() == ".gguf" or name.startswith((".", "/", "~"))
+    if looks_local and not path.exists():
+        raise LoadError(f"there is no model file or folder {path}.")
+    with quiet():
+        if path.is_file():
+            gguf.check_requirements()
+            with gguf.parsed_once(), redirect_stderr(io.StringIO()):
+                yield str(path.parent), {"gguf_file": path.name}
+        else:
+            yield str(path) if path.is_dir() else name, {}
 
 
-def _from_pretrained(place: str, **options: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def _tokenizer(place: str, options: dict[str, str]) -> PreTrainedTokenizerBase:
     import transformers
 
-    weights = {}
+    with _explained(place, options):
+        return transformers.AutoTokenizer.from_pretrained(place, **options)
+
+
+def _weights(place: str, options: dict[str, str]) -> PreTrainedModel:
+    import transformers
+
+    more: dict[str, Any] = {}
     if options and hasattr(transformers, "GgufConfig"):
-        weights = {"quantization_config": transformers.GgufConfig(dequantize=True)}
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(place, **options)
+        more = {"quantization_config": transformers.GgufConfig(dequantize=True)}
+    with _explained(place, options):
         model = transformers.AutoModelForCausalLM.from_pretrained(
-            place, dtype=torch.float32, **options, **weights
+            place, dtype=torch.float32, **options, **more
         )
+    if options:
+        vars(model.config).pop("quantization_config", None)
+    return model
+
+
+@contextmanager
+def _explained(place: str, options: dict[str, str]) -> Iterator[None]:
+    """Around what transformers reads.
+
+    Raises:
+        LoadError: It cannot.
+    """
+    try:
+        yield
     except Exception as error:  # what transformers raises here has no common root
         what = os.path.join(place, *options.values())
         remedy = (
@@ -172,7 +204,6 @@ def _from_pretrained(place: str, **options: Any) -> tuple[PreTrainedModel, PreTr
             "the connection, or fetch the model elsewhere and name its folder."
         )
         raise LoadError(f"cannot load the model {what}: {error}\n{remedy}") from error
-    return model, tokenizer
 
 
 @contextmanager

@@ -51,6 +51,8 @@ class Task:
             generation; 0 without `answers`.
         classes: The data set's own names of the labels, accepted in local files beside numbers
             and label words.
+        exact: Whether a label is one of `classes`, and neither a number in their order nor a
+            label word.
         source: The data set used if no other is named; None: it has to be named.
         metrics: What to report, the one that matters most first.
         prepare: Computes columns for the template from the row's own.
@@ -70,6 +72,7 @@ class Task:
     answers: tuple[str, ...] = ()
     answer_tokens: int = 0
     classes: tuple[str, ...] = ()
+    exact: bool = False
     source: Source | None = None
     metrics: tuple[str, ...] = ("accuracy",)
     prepare: Callable[[Row], Row] | None = None
@@ -113,6 +116,11 @@ class Task:
         return not self.labels and not self.answers
 
     @property
+    def has_numbers(self) -> bool:
+        """Whether a data set's own name of a label is a whole number."""
+        return any(name.strip().isdecimal() for name in self.classes)
+
+    @property
     def cue(self) -> str:
         """What the template ends with, behind its last column."""
         return self.template.rpartition("}")[2]
@@ -154,11 +162,16 @@ class Task:
 
         Accepted are the number itself (also as text), the data set's own name of the label, and
         the label word, whatever their case; where the label words are Yes and No, also the
-        truth values of JSON.
+        truth values of JSON. Where the data set's own names are numbers, as 1 to 5, a number is
+        such a name and nothing else; and with `exact` all labels are such names.
         """
         text = str(value).strip().casefold()
         words = [word.strip().casefold() for word in self.labels]
-        for names in (map(str, range(len(words))), (c.casefold() for c in self.classes), words):
+        classes = [name.strip().casefold() for name in self.classes]
+        if self.exact:
+            return classes.index(text) if text in classes else None
+        numbers = () if self.has_numbers else map(str, range(len(words)))
+        for names in (numbers, classes, words):
             for number, name in enumerate(names):
                 if text == name:
                     return number

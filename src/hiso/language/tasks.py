@@ -5,7 +5,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 
+from hiso.core.importing import import_object, is_path
 from hiso.errors import LoadError
+from hiso.language.scores import SCORES
 from hiso.language.task import Row, Source, Task
 
 _GLUE = "nyu-mll/glue"
@@ -147,13 +149,18 @@ TASKS: dict[str, Task] = {task.name: task for task in _ALL}
 
 
 def get_task(name: str) -> Task:
-    """The task called `name`.
+    """The task called `name`, or that of the user's own at `package.module:name`.
 
     Raises:
-        LoadError: There is none; the message names those that come close.
+        LoadError: There is none; the message names those that come close, or what to do.
     """
     if name in TASKS:
         return TASKS[name]
+    if is_path(name):
+        found = import_object(name)
+        if not isinstance(found, Task):
+            raise LoadError(f"{name} is a {type(found).__name__}: name a hiso.Task")
+        return found
     close = difflib.get_close_matches(name.lower(), TASKS, n=3)
     hint = f" Did you mean {' or '.join(close)}?" if close else ""
     raise LoadError(f"there is no task '{name}'.{hint} Tasks: {', '.join(TASKS)}.")
@@ -161,5 +168,5 @@ def get_task(name: str) -> Task:
 
 def headline(metrics: Mapping[str, float]) -> str | None:
     """The one of `metrics` to show: the accuracy, or else what its task names first."""
-    names = ["accuracy", *(task.metrics[0] for task in _ALL)]
+    names = ["accuracy", *(task.metrics[0] for task in _ALL), *SCORES]
     return next((name for name in names if name in metrics), None)

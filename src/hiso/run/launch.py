@@ -25,10 +25,11 @@ from hiso.run.loop import Loop
 from hiso.run.objects import NOTHING, Objects
 from hiso.run.observer import Observer, Silent
 from hiso.run.opening import Seen, look, open_ledger, prepare, resolve_settings
+from hiso.run.own_task import complete
 from hiso.run.precision import settle
 from hiso.run.results import Summary, kept_position, rounds_of
 from hiso.run.resume import check_method
-from hiso.run.settings import Settings, parse_settings
+from hiso.run.settings import Settings, own_method, parse_settings
 from hiso.run.snapshots import save_snapshot, stand
 from hiso.run.summary import summarise
 from hiso.run.workload import Workload, adjustments, load_workload, make_replica, measure_split
@@ -113,8 +114,10 @@ def _prepared(
     """All that may fail before the first write to the folder: what it holds, what was loaded."""
     chosen = None if method is None else _changed(method, changes)
     seen = look(folder)
-    settings = resolve_settings(folder, given, changes, rollback, method)
-    chosen = chosen or settings.make_method()
+    known = method or (None if seen is None else own_method(seen[1]))
+    settings = resolve_settings(folder, given, changes, rollback, known)
+    chosen = chosen or _changed(settings.make_method(), _beside(changes))
+    settings = complete(settings, objects, observer)
     workload = load_workload(settings, chosen, observer, objects=objects)
     chosen = workload.identity.method  # with label biases, where the settings ask for them
     if seen is None or {"mu", "scheme"} & changes.keys():
@@ -179,6 +182,11 @@ def evaluate_run(
         used = {} if biases is None else {"label_bias": biases.tolist()}
         where = {"run": ledger.run, "position": at, "split": split, "digest": digest}
         return {**where, **used, **metrics}
+
+
+def _beside(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The changes that are no settings: of hyper-parameters that only the user's method has."""
+    return {key: value for key, value in changes.items() if key not in Settings.model_fields}
 
 
 def _changed(method: Method, changes: Mapping[str, Any]) -> Method:

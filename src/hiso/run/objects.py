@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from hiso.errors import LoadError, SettingsError
 from hiso.language.data import Splits, load_examples, split_rows
-from hiso.language.models import LanguageModel, copy_model, load_model
+from hiso.language.models import LanguageModel, copy_model, load_model, load_tokenizer
 from hiso.language.task import Task
 from hiso.language.tasks import get_task
 from hiso.run.settings import Settings
@@ -74,8 +74,13 @@ class Objects:
 
         Raises:
             LoadError: There is none of that name.
+            SettingsError: Its definition is not whole.
         """
-        return get_task(settings.task) if self.task is None else self.task
+        if self.task is not None:
+            return self.task
+        if settings.task_definition is not None:
+            return settings.task_definition.make_task(settings.task)
+        return get_task(settings.task)
 
     def load_splits(self, settings: Settings, task: Task) -> Splits:
         """The examples.
@@ -87,6 +92,14 @@ class Objects:
         if self.data is None:
             return load_examples(task, settings.data, group_column=column)
         return split_rows(task, self.data, group_column=column)
+
+    def load_tokenizer(self, settings: Settings) -> PreTrainedTokenizerBase:
+        """The model's tokenizer alone.
+
+        Raises:
+            LoadError: It cannot be loaded.
+        """
+        return load_tokenizer(settings.model) if self.tokenizer is None else self.tokenizer
 
     def load_model(self, settings: Settings) -> LanguageModel:
         """The model.

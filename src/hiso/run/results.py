@@ -7,6 +7,7 @@ key that earlier versions did not write has the default of its field; any other 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
@@ -190,9 +191,8 @@ def rounds_of(ledger: Ledger, start: int = 0) -> list[Round]:
     """The rounds of a ledger from `start` on."""
     scheme_at, backward_at = _setting(ledger, "scheme"), _setting(ledger, "backward_clients")
     made = ledger.facts["method"]
-    method = METHODS.get(made["name"])  # None: one of the user's own
     made_of_scores = made.get("auto", False) or made.get("labels", 0) > 0
-    scores = made_of_scores or (method is not None and method.needs == "scores")
+    scores = made_of_scores or _needs_scores(ledger, made["name"])
     rounds: list[Round] = []
     for row, record in zip(ledger.rounds(start), ledger.records(start), strict=True):
         scheme, backward = scheme_at(row.round) or "forward", backward_at(row.round) or 0
@@ -224,6 +224,15 @@ def _setting(ledger: Ledger, key: str) -> Callable[[int], Any]:
         return later[0] if later else now
 
     return value
+
+
+def _needs_scores(ledger: Ledger, method: str) -> bool:
+    """Whether a method measures label scores; no, if it is the user's own and not to be had."""
+    if method in METHODS:
+        return METHODS[method].needs == "scores"
+    with suppress(ProtocolError):
+        return ledger.identity.method.needs == "scores"
+    return False
 
 
 def _plain(told: Round | Summary) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import BaseModel
 
 from hiso.core.method import Method
 from hiso.errors import RunConflict, SettingsError
@@ -39,13 +40,15 @@ def merge_settings(
             settings={key: (stored.get(key), changes[key]) for key in fixed},
         )
     given = {key: value for key, value in given.items() if (key, value) != ("mu", "auto")}
+    if isinstance(table := given.get("task_definition"), Mapping):
+        whole = {**(stored.get("task_definition") or {}), **table}
+        given = {**given, "task_definition": whole}
     asked = parse_values({**stored, **given})
     now = parse_values(stored)
-    different = {
-        key: (getattr(now, key), getattr(asked, key))
-        for key in Settings.model_fields
-        if key in given and key not in changes and getattr(now, key) != getattr(asked, key)
-    }
+    different: dict[str, tuple[Any, Any]] = {}
+    for key in Settings.model_fields:
+        if key in given and key not in changes:
+            different |= _differences(key, getattr(now, key), getattr(asked, key))
     if different:
         raise RunConflict(
             f"{folder} holds a run with other settings:\n"
@@ -57,6 +60,17 @@ def merge_settings(
             settings=different,
         )
     return parse_settings({**stored, **changes})
+
+
+def _differences(key: str, here: Any, there: Any) -> dict[str, tuple[Any, Any]]:
+    """A setting that differs, by its name; of tables only what differs in them."""
+    if here == there:
+        return {}
+    if isinstance(here, BaseModel) and isinstance(there, BaseModel):
+        names = type(here).model_fields
+        parts = ((f"{key}.{name}", getattr(here, name), getattr(there, name)) for name in names)
+        return {name: (mine, other) for name, mine, other in parts if mine != other}
+    return {key: (here, there)}
 
 
 def check_method(

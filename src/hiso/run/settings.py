@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import tomllib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -18,10 +19,13 @@ from pydantic import (
 )
 
 from hiso.core.backward import check_backward
+from hiso.core.importing import import_method, is_path
 from hiso.core.method import Feed, Method
 from hiso.core.methods import METHODS, auto_lr
-from hiso.errors import SettingsError
+from hiso.errors import LoadError, SettingsError
 from hiso.federation.settings import RoundSettings
+from hiso.language.tasks import TASKS
+from hiso.run.definition import OWN, Definition
 
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=1, le=2**16)]
@@ -38,14 +42,22 @@ class Values(BaseModel):
         "smollm2",
         description="Packaged name, Hugging Face id, folder, or .gguf file; for images cnn or mlp.",
     )
-    task: str = Field("rotten_tomatoes", description="What to learn: a task's name.")
+    task: str = Field(
+        "rotten_tomatoes",
+        description="What to learn: a task's name; or package.module:name of your own.",
+    )
     data: str | None = Field(
         None, description="File, folder or Hugging Face id of other data than the task's own."
+    )
+    task_definition: Definition | None = Field(
+        None, description="Table: columns, prompt and label words of a task of your own."
     )
     max_length: Annotated[int, Field(ge=2)] = Field(
         64, description="Tokens kept of an example; its end survives."
     )
-    method: str = Field("hiso", description=f"One of {', '.join(METHODS)}.")
+    method: str = Field(
+        "hiso", description=f"One of {', '.join(METHODS)}; or package.module:Name of your own."
+    )
     lr: Hyper | Literal["auto"] = Field(
         None,
         description="Learning rate; by default the method's. auto follows the curvature.",
@@ -147,6 +159,13 @@ class Values(BaseModel):
         0, description="Rounds between snapshots of the replica; 0 for none (replay suffices)."
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _name(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("task_definition") and "task" not in values:
+            return {**values, "task": OWN}
+        return values
+
 
 class Settings(Values):
     """The settings of a run. Unknown keys are refused; omitted ones take the defaults here.
@@ -158,7 +177,7 @@ class Settings(Values):
     @model_validator(mode="after")
     def _agree(self) -> Settings:
         problems: list[str] = []
-        if self.method not in METHODS:
+        if self.method not in METHODS and not is_path(self.method):
             problems.append(f"method: unknown method {self.method!r}" + near(self.method, METHODS))
         else:
             try:
@@ -173,6 +192,8 @@ class Settings(Values):
                         problems.append(
                             "backward_clients: a backward pass takes scores as they are"
                         )
+            except LoadError as error:
+                problems.append(f"method: {error}")
             except SettingsError as error:
                 problems.append(str(error))
         if self.backward_clients > self.clients:
@@ -183,6 +204,11 @@ class Settings(Values):
             problems.append("keep = best and patience need evaluations: set eval_every")
         if (self.partition == "column") != (self.partition_column is not None):
             problems.append("partition = column and partition_column go together")
+        if self.task_definition is not None and (self.task in TASKS or ":" in self.task):
+            problems.append(
+                f"task = {self.task!r} and task_definition exclude each other: leave one away, or "
+                "give the task that you define a name of its own"
+            )
         if problems:
             raise ValueError("\n".join(problems))
         return self
@@ -192,20 +218,21 @@ class Settings(Values):
 
         Raises:
             SettingsError: One is set that the method does not have.
+            LoadError: The method is one of the user's own, and cannot be imported.
         """
-        kind = METHODS[self.method]
+        base = import_method(self.method) if is_path(self.method) else METHODS[self.method]()
         given = {key: getattr(self, key) for key in HYPER if getattr(self, key) is not None}
         auto = given.get("lr") == "auto"
         if auto:
             del given["lr"]
-        alien = sorted(set(given) - set(kind().hyper) - {"feed"})
+        alien = sorted(set(given) - set(base.hyper) - {"feed"})
         if alien:
             raise SettingsError(
                 f"{', '.join(alien)}: {self.method} has no such hyper-parameter; it has "
-                + ", ".join(kind().hyper)
+                + ", ".join(base.hyper)
             )
-        method = kind(**given)
-        return auto_lr(method) if auto else method
+        method = replace(base, **given)
+        return auto_lr(method) if auto and not method.auto else method
 
     def make_rounds(self, method: Method) -> RoundSettings:
         """What the server needs to know of them.
@@ -261,6 +288,16 @@ CHANGEABLE = frozenset(
 """Settings that may change in a run that exists: model and data may only move."""
 
 
+def own_method(stored: Mapping[str, Any]) -> Method | None:
+    """The method of the user's own that settings name by an import path; None if they do not.
+
+    Raises:
+        LoadError: It cannot be imported.
+    """
+    path = str(stored.get("method"))
+    return import_method(path) if is_path(path) else None
+
+
 def near(word: str, known: Any) -> str:
     """' (did you mean …?)' or a list of what is known."""
     close = difflib.get_close_matches(word, list(known), 1)
@@ -305,8 +342,11 @@ def _problems(kind: type[Values], values: Mapping[str, Any], error: ValidationEr
     for problem in error.errors():
         key = ".".join(map(str, problem["loc"][:1]))
         bad.add(key)
+        known = kind.model_fields
+        if key == "task_definition" and (inner := problem["loc"][1:]):
+            key, known = ".".join(map(str, (key, *inner))), Definition.model_fields
         if problem["type"] == "extra_forbidden":
-            lines.append(f"{key}: unknown key" + near(key, kind.model_fields))
+            lines.append(f"{key}: unknown key" + near(key.rpartition(".")[2], known))
         elif problem["type"] == "value_error":
             lines += problem["msg"].removeprefix("Value error, ").splitlines()
         else:

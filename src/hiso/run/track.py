@@ -176,7 +176,11 @@ class Tracker(Silent):
             tracker.tracker.define_metric("*", step_metric=STEP)
         if new:
             settings = ledger.settings | {"run": ledger.run}
-            known = {key: value for key, value in settings.items() if value is not None}
+            known = {
+                key: json.dumps(value) if isinstance(value, dict) else value
+                for key, value in settings.items()
+                if value is not None
+            }
             tracker.store_init_configuration(known)
         return tracker
 

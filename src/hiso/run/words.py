@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -92,11 +93,13 @@ def load_words(
         )
         train = encode(splits.train, task, lm.tokenizer, settings.max_length)
         shards, partition = divide(splits.train, train, settings, own)
-    answers = {"answer_tokens": task.answer_tokens} if task.answers else {}
+    more: dict[str, Any] = {"answer_tokens": task.answer_tokens} if task.answers else {}
+    if settings.task_definition is not None:
+        more |= {"classes": list(task.classes)}
     identity = replace(
         settings_identity(settings, method, len(task.labels)),
         model=describe_model(lm, objects),
-        task={"name": task.name, "template": task.template, "labels": list(task.labels), **answers},
+        task={"name": task.name, "template": task.template, "labels": list(task.labels), **more},
         data={"fingerprint": splits.fingerprint, "max_length": settings.max_length},
         partition=partition,
         joint=settings.joint,

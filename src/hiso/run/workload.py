@@ -134,6 +134,8 @@ def load_workload(
     if settings.task in DATA_SETS:
         from hiso.run.images import load_images
 
+        if settings.task_definition is not None:
+            raise SettingsError(f"task = {settings.task} is one of images: name yours otherwise")
         if objects.settings:
             raise SettingsError(
                 f"task = {settings.task} takes model and data by their names, no objects: "

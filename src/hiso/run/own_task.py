@@ -1,0 +1,45 @@
+"""A task of the user's own that says only which columns to use: the rest is made from the data."""
+
+from __future__ import annotations
+
+from hiso.errors import SettingsError
+from hiso.language.columns import choose_words, count_classes
+from hiso.run.objects import Objects
+from hiso.run.observer import Observer
+from hiso.run.settings import Settings
+from hiso.vision.data import DATA_SETS
+
+
+def complete(settings: Settings, objects: Objects, observer: Observer) -> Settings:
+    """The settings with a whole `task_definition`, if they have one whose label words are missing.
+
+    The words are made from the values of the label column, and checked with the model's tokenizer.
+    What was chosen is told as TOML, with the number of rows of each value. It is a part of the
+    run's settings from then on.
+
+    Raises:
+        SettingsError: `data` names no file.
+        LoadError: The data have no such columns, no labels, or too many; or the tokenizer cannot
+            be loaded, or does not tell them apart.
+    """
+    definition = settings.task_definition
+    if definition is None or settings.task in DATA_SETS:  # the latter is refused with the workload
+        return settings
+    definition = definition.model_copy(update={"template": definition.prompt})
+    if definition.lacks_words:
+        if settings.data is None or objects.data is not None:
+            raise SettingsError(
+                "task_definition without labels takes them from a file: name it as data, or name "
+                "each value and a label word for it as task_definition.labels"
+            )
+        assert definition.label_column is not None
+        task = definition.outline(settings.task)
+        with observer.phase("counting labels"):
+            counts = count_classes(settings.data, task.columns, definition.label_column)
+        with observer.phase(f"loading the tokenizer of {settings.model}"):
+            tokenizer = objects.load_tokenizer(settings)
+        labels = choose_words(task, list(counts), tokenizer).labels
+        words = {value: word.strip() for value, word in zip(counts, labels, strict=True)}
+        definition = definition.model_copy(update={"labels": words})
+        observer.notice(f"made from the columns of {settings.data}:\n{definition.toml(counts)}")
+    return settings.model_copy(update={"task_definition": definition})
