@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test check format bench mutants clean
+.PHONY: install demo test quick check format bench mutants clean
 
 install: $(VENV)/.installed
 
@@ -20,7 +20,12 @@ demo: install
 
 # Two processes: much of the time goes into waiting for Flower.
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+# Every day: no packaged model, no Flower, no browser, no command line.
+quick: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not model and not flower" \
+		tests/core tests/engines tests/federation tests/language tests/vision tests/test_layers.py
 
 check: install
 	$(BIN)/ruff check .

@@ -55,7 +55,7 @@ def agree_on_identity(
     while True:
         _greet(post, sites)
         for site in list(sites.by_client.values()):
-            if wrong := _differences(expected, site.identity):
+            if wrong := differences(expected, site.identity):
                 reason = wrong + " (here, then there). Give both the same settings"
                 sites.refuse(site, f"client {site.client} was set up for another run: {reason}")
         votes = Counter(site.identity for site in sites.by_client.values())
@@ -65,7 +65,8 @@ def agree_on_identity(
         time.sleep(_POLL)
 
 
-def _differences(expected: Callable[[int], Identity], there: Identity) -> str:
+def differences(expected: Callable[[int], Identity], there: Identity) -> str:
+    """How a client's identity is not the one `expected` here, in words; empty if it is."""
     try:
         wanted = expected(there.method.labels)
     except SettingsError as error:
