@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from hiso.engines.replay import replay
     from hiso.engines.shards import DataShard
     from hiso.errors import HisoError
+    from hiso.export.hub import push_to_hub
     from hiso.export.load import load
     from hiso.export.out import export_adapter, export_model
     from hiso.export.predict import Predictor
@@ -58,6 +59,7 @@ _HOMES = {
     "export_model": "hiso.export.out",
     "load": "hiso.export.load",
     "open_run": "hiso.run.opened",
+    "push_to_hub": "hiso.export.hub",
     "replay": "hiso.engines.replay",
     "simulate": "hiso.run.api",
 }
@@ -87,6 +89,7 @@ __all__ = [
     "label_bias",
     "load",
     "open_run",
+    "push_to_hub",
     "replay",
     "simulate",
 ]

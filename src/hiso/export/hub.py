@@ -1,0 +1,36 @@
+"""Adapters on the Hugging Face hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hiso.errors import LoadError
+from hiso.export.adapter import CARD, FILE, read_adapter
+
+
+def push_to_hub(folder: str | Path, repository: str, *, private: bool = True) -> str:
+    """Uploads an adapter; needs a token, as `hf auth login` stores one. Gives its address.
+
+    `hiso.load(BASE, repository)` then finds it. Not tested: that needs a network.
+
+    Args:
+        folder: An adapter's folder.
+        repository: `owner/name`; made if it is missing.
+        private: Whether a repository that is made is for its owner alone. The log is a function
+            of private data.
+
+    Raises:
+        LoadError: There is no adapter in the folder, or the hub does not take it.
+    """
+    from huggingface_hub import HfApi
+
+    read_adapter(Path(folder))
+    try:
+        api = HfApi()
+        api.create_repo(repository, private=private, exist_ok=True)
+        done = api.upload_folder(
+            repo_id=repository, folder_path=Path(folder), allow_patterns=[FILE, CARD]
+        )
+    except Exception as error:  # what huggingface_hub raises here has no common root
+        raise LoadError(f"cannot upload {folder} to {repository}: {error}") from error
+    return str(done)
