@@ -9,7 +9,18 @@ import numpy as np
 import pytest
 import torch
 
-from hiso import HiSo, HiZoo, SubspaceNewton, ZoSgd, auto_lr, evaluate_run, label_bias, simulate
+from hiso import (
+    Federation,
+    HiSo,
+    HiZoo,
+    SubspaceNewton,
+    ZoSgd,
+    auto_lr,
+    evaluate_run,
+    label_bias,
+    open_run,
+    simulate,
+)
 from hiso.core.identity import Identity
 from hiso.core.local import Local, contrasts
 from hiso.core.outcome import Outcome
@@ -207,6 +218,30 @@ def test_evaluation_uses_the_biases(tmp_path, base):
     loss = torch.nn.functional.cross_entropy(at, torch.tensor(labels))
     assert told["loss_after"] == pytest.approx(float(loss), rel=1e-6)
     assert told["loss_after"] != pytest.approx(told["loss_before"], rel=1e-4)
+
+
+def test_a_run_that_is_opened_has_its_biases(tmp_path, base):
+    simulate(out=tmp_path / "run", **base)
+    run = open_run(tmp_path / "run")
+    assert run.label_bias.tolist() == evaluate_run(tmp_path / "run")["label_bias"]
+    simulate(out=tmp_path / "plain", **base | {"label_bias": False, "rounds": 1})
+    assert open_run(tmp_path / "plain").label_bias is None
+
+
+def test_a_federation(tmp_path):
+    """One label for all: biases learn it before the weights do."""
+    shards = [[(torch.full((1,), 0.01), 1)] * 8] * 2
+    method = label_bias(SubspaceNewton(), 3)
+    arguments = {"loss": lambda model, batch: (model(batch[0]), batch[1]), "batch_size": 4}
+    arguments |= {"sample": 2, "directions": 2}
+    torch.manual_seed(0)
+    net = torch.nn.Linear(1, 3, bias=False)
+    with Federation(
+        net, method, shards=shards, ledger=tmp_path / "log", mu=1e-2, **arguments
+    ) as fed:
+        rounds = list(fed.rounds(10))
+        assert fed.label_bias.argmax() == 1
+        assert rounds[-1].loss < 0.3 * rounds[0].loss
 
 
 def test_images(tmp_path):

@@ -11,7 +11,9 @@ from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 from torch.utils.data import default_collate
 
@@ -203,6 +205,11 @@ class Federation:
         """Fingerprint of weights and method state, unsigned 64 bits; as of `close` after it."""
         return self._digest if self._closed else self.replica.digest()
 
+    @property
+    def label_bias(self) -> NDArray[np.float64] | None:
+        """b, float64 [C], to be added to the model's scores; None without `hiso.label_bias`."""
+        return self.replica.biases
+
     def close(self) -> None:
         """Closes the ledger, and gives the module back: an ordinary one, with the last weights.
 
@@ -245,7 +252,7 @@ class Federation:
         if backward:
             with torch.inference_mode(False), torch.enable_grad():
                 mean_loss(self._loss(self.model, batch))
-        if method.needs == "scores":
+        if method.needs == "scores" and outcome.tokens is None:
             outcome.labelled()
 
 

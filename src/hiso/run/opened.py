@@ -6,6 +6,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
 from hiso.core.method import Method
@@ -101,6 +103,13 @@ class Run:
     def model(self) -> Any:
         """The model that the run comes to, as its setting `keep` says; see `at`."""
         return self.at(self._kept)
+
+    @property
+    def label_bias(self) -> NDArray[np.float64] | None:
+        """b of `model`, float64 [C], to be added to the scores of labels; None for runs without."""
+        with self._ledger() as ledger:
+            method = ledger.identity.method
+            return method.biases(ledger.derived_at(method, method.derived, self._kept), {})
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
