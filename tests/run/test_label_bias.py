@@ -17,6 +17,7 @@ from hiso import (
     ZoSgd,
     auto_lr,
     evaluate_run,
+    export_model,
     label_bias,
     open_run,
     simulate,
@@ -217,6 +218,14 @@ def test_evaluation_uses_the_biases(tmp_path, base):
     at = torch.tensor(scores.astype(float) + replica.biases)
     loss = torch.nn.functional.cross_entropy(at, torch.tensor(labels))
     assert told["loss_after"] == pytest.approx(float(loss), rel=1e-6)
+    right = [
+        float((s.argmax(1) == torch.tensor(labels)).double().mean())
+        for s in (at, torch.tensor(scores))
+    ]
+    after = told["metrics_after"]
+    assert [after["accuracy"], after["accuracy_without_bias"]] == right
+    done = export_model(tmp_path / "run", tmp_path / "model")
+    assert [done["accuracy"], done["accuracy_without_bias"]] == right
     assert told["loss_after"] != pytest.approx(told["loss_before"], rel=1e-4)
 
 

@@ -74,6 +74,14 @@ def apply(
     _show_folder(done, as_json)
 
 
+def _without_bias(done: dict[str, Any]) -> str:
+    """What the weights of a run with label biases lack."""
+    told = "The weights do without the label biases; README.md there has them."
+    if (without := done.get("accuracy_without_bias")) is not None:
+        told += f" Test accuracy {done['accuracy']:.4f} with them, {without:.4f} without."
+    return told
+
+
 def diff(a: Place, b: Place, as_json: Json = False) -> None:
     """Say where the logs of two runs or adapters part. Loads no model."""
     from hiso.export.diff import diff
@@ -93,7 +101,7 @@ def _show_folder(done: dict[str, Any], as_json: bool) -> None:
     told = f"position {done['position']}, digest {done['digest']}, {size(done['bytes'])}"
     lines = [f"{done['folder']}: {told}"]
     if "label_bias" in done:
-        lines.append("The weights do without the label biases: see README.md there.")
+        lines.append(_without_bias(done))
     for line in lines:
         Console().print(line, highlight=False, markup=False, soft_wrap=True)
 

@@ -13,6 +13,7 @@ from hiso.export.cards import Figures, adapter_card, model_card
 from hiso.export.folders import check_free, whole
 from hiso.export.load import Tuned, check_language, load
 from hiso.federation.ledger import Ledger
+from hiso.language.metrics import WITHOUT_BIAS
 from hiso.language.models import quiet
 from hiso.run.folder import RunFolder, write_text
 from hiso.run.observer import Observer
@@ -44,7 +45,8 @@ def export_model(
 
     Returns:
         Run, position, digest, folder and its bytes; and `label_bias` where the run tuned it. The
-        folder has the weights alone, its model card also the biases.
+        folder has the weights alone, its model card also the biases; `accuracy` and
+        `accuracy_without_bias` on the test split stand beside them, where the run knows them.
 
     Raises:
         RunConflict: There is something at `out`.
@@ -53,7 +55,12 @@ def export_model(
     """
     log = _checked(run, Path(out), position, method)
     tuned = load(base, log, tokenizer=tokenizer, observer=observer)
-    return _write_model(tuned, Path(out), model_card(log, tuned, _figures(Path(run))))
+    figures = _figures(Path(run))
+    told = _write_model(tuned, Path(out), model_card(log, tuned, figures))
+    known = {e.position: e.metrics for e in figures.evaluations if e.split == "test"}
+    found = known.get(log.position, {})
+    named = ("accuracy", WITHOUT_BIAS)
+    return told | ({name: found[name] for name in named} if WITHOUT_BIAS in found else {})
 
 
 def export_adapter(

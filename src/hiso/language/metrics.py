@@ -15,6 +15,8 @@ from hiso.language.objective import Objective
 from hiso.language.scores import score
 from hiso.language.shards import Encoded
 
+WITHOUT_BIAS = "accuracy_without_bias"
+
 
 def evaluate(
     objective: Objective,
@@ -40,7 +42,8 @@ def evaluate(
     Returns:
         "loss", and for a classification task "accuracy" and macro "f1" (the mean over the
         labels that occur or were predicted), for free text "perplexity", for answers the means
-        of the task's own scores.
+        of the task's own scores. With `biases`, "accuracy_without_bias" too: that of whatever
+        reads the weights alone.
 
     Raises:
         SettingsError: There are no examples, or `batch_size` is not positive.
@@ -53,31 +56,41 @@ def evaluate(
     order = sorted(range(len(examples)), key=lambda i: -len(examples[i].ids))
     task, written = objective.task, list[str]()
     stops = stop_tokens(objective.lm) if task.answers else frozenset[int]()
-    outcomes: list[Outcome] = []
+    plain: list[Outcome] = []
     for start in range(0, len(order), batch_size):
         batch = [examples[i] for i in order[start : start + batch_size]]
-        outcomes.append(objective.measure(batch).shifted(biases))
+        plain.append(objective.measure(batch))
         if task.answers:
             prompts = [example.ids[: example.start] for example in batch]
             written += write_answers(objective.lm, prompts, task.answer_tokens, stops)
         if on_batch is not None:
             on_batch(len(batch))
+    outcomes = [outcome.shifted(biases) for outcome in plain]
     loss = math.fsum(x for o in outcomes for x in o.losses) / sum(o.weights.sum() for o in outcomes)
     if task.answers:
         golds = [examples[i].answers for i in order]
         return {"loss": loss, **score(task.metrics, written, golds)}
     if objective.verbalizer is None:
         return {"loss": loss, "perplexity": math.exp(loss) if loss < 700 else math.inf}
-    predictions = [int(label) for outcome in outcomes for label in outcome.predictions]
-    pairs = [(examples[i].label, label) for i, label in zip(order, predictions, strict=True)]
-    return {
-        "loss": loss,
-        "accuracy": sum(label == prediction for label, prediction in pairs) / len(pairs),
-        "f1": _macro_f1(pairs),
-    }
+    pairs = _pairs(outcomes)
+    found = {"loss": loss, "accuracy": _accuracy(pairs), "f1": _macro_f1(pairs)}
+    return found if biases is None else found | {WITHOUT_BIAS: _accuracy(_pairs(plain))}
 
 
-def _macro_f1(pairs: Sequence[tuple[int | None, int | None]]) -> float:
+def _pairs(outcomes: Sequence[Outcome]) -> list[tuple[int, int]]:
+    """The right label and the predicted one of each example."""
+    return [
+        (int(label), int(prediction))
+        for outcome in outcomes
+        for label, prediction in zip(outcome.labelled()[1], outcome.predictions, strict=True)
+    ]
+
+
+def _accuracy(pairs: Sequence[tuple[int, int]]) -> float:
+    return sum(label == prediction for label, prediction in pairs) / len(pairs)
+
+
+def _macro_f1(pairs: Sequence[tuple[int, int]]) -> float:
     scores: list[float] = []
     for name in {number for pair in pairs for number in pair}:
         hits = sum(pair == (name, name) for pair in pairs)
