@@ -66,7 +66,7 @@ def evaluate(
     if task.answers:
         golds = [examples[i].answers for i in order]
         return {"loss": loss, **score(task.metrics, written, golds)}
-    if objective.verbalizer is None:
+    if not task.labels:
         return {"loss": loss, "perplexity": math.exp(loss) if loss < 700 else math.inf}
     predictions = [int(label) for outcome in outcomes for label in outcome.predictions]
     pairs = [(examples[i].label, label) for i, label in zip(order, predictions, strict=True)]
