@@ -188,7 +188,7 @@ def test_two_columns_make_a_task_of_plain_texts(tmp_path, folders, small_run, hi
         "label_column": "stars",
         "labels": {str(100 + i): str(100 + i) for i in range(3)},
     }
-    predicted = hiso("predict", "run", "film 3 was good", "--json")
+    predicted = hiso("predict", "run", "--text", "film 3 was good", "--json")
     assert predicted.code == 0, predicted.err
     exported = hiso("export", "run", "--model", "model", "--json")
     assert exported.code == 0, exported.err
