@@ -19,13 +19,17 @@ from hiso import (
     open_run,
     simulate,
 )
+from hiso.baselines.launch import train
+from hiso.core.identity import Identity
 from hiso.errors import SettingsError
 from hiso.export.out import apply
+from hiso.federation.ledger import Ledger
 from hiso.language.data import load_examples
 from hiso.language.models import load_model
 from hiso.language.objective import Objective
 from hiso.language.shards import encode
 from hiso.language.tasks import get_task
+from hiso.run.settings import parse_settings
 
 from ..process import flags
 from ..tiny import save_classifier
@@ -199,3 +203,38 @@ def test_two_columns_make_a_task_of_plain_texts(tmp_path, folders, small_run, hi
     assert two.code == 2, two.err
     assert "2 classes" in two.err
     assert not (tmp_path / "two").exists()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_backward_clients_answer_as_by_differences(tmp_path, base, dtype):
+    base |= {"eval_every": 0, "rounds": 1, "dtype": dtype, "perturbations": 6}
+    base |= {"scheme": "central", "mu": 1e-3 if dtype == "float32" else 5e-3}
+    simulate(out=tmp_path / "a", **base)
+    simulate(out=tmp_path / "b", backward_clients=4, **base)
+    found = []
+    for run in ("a", "b"):
+        with Ledger.read(tmp_path / run / "ledger.sqlite") as ledger:
+            found += [record.coefficient for record in ledger.records()]
+    near, exact = found
+    apart = np.linalg.norm(near - exact)
+    assert apart < (0.02 if dtype == "float32" else 0.2) * np.linalg.norm(exact)
+
+
+def test_averaged_weights_are_trained_too(tmp_path, base):
+    given = {key: base[key] for key in ("model", "data", "max_length", "eval_every")}
+    given |= {"method": "fedavg", "lr": 0.02, "rounds": 20, "clients": 2, "batch_size": 16}
+    summary = train(given, tmp_path / "run")
+    assert summary["metrics_after"]["loss"] < summary["metrics_before"]["loss"]
+
+
+def test_a_worker_has_the_model_of_the_simulation(tmp_path, base):
+    pytest.importorskip("flwr")
+    from hiso.flower.worker import Worker
+
+    simulate(out=tmp_path / "run", **base | {"rounds": 1})
+    with Ledger.read(tmp_path / "run" / "ledger.sqlite") as ledger:
+        identity = ledger.identity
+    worker = Worker(parse_settings(base), tmp_path, own=None, alive=lambda: None, probe="forward")
+    told = Identity.parse(worker.hello(0, None).facts["identity"])
+    assert (told.model, told.task) == (identity.model, identity.task)
+    worker.close()
