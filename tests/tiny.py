@@ -90,3 +90,53 @@ def save_model(folder: Path, kind: str, *, begin: bool = False, seed: int = 0) -
     AutoModelForCausalLM.from_config(tiny_config(kind)).save_pretrained(folder)
     make_tokenizer(begin=begin).save_pretrained(folder)
     return folder
+
+
+def make_framed_tokenizer():
+    """Byte-level BPE with [CLS], [SEP] and [PAD], as encoders have them."""
+    from tokenizers import processors
+
+    tokenizer = make_tokenizer()
+    tokenizer.add_special_tokens(
+        {"cls_token": "<s>", "sep_token": "</s>", "pad_token": tokenizer.convert_ids_to_tokens(2)}
+    )
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)]
+    )
+    return tokenizer
+
+
+def classifier_config(kind: str, classes: int):
+    import transformers as t
+
+    size = {
+        "vocab_size": 400, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "intermediate_size": 64, "max_position_embeddings": 128, "initializer_range": 0.2,
+        "pad_token_id": 2,
+    }  # fmt: skip
+    match kind:
+        case "bert":
+            config = t.BertConfig(**size)
+        case "roberta":
+            config = t.RobertaConfig(**size | {"max_position_embeddings": 131})
+        case "distilbert":
+            config = t.DistilBertConfig(
+                vocab_size=400, dim=32, n_layers=2, n_heads=4, hidden_dim=64,
+                max_position_embeddings=128, initializer_range=0.2, pad_token_id=2,
+            )  # fmt: skip
+        case _:
+            config = tiny_config(kind)
+    config.num_labels = classes
+    return config
+
+
+def save_classifier(folder: Path, kind: str, *, classes: int = 2, seed: int = 0) -> Path:
+    """A random model with a classification head; encoders have a tokenizer with [CLS] and [SEP]."""
+    from transformers import AutoModelForSequenceClassification
+
+    torch.manual_seed(seed)
+    config = classifier_config(kind, classes)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
+    framed = kind in ("bert", "roberta", "distilbert")
+    (make_framed_tokenizer() if framed else make_tokenizer()).save_pretrained(folder)
+    return folder

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from hiso.core.keys import choose
 from hiso.core.methods import HiSo
+from hiso.errors import SettingsError
 from hiso.federation.settings import RoundSettings
 from hiso.language.models import hidden_states, output_head
 from hiso.language.shards import Batch
@@ -103,6 +104,8 @@ class UsualHiSo:
 
 def usual_loss(workload: Words) -> Callable[[Any, Batch], float]:
     """Mean cross-entropy of the label words, of a model and a batch padded to its longest."""
+    if workload.lm.classes is not None:
+        raise SettingsError(f"{workload.lm.name} is a classifier: name a causal language model.")
     words = torch.tensor(check_labels(workload.task, workload.lm.tokenizer).first)
     padding: Any = workload.lm.tokenizer.pad_token_id
 

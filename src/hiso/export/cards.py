@@ -57,9 +57,10 @@ def model_card(log: Adapter, tuned: Tuned, figures: Figures | None) -> str:
         figures: What the run's folder says; None for an adapter, which has none of it.
     """
     task, base = task_of(log.identity), public_name(log.base)
+    kind = "text-generation" if tuned.lm.classes is None else "text-classification"
     hub = [f"base_model: {base}"] if base and base not in PACKAGED else []
     parts = [
-        "\n".join(["---", "library_name: transformers", "pipeline_tag: text-generation", *hub]),
+        "\n".join(["---", "library_name: transformers", f"pipeline_tag: {kind}", *hub]),
         "tags: [hiso, federated-learning, zeroth-order]\n---\n",
         f"# {base or 'A language model'}, fine-tuned on {task.name} by a federation\n",
         "Weights are float32. Licences are those of the base model and of the data.\n",
@@ -119,21 +120,22 @@ def _biases(task: Task, tuned: Tuned) -> str:
 
 def _use(task: Task, tuned: Tuned) -> str:
     filled = ", ".join(f'{name}="…"' for name in task.columns)
+    classifier = tuned.lm.classes is not None
+    auto = "AutoModelForSequenceClassification" if classifier else "AutoModelForCausalLM"
     lines = [
-        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        f"from transformers import {auto}, AutoTokenizer",
         "",
         'folder = "."  # this folder, or its name on the Hugging Face hub',
         "tokenizer = AutoTokenizer.from_pretrained(folder)",
-        "model = AutoModelForCausalLM.from_pretrained(folder)",
+        f"model = {auto}.from_pretrained(folder)",
         f"prompt = {json.dumps(task.template)}.format({filled})",
         'inputs = tokenizer(prompt, return_tensors="pt")',
     ]
-    if task.labels and check_labels(task, tuned.tokenizer).mode == "token":
-        lines += [
-            f"words = {json.dumps(task.labels)}",
-            "first = [tokenizer(w, add_special_tokens=False).input_ids[0] for w in words]",
-            "scores = model(**inputs).logits[0, -1, first]",
-        ]
+    if classifier or (task.labels and check_labels(task, tuned.tokenizer).mode == "token"):
+        lines.append(f"words = {json.dumps(task.labels)}")
+        first = "first = [tokenizer(w, add_special_tokens=False).input_ids[0] for w in words]"
+        lines += [] if classifier else [first]
+        lines.append(f"scores = model(**inputs).logits[0{'' if classifier else ', -1, first'}]")
         if tuned.biases is not None:
             lines.append(f"scores = scores + scores.new_tensor({tuned.biases.tolist()})")
         lines.append("print(words, scores.softmax(-1).tolist())")

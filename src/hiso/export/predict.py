@@ -112,7 +112,8 @@ class _Model:
             Example(task.prompt(row), label, answers=answers, context=task.context(row))
             for row in rows
         ]
-        return encode(examples, task, self._lm.tokenizer, max_length)
+        classifier = self._lm.classes is not None
+        return encode(examples, task, self._lm.tokenizer, max_length, classifier=classifier)
 
     def _labels(self, encoded: Sequence[Encoded]) -> Iterator[dict[str, Any]]:
         task = self._task

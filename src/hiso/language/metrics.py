@@ -70,7 +70,7 @@ def evaluate(
     if task.answers:
         golds = [examples[i].answers for i in order]
         return {"loss": loss, **score(task.metrics, written, golds)}
-    if objective.verbalizer is None:
+    if not task.labels:
         return {"loss": loss, "perplexity": math.exp(loss) if loss < 700 else math.inf}
     pairs = _pairs(outcomes)
     found = {"loss": loss, "accuracy": _accuracy(pairs), "f1": _macro_f1(pairs)}

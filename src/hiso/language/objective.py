@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from hiso.core.outcome import Outcome
 from hiso.errors import SettingsError
+from hiso.language.classifiers import check_classes, class_scores, float32_head
 from hiso.language.grouping import group_by_length
 from hiso.language.models import LanguageModel, hidden_states, output_head, shape_logits
 from hiso.language.shards import Batch, Encoded
@@ -31,7 +32,8 @@ class Objective:
     logits are computed but those that the loss reads.
 
     Attributes:
-        verbalizer: How label words are read off the model; None for free text and answers.
+        verbalizer: How label words are read off the model; None for free text and answers, and
+            for a model with a classification head, whose scores are the labels'.
         seconds: Wall time spent measuring so far.
         passes: Forward passes so far; each goes in pieces of like length.
     """
@@ -56,10 +58,12 @@ class Objective:
 
         Raises:
             LoadError: The tokenizer cannot express the label words.
+            SettingsError: The model has a classification head whose classes are not the labels.
         """
+        check_classes(lm, task)
         self.lm, self.task, self.joint = lm, task, joint
         self.verbalizer: Verbalizer | None = (
-            check_labels(task, lm.tokenizer) if task.labels else None
+            check_labels(task, lm.tokenizer) if task.labels and lm.classes is None else None
         )
         self.seconds = 0.0
         self.passes = 0
@@ -89,29 +93,41 @@ class Objective:
             SettingsError: An example is longer than the model's context.
         """
         started = time.perf_counter()
-        if self.verbalizer is None:
-            outcome = self._text(examples)
+        if self.task.labels:
+            outcome = Outcome.of_scores(self._scores(examples), [e.label for e in examples])
         else:
-            outcome = Outcome.of_scores(
-                self._scores(examples, self.verbalizer), [e.label for e in examples]
-            )
+            outcome = self._text(examples)
         self.seconds += time.perf_counter() - started
         return outcome
 
     def loss(self, batch: Batch[Encoded]) -> Tensor:
         """The mean loss of one batch, a scalar through which gradients flow."""
         examples = batch.examples
-        if self.verbalizer is None:
+        if not self.task.labels:
             losses, _ = self._text_losses(examples)
             return losses.mean()
-        scores = self._scores(examples, self.verbalizer)
+        scores = self._scores(examples)
         return nn.functional.cross_entropy(scores, _labels(scores, examples))
 
-    def _scores(self, examples: Sequence[Encoded], verbalizer: Verbalizer) -> Tensor:
+    def _scores(self, examples: Sequence[Encoded]) -> Tensor:
         """The scores of the labels, float32 [B, C]."""
-        if verbalizer.mode == "token":
-            return self._label_tokens(examples, verbalizer)
-        return self._label_sequences(examples, verbalizer)
+        if self.verbalizer is None:
+            return self._class_scores(examples)
+        if self.verbalizer.mode == "token":
+            return self._label_tokens(examples, self.verbalizer)
+        return self._label_sequences(examples, self.verbalizer)
+
+    def _class_scores(self, examples: Sequence[Encoded]) -> Tensor:
+        """Those of the classification head."""
+        lengths = [len(e.ids) for e in examples]
+        found: dict[int, Tensor] = {}
+        with float32_head(self.lm.classifier, self._rows):
+            for group, ids in self._groups([e.ids for e in examples]):
+                ends = torch.tensor([lengths[i] for i in group], device=ids.device)
+                at = torch.arange(ids.shape[1], device=ids.device)
+                scores = class_scores(self.lm.model, ids, (at < ends[:, None]).long())
+                found |= dict(zip(group, scores.float(), strict=True))
+        return torch.stack([found[i] for i in range(len(examples))])
 
     def _label_tokens(self, examples: Sequence[Encoded], verbalizer: Verbalizer) -> Tensor:
         at = self._states(
@@ -154,10 +170,20 @@ class Objective:
     ) -> Tensor:
         """Last hidden states of counts[i] positions of sequence i from starts[i] on.
 
-        Sequences of like length go through the model together, padded on the right.
-
         Returns:
             float32 [Σ counts, D], in the order of the sequences.
+        """
+        found: dict[int, Tensor] = {}
+        for group, ids in self._groups(sequences):
+            hidden = hidden_states(self.lm.model, ids)
+            for row, i in zip(hidden, group, strict=True):
+                found[i] = row[starts[i] : starts[i] + counts[i]].float()
+        return torch.cat([found[i] for i in range(len(sequences))])
+
+    def _groups(self, sequences: Sequence[np.ndarray]) -> Iterator[tuple[list[int], Tensor]]:
+        """Numbers of sequences of like length, and their ids padded on the right, int64 [B, T].
+
+        They go through the model together.
         """
         lengths = [len(sequence) for sequence in sequences]
         context = self.lm.context
@@ -167,16 +193,12 @@ class Objective:
                 f"{context}. Set max_length to {context} or less."
             )
         self.passes += 1
-        found: dict[int, Tensor] = {}
         for group in group_by_length(lengths):
             shape = len(group), max(lengths[i] for i in group)
-            ids = np.full(shape, self.lm.tokenizer.pad_token_id, np.int64)
+            ids = np.full(shape, self.lm.padding, np.int64)
             for row, i in zip(ids, group, strict=True):
                 row[: lengths[i]] = sequences[i]
-            hidden = hidden_states(self.lm.model, torch.from_numpy(ids).to(self.lm.model.device))
-            for row, i in zip(hidden, group, strict=True):
-                found[i] = row[starts[i] : starts[i] + counts[i]].float()
-        return torch.cat([found[i] for i in range(len(sequences))])
+            yield group, torch.from_numpy(ids).to(self.lm.model.device)
 
     def _logits(self, at: Tensor, ids: Tensor) -> Tensor:
         """Logits of the tokens `ids` [C] at float32 hidden states [N, D]: float32 [N, C]."""

@@ -13,7 +13,7 @@ from hiso.core.keys import batch_rows
 from hiso.errors import LoadError, SettingsError
 from hiso.language.data import Example
 from hiso.language.task import Task
-from hiso.language.verbalizer import all_tokens, check_labels, prefix, tokens
+from hiso.language.verbalizer import all_tokens, check_labels, frame, prefix, tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -96,6 +96,8 @@ def encode(
     task: Task,
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
+    *,
+    classifier: bool = False,
 ) -> list[Encoded]:
     """Token ids of every example, in the same order, at most `max_length` each.
 
@@ -107,10 +109,15 @@ def encode(
     `answer_tokens` do, whatever the length of an answer, so that its prompt does not depend on
     it. Free text and answers that are not cut end with the end token, if there is one.
 
+    For a `classifier`, a model with a classification head, what the tokenizer puts behind every
+    text ([SEP], say) is kept too, and prompts lose tokens at their start; label words do not count.
+
     Raises:
         SettingsError: `max_length` is too short for the question.
         LoadError: Tokenisation leaves nothing of an example to learn from.
     """
+    if classifier:
+        return _encode_whole(examples, task, tokenizer, max_length)
     before = prefix(tokenizer)
     if task.is_text:
         return _encode_text(examples, tokenizer, before, max_length)
@@ -121,6 +128,28 @@ def encode(
     bodies = all_tokens(tokenizer, [example.prompt for example in examples])
     return [
         Encoded(np.asarray(before + body[-room:], np.int32), example.label)
+        for example, body in zip(examples, bodies, strict=True)
+    ]
+
+
+def _encode_whole(
+    examples: Sequence[Example],
+    task: Task,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+) -> list[Encoded]:
+    before, after = frame(tokenizer)
+    room = max_length - len(before) - len(after)
+    _check_room(task, tokenizer, max_length, room)
+    bodies = all_tokens(tokenizer, [example.prompt for example in examples])
+    empty = [example for example, body in zip(examples, bodies, strict=True) if not body]
+    if empty:
+        raise LoadError(
+            f"{len(empty)} example(s) have no tokens, the first of them {empty[0].prompt!r}. "
+            "Remove them."
+        )
+    return [
+        Encoded(np.asarray(before + body[-room:] + after, np.int32), example.label)
         for example, body in zip(examples, bodies, strict=True)
     ]
 

@@ -83,8 +83,13 @@ def all_tokens(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[lis
 
 def prefix(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """What the tokenizer puts in front of every text, such as a begin-of-text token."""
+    return frame(tokenizer)[0]
+
+
+def frame(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """What the tokenizer puts in front of every text and behind it, such as [CLS] and [SEP]."""
     bare, whole = tokens(tokenizer, "a"), list(tokenizer("a").input_ids)
     for start in range(len(whole) - len(bare) + 1):
         if whole[start : start + len(bare)] == bare:
-            return whole[:start]
-    return []
+            return whole[:start], whole[start + len(bare) :]
+    return [], []

@@ -44,8 +44,8 @@ def simulate(
 
     Args:
         out: The run's folder.
-        model: A name or path; or a causal language model of transformers with float32 weights,
-            which is copied and stays as it is: `open_run` gives the trained one.
+        model: A name or path; or a causal language model or classifier of transformers with float32
+            weights, which is copied and stays as it is: `open_run` gives the trained one.
         tokenizer: That of a model that is an object.
         task: A name; or a task of your own.
         data: A path or an id; or a list of rows (each a dict), a Hugging Face data set, or a

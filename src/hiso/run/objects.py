@@ -6,8 +6,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hiso.errors import LoadError, SettingsError
+from hiso.language.classifiers import has_classes
 from hiso.language.data import Splits, load_examples, split_rows
-from hiso.language.models import LanguageModel, copy_model, load_model, load_tokenizer
+from hiso.language.models import (
+    LanguageModel,
+    copy_model,
+    load_model,
+    load_tokenizer,
+    names_classifier,
+)
 from hiso.language.task import Task
 from hiso.language.tasks import get_task
 from hiso.run.settings import Settings
@@ -27,7 +34,8 @@ class Objects:
     alone, and with those it is the run that it would be by names.
 
     Attributes:
-        model: A causal language model with float32 weights. It is copied, and stays as it is.
+        model: A causal language model or a classifier with float32 weights. It is copied, and
+            stays as it is.
         tokenizer: That of `model`, which needs one.
         task: A task.
         data: A list of rows, a Hugging Face data set, or several by their names; see
@@ -100,6 +108,16 @@ class Objects:
             LoadError: It cannot be loaded.
         """
         return load_tokenizer(settings.model) if self.tokenizer is None else self.tokenizer
+
+    def has_classes(self, settings: Settings) -> bool:
+        """Whether the model has a classification head, without its weights.
+
+        Raises:
+            LoadError: It cannot be found or read.
+        """
+        if self.model is None:
+            return names_classifier(settings.model)
+        return has_classes([type(self.model).__name__])
 
     def load_model(self, settings: Settings) -> LanguageModel:
         """The model.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from hiso.core.fingerprint import hash_names
 from hiso.core.identity import Identity
 from hiso.core.method import Method
 from hiso.errors import SettingsError
+from hiso.language.classifiers import check_classes
 from hiso.language.metrics import evaluate
 from hiso.language.models import LanguageModel
 from hiso.language.objective import Objective, Rows
@@ -78,20 +80,22 @@ def load_words(
     with observer.phase(f"loading model {settings.model}"):
         lm = objects.load_model(settings)
         lm.model.to(device_of(settings))  # pyright: ignore[reportArgumentType]
+    check_classes(lm, task)
     if lm.context is not None and settings.max_length > lm.context:
         raise SettingsError(
             f"max_length is {settings.max_length}, but {lm.name} reads no more than {lm.context} "
             f"tokens. Set max_length to {lm.context} or less."
         )
+    tokenise = partial(encode, classifier=lm.classes is not None)
     with observer.phase("tokenising and partitioning"):
         dev, test = (
-            some(encode(examples, task, lm.tokenizer, settings.max_length), count)
+            some(tokenise(examples, task, lm.tokenizer, settings.max_length), count)
             for examples, count in (
                 (splits.dev, settings.dev_examples),
                 (splits.test, settings.test_examples),
             )
         )
-        train = encode(splits.train, task, lm.tokenizer, settings.max_length)
+        train = tokenise(splits.train, task, lm.tokenizer, settings.max_length)
         shards, partition = divide(splits.train, train, settings, own)
     more: dict[str, Any] = {"answer_tokens": task.answer_tokens} if task.answers else {}
     if settings.task_definition is not None:

@@ -113,6 +113,8 @@ def run_language(
 
 def _scene(preset: LanguagePreset, settings: Settings, folder: Path, ledger: Ledger) -> _Scene:
     task, lm = get_task(settings.task), load_model(settings.model)
+    if lm.classes is not None:
+        raise SettingsError(f"{lm.name} is a classifier: name a causal language model.")
     train = load_examples(task, settings.data).train
     picked = choose(0, "theory", size=len(train), count=min(preset.examples, len(train)))
     encoded = encode([train[i] for i in picked], task, lm.tokenizer, settings.max_length)
