@@ -20,7 +20,7 @@ demo: install
 
 # Two processes: much of the time goes into waiting for Flower.
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 # Every day: no packaged model, no Flower, no browser, no command line.
 quick: install

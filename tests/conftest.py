@@ -18,11 +18,6 @@ from .process import Hiso
 from .tiny import save_model
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The file that waits longest goes first: at the end, the other process would be idle."""
-    items.sort(key=lambda item: item.path.name != "test_faults.py")
-
-
 @pytest.fixture
 def one_thread():
     """Small work on one thread: quick on a busy machine, and the same sums everywhere."""
