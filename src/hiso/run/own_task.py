@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from hiso.errors import SettingsError
+from hiso.language.chat import read_chat
 from hiso.language.columns import choose_words, count_classes
 from hiso.run.objects import Objects
 from hiso.run.observer import Observer
@@ -44,6 +45,8 @@ def complete(settings: Settings, objects: Objects, observer: Observer) -> Settin
         if not classifier:
             with observer.phase(f"loading the tokenizer of {settings.model}"):
                 tokenizer = objects.load_tokenizer(settings)
+            if settings.prompt_style == "chat":
+                task = task.in_chat(read_chat(tokenizer))
             labels = choose_words(task, list(counts), tokenizer).labels
             words = {value: word.strip() for value, word in zip(counts, labels, strict=True)}
         definition = definition.model_copy(update={"labels": words})

@@ -1,0 +1,57 @@
+"""Prompts as turns of a chat, by the template that a tokenizer brings."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from hiso.errors import LoadError
+from hiso.language.task import Chat
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_DAY = datetime(2024, 7, 26, tzinfo=UTC)
+"""Today, for templates that write the date: the same on all days, so that prompts are too."""
+_TEXTS = "The first prompt of hiso.", "Another one?"
+
+
+def read_chat(tokenizer: PreTrainedTokenizerBase) -> Chat:
+    """What a tokenizer's chat template writes around a turn of the user; see `Task.in_chat`.
+
+    It is written by `tokenizer.apply_chat_template(..., add_generation_prompt=True)`. Templates are
+    told that it is 26 July 2024, and to leave thinking out (`enable_thinking=False`).
+
+    Raises:
+        LoadError: The tokenizer has no chat template, or one that cannot be used; says why.
+    """
+    remedy = "Set prompt_style = plain, or use a model that was trained on chats."
+    if not tokenizer.chat_template:
+        raise LoadError(
+            f"prompt_style = chat: the model's tokenizer has no chat template. {remedy}"
+        )
+    try:
+        first, second = (_render(tokenizer, text) for text in _TEXTS)
+    except Exception as error:  # what templates raise has no common root
+        raise LoadError(
+            f"prompt_style = chat: the tokenizer's chat template does not take a single turn of "
+            f"the user: {error}. {remedy}"
+        ) from error
+    before, _, after = first.partition(_TEXTS[0])
+    if second != f"{before}{_TEXTS[1]}{after}":
+        raise LoadError(
+            "prompt_style = chat: the tokenizer's chat template does not write the user's turn as "
+            f"it is. {remedy}"
+        )
+    return Chat(before, after)
+
+
+def _render(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
+    said: Any = tokenizer.apply_chat_template(
+        [{"role": "user", "content": text}],
+        add_generation_prompt=True,
+        tokenize=False,
+        enable_thinking=False,
+        strftime_now=_DAY.strftime,
+    )
+    return said
