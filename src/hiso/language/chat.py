@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from hiso.errors import LoadError
@@ -11,8 +10,10 @@ from hiso.language.task import Chat
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_DAY = datetime(2024, 7, 26, tzinfo=UTC)
-"""Today, for templates that write the date: the same on all days, so that prompts are too."""
+_NOW = "strftime_now"
+"""What templates call to write the date."""
+_DAY = {"%d": "26", "%m": "07", "%b": "Jul", "%B": "July", "%y": "24", "%Y": "2024"}
+"""The day that it is told: the same on all days, so that prompts are too."""
 _TEXTS = "The first prompt of hiso.", "Another one?"
 
 
@@ -47,11 +48,17 @@ def read_chat(tokenizer: PreTrainedTokenizerBase) -> Chat:
 
 
 def _render(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
+    template: Any = tokenizer.get_chat_template()
+    if _NOW in template:
+        filters = "".join(f" | replace('{sign}', '{value}')" for sign, value in _DAY.items())
+        template = (
+            f"{{% macro {_NOW}(format) %}}{{{{ format{filters} }}}}{{% endmacro %}}{template}"
+        )
     said: Any = tokenizer.apply_chat_template(
         [{"role": "user", "content": text}],
+        chat_template=template,
         add_generation_prompt=True,
         tokenize=False,
         enable_thinking=False,
-        strftime_now=_DAY.strftime,
     )
     return said
