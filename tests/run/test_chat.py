@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from hiso import Predictor, evaluate_run, export_adapter, export_model, load, simulate
-from hiso.baselines.settings import parse_baseline
 from hiso.errors import LoadError, RunConflict, SettingsError
-from hiso.federation.ledger import Ledger
 from hiso.flower.worker import Worker
-from hiso.language.data import load_examples
-from hiso.language.tasks import get_task
+from hiso.lab.baselines.baseline_settings import parse_baseline
+from hiso.ring.ledger.ledger import Ledger
 from hiso.run.settings import parse_settings
+from hiso.workloads.text.examples import load_examples
+from hiso.workloads.text.tasks import get_task
 
 from ..chats import TEMPLATE, make_chat_tokenizer, save_chat_model
 from ..process import flags
