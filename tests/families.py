@@ -29,6 +29,16 @@ FAMILIES = {
         WIDE | {"final_logit_softcapping": 3.0, "sliding_window": 8}
         | {"layer_types": ["sliding_attention", "full_attention"]},
     ),
+    "gemma3-images": (
+        "Gemma3",
+        {
+            "text_config": WIDE,
+            "vision_config": {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+            | {"num_attention_heads": 2, "image_size": 28, "patch_size": 14},
+            "mm_tokens_per_image": 4,
+        }
+        | {"image_token_index": 399, "boi_token_index": 398, "eoi_token_index": 397},
+    ),
     "qwen2": ("Qwen2", WIDE | {"tie_word_embeddings": True}),
     "qwen3": ("Qwen3", WIDE | {"tie_word_embeddings": False}),
     "gpt-neox": ("GPTNeoX", SIZE | {"intermediate_size": 64, "tie_word_embeddings": False}),
@@ -63,7 +73,8 @@ FAMILIES = {
 """Name of the configuration's class, and its arguments."""
 
 TIED = {"llama-tied", "gemma", "gemma2", "gemma3", "qwen2", "opt", "gpt2", "bloom", "cohere"} | {
-    "recurrent-gemma"
+    "recurrent-gemma",
+    "gemma3-images",
 }
 CAPPED = {"gemma2", "gemma3", "recurrent-gemma"}
 

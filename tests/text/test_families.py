@@ -228,6 +228,11 @@ def test_a_run_is_replayed_and_needs_no_compute_copy(folder, kind, small_run, tm
         assert lean["digest"] == done["digest"]
 
 
+def test_a_model_without_a_head_is_refused():
+    with pytest.raises(LoadError, match="no output head"):
+        copy_model(make_model("llama-tied").model, tokenizer())
+
+
 class Scaled(torch.nn.Linear):
     """An output head whose outputs a model would scale, where hiso cannot see it."""
 

@@ -351,6 +351,8 @@ def _check_ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name
         "\nAn encoder needs a classification head. Make it once, with num_labels as many as the "
         f"task has labels, and name the new folder:\n{MAKE.format(name=name)}"
     )
+    if model.get_output_embeddings() is None:
+        raise LoadError(f"{unsupported}it has no output head.{remedy}")
     ids = torch.tensor([text])
     followed = torch.tensor([text + [pad] * 3, text + text[:3]])
     try:
