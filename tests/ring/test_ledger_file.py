@@ -59,6 +59,7 @@ READERS: dict[str, Callable[[Ledger], object]] = {
     "records": log_bytes,
     "rounds": Ledger.rounds,
     "losses": Ledger.losses,
+    "median losses": Ledger.median_losses,
     "replies": Ledger.replies,
     "evaluations": Ledger.evaluations,
     "changes": Ledger.changes,

@@ -29,9 +29,9 @@ class RoundSettings:
         per_client: Whether every client measures along directions of its own.
         weighting: Whether clients count alike or by their number of examples.
         min_replies: Replies that a round needs to count; with fewer it is aborted.
-        divergence_factor: A round whose mean loss exceeds this many times the median of the
-            first five rounds' is not recorded (squared, until there are five); None for no
-            such guard.
+        divergence_factor: A round is not recorded if the clients' median loss, in the median of
+            the last nine rounds, exceeds this many times that of the first nine (squared, until
+            there are nine); None for no such guard.
         normalise: Smoothing ν of the mean diagonal h̄ (`MeanDiagonal`), which divides `lr`, and
             its root `mu`: HiSo with one number in place of its diagonal, on a method without
             one. 0 for neither. It stays for the whole run.

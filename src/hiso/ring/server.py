@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from statistics import median
 
 import numpy as np
 
@@ -249,8 +250,8 @@ class Server:
             `min_replies` replies are left.
 
         Raises:
-            Diverged: The mean loss is out of all proportion. Nothing was recorded, and the round
-                is open no more.
+            Diverged: The clients' median loss is out of all proportion. Nothing was recorded, and
+                the round is open no more.
             RuntimeError: No round is open.
         """
         if not self._plans:
@@ -271,7 +272,7 @@ class Server:
             return Aborted(first.round, self._attempt, agreed.shortage, up, down)
         weights = client_weights(good, self._opened.weighting)
         loss = float(np.average([reply.loss for reply in good], weights=weights))
-        self._guard(first.round, loss)
+        self._guard(first.round, median(reply.loss for reply in good))
         record = aggregate(
             first.round,
             good,
@@ -326,25 +327,29 @@ class Server:
         return self._method.follow(given, derived, s.directions, examples)
 
     def _guard(self, round: int, loss: float) -> None:
-        first = self.ledger.losses(stop=GUARD_ROUNDS)
-        last = [*self.ledger.losses(start=round - GUARD_ROUNDS + 1), loss]
+        first = self._median_losses(stop=GUARD_ROUNDS)
+        last = [*self._median_losses(start=round - GUARD_ROUNDS + 1), loss]
         if problem := excess(first, last, self._opened.divergence_factor):
             text = f"round {round}: {problem}. Nothing of the round was recorded."
             raise self.diverged(Diverged(text, round=round))
 
     def _check_that_it_moves(self) -> None:
         end = self.ledger.position
-        first, last = self.ledger.losses(stop=GUARD_ROUNDS), self.ledger.losses(start=end - 1)
+        first, last = self._median_losses(stop=GUARD_ROUNDS), self._median_losses(start=end - 1)
         records = self.ledger.records(end - STUCK_ROUNDS)
         if last and (problem := stuck(first, records, last[0])):
             raise self.diverged(Diverged(f"{problem}."))
+
+    def _median_losses(self, start: int = 0, stop: int | None = None) -> list[float]:
+        known = self.ledger.median_losses(start, stop)
+        return [loss for loss in known if loss is not None]
 
     def diverged(self, error: Diverged) -> Diverged:
         """The same error with the last good position, and half of the lr that is set.
 
         With `normalise`, the lr that is set is the one before it is divided.
         """
-        records, losses = self.ledger.records(), [row.loss for row in self.ledger.rounds()]
+        records, losses = self.ledger.records(), self.ledger.median_losses()
         if not any(record.coefficient.any() for record in records):
             advice = "No weight has moved yet: start another run with another mu, or in float32."
             return type(error)(f"{error} {advice}", round=error.round, client=error.client)

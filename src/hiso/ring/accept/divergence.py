@@ -1,4 +1,10 @@
-"""What the losses and scalars of past rounds say of a run that goes wrong."""
+"""What the losses and scalars of past rounds say of a run that goes wrong.
+
+The loss of a round is here the median of its clients' losses, so that fewer than half of them
+cannot stop a run, or hide that it diverges, by reporting a loss of 1e30. Of two replies the median
+is the mean, and of one it is the value: there one client decides for its round, but the guard
+looks at medians over rounds too.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +27,7 @@ def normal_loss(losses: Sequence[float]) -> float:
 
 
 def excess(first: Sequence[float], last: Sequence[float], factor: float | None) -> str | None:
-    """What is wrong with the mean losses of the last rounds beside those of the first, or None.
+    """What is wrong with the losses of the last rounds beside those of the first, or None.
 
     Compares medians over `GUARD_ROUNDS` rounds: where clients' labels are skewed, the loss of a
     single round may be many times that of another, though the model never moves.
@@ -40,7 +46,7 @@ def excess(first: Sequence[float], last: Sequence[float], factor: float | None) 
     if now <= factor * abs(normal):
         return None
     return (
-        f"the mean loss is {last[-1]:.6g}, and the median of the last {len(last)} rounds, "
+        f"the loss is {last[-1]:.6g}, and the median of the last {len(last)} rounds, "
         f"{now:.6g}, is more than {factor:g} times the median {normal:.6g} of the first "
         f"{len(first)}"
     )

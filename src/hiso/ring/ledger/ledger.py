@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 from hiso.core.identity import Identity, canonical_json
@@ -297,6 +298,25 @@ class Ledger(RunFile):
             SELECT loss FROM records
             WHERE round >= ? AND round < ? AND loss NOT NULL ORDER BY round"""
         return self._db.rows(real, query, start, self.position if stop is None else stop)
+
+    def median_losses(self, start: int = 0, stop: int | None = None) -> list[float | None]:
+        """Median loss of the replies that count, of rounds `start` to `stop` (exclusive).
+
+        None for a round whose replies are not here, as in a client's copy of the log.
+        """
+        query = """
+            SELECT r.round, p.loss FROM records r
+            LEFT JOIN replies p ON p.round = r.round AND p.set_aside IS NULL
+            WHERE r.round >= ? AND r.round < ? ORDER BY r.round"""
+        losses: dict[int, list[float]] = {}
+
+        def add(number: Any, loss: Any) -> None:
+            told = losses.setdefault(integer(number), [])
+            if loss is not None:
+                told.append(real(loss))
+
+        self._db.rows(add, query, start, self.position if stop is None else stop)
+        return [median(told) if told else None for told in losses.values()]
 
     def traffic(self) -> tuple[int, int]:
         """Bytes of scalars (up, down) that the run has cost, aborts and abandoned rounds too."""
