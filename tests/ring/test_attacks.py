@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hiso.errors import Diverged
+from hiso.ring.accept.cuts import Cut
+from hiso.ring.aggregate import client_weights
 from hiso.ring.client import Client
 from hiso.ring.ledger.ledger import Ledger
 from hiso.ring.messages import Reply
@@ -105,3 +112,72 @@ def test_honest_runs_with_one_or_two_clients_are_guarded_as_ever(tmp_path, sampl
 
     with pytest.raises(Diverged):
         until_it_diverges()
+
+
+WEIGHTED = replace(TWENTY, clients=5, sample=5, weighting="examples")
+
+
+def many_examples(reply: Reply) -> Reply:
+    return replace(reply, examples=2**53)
+
+
+@pytest.mark.parametrize("count", [2, 5])
+def test_a_count_of_2_to_the_53_weighs_no_more_than_ten_clients(tmp_path, count):
+    ledger = new_ledger(tmp_path / "ledger")
+    server = Server(ledger, replace(WEIGHTED, clients=count, sample=count))
+    closed = attacked_round(server, alike(ledger, count), many_examples, evil=1)
+    assert isinstance(closed, Closed)
+    assert closed.cuts == ledger.cuts() == [Cut(0, 1, "examples", 2.0**53, 100.0)]
+    scalars = np.array([row.scalars for row in ledger.replies()], np.float64)
+    weights = np.where(np.arange(count) == 1, 10.0, 1.0)
+    expected = np.average(scalars, axis=0, weights=weights)[0] / 3
+    np.testing.assert_allclose(closed.record.coefficient, expected, rtol=1e-6)
+
+
+@given(counts=st.lists(st.integers(1, 2**53), min_size=1, max_size=9))
+def test_counts_that_differ_less_than_tenfold_count_as_they_are(counts):
+    replies = [reply_with(client, examples) for client, examples in enumerate(counts)]
+    counted = client_weights(replies, "examples")
+    if max(counts) <= 10 * min(counts):
+        assert counted.tolist() == [float(count) for count in counts]
+    assert all(a <= b for a, b in zip(counted, counts, strict=True))
+    assert max(counted) <= 10 * sorted(counts)[(len(counts) - 1) // 2]
+    assert client_weights(replies, "plain").tolist() == [1.0] * len(counts)
+
+
+def reply_with(client: int, examples: int) -> Reply:
+    scalars = np.zeros((1, 1), np.float32)
+    return Reply("", 0, client, b"", 0, scalars, None, 0.5, examples)
+
+
+def test_a_log_from_before_there_were_cuts_replays_and_goes_on(tmp_path):
+    """Its records hold what was averaged then, so nothing is averaged again."""
+    ledger, evil = new_ledger(tmp_path / "ledger"), 0
+    clients = alike(ledger, 3)
+    settings = replace(WEIGHTED, clients=3, sample=3)
+    server = Server(ledger, settings)
+    for plan in server.ask():
+        reply = clients[plan.client].answer(plan)
+        server.tell(replace(reply, examples=10**6) if plan.client == evil else reply)
+    server.close()
+    old = ledger.records()[0]
+    weighed_then = replace(old, coefficient=old.coefficient * np.float32(2))
+    ledger.rollback(0)
+    ledger.follow([weighed_then], 0)
+    with closing(sqlite3.connect(ledger.path)) as db:
+        db.execute("DROP TABLE cuts")
+        db.execute("DROP TABLE abandoned_cuts")
+    ledger.close()
+    for opened in (Ledger.read, Ledger.open):
+        with opened(ledger.path, method=Plain) as again:
+            again.verify()
+            assert again.cuts() == []
+            assert log_bytes(again) == [weighed_then.to_bytes()]
+            replica = StandIn(again.identity)
+            replica.replay(again.records())
+    with Ledger.open(ledger.path, method=Plain) as again:
+        server = Server(again, settings)
+        assert isinstance(attacked_round(server, alike(again, 3), many_examples, evil), Closed)
+        assert [cut.round for cut in again.cuts()] == [1]
+        again.rollback(0)
+        assert again.cuts() == []

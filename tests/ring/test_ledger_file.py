@@ -64,6 +64,7 @@ READERS: dict[str, Callable[[Ledger], object]] = {
     "evaluations": Ledger.evaluations,
     "changes": Ledger.changes,
     "refusals": Ledger.refusals,
+    "cuts": Ledger.cuts,
     "settings": lambda ledger: ledger.settings,
     "position": lambda ledger: ledger.position,
     "traffic": Ledger.traffic,

@@ -132,6 +132,8 @@ class Conductor:
         else:
             for reason in closed.set_aside.values():
                 log.error("%s", reason)
+            for cut in closed.cuts:
+                log.warning("%s", cut)
         return closed
 
     def finish(self) -> tuple[int | None, int]:

@@ -27,7 +27,8 @@ class RoundSettings:
         mu: Perturbation size μ.
         scheme: Forward or central differences.
         per_client: Whether every client measures along directions of its own.
-        weighting: Whether clients count alike or by their number of examples.
+        weighting: Whether clients count alike or by their number of examples, up to ten times the
+            median of a round.
         min_replies: Replies that a round needs to count; with fewer it is aborted.
         divergence_factor: A round is not recorded if the clients' median loss, in the median of
             the last nine rounds, exceeds this many times that of the first nine (squared, until

@@ -16,6 +16,7 @@ import numpy as np
 from hiso.core.keys import choose
 from hiso.core.record import MAX_ROUND, Record
 from hiso.errors import Diverged, ProtocolError, SettingsError
+from hiso.ring.accept.cuts import Cut, example_cuts
 from hiso.ring.accept.divergence import GUARD_ROUNDS, STUCK_ROUNDS, excess, last_good, stuck
 from hiso.ring.accept.quorum import agree
 from hiso.ring.accept.replies import is_whole, reply_problems
@@ -46,6 +47,7 @@ class Closed:
         set_aside: For each client whose replica differs, since when and what to do.
         bytes_up: 4 bytes for each scalar (g, κ) of the valid replies.
         bytes_down: 4 bytes for each scalar (coefficients, κ, changes) of the plans that were sent.
+        cuts: What counted for less than a reply said.
     """
 
     record: Record
@@ -55,6 +57,7 @@ class Closed:
     set_aside: dict[int, str]
     bytes_up: int
     bytes_down: int
+    cuts: list[Cut]
 
     @property
     def number(self) -> int:
@@ -271,6 +274,7 @@ class Server:
             )
             return Aborted(first.round, self._attempt, agreed.shortage, up, down)
         weights = client_weights(good, self._opened.weighting)
+        cuts = example_cuts(good) if self._opened.weighting == "examples" else []
         loss = float(np.average([reply.loss for reply in good], weights=weights))
         self._guard(first.round, median(reply.loss for reply in good))
         record = aggregate(
@@ -292,13 +296,14 @@ class Server:
             bytes_up=up,
             bytes_down=down,
             seconds=seconds or {},
+            cuts=cuts,
         )
         self._hyper |= record.changes
         self._derived = derived
         if self._mean is not None:
             self._mean_now = self._mean.remember(self._mean_now, record)
         clients = [reply.client for reply in good]
-        return Closed(record, clients, loss, agreed.digest, agreed.set_aside, up, down)
+        return Closed(record, clients, loss, agreed.digest, agreed.set_aside, up, down, cuts)
 
     def _changes(self) -> dict[str, float]:
         hyper = {**self.settings.hyper, **self._follow(self.settings, self._derived)}

@@ -37,6 +37,7 @@ def inspect_run(path: Path, last: int) -> dict[str, Any]:
             "digest": digest,
             "digest_position": at,
             "refused_replies": len(ledger.refusals()),
+            "cut_replies": len({(cut.round, cut.client) for cut in ledger.cuts()}),
         }
         return {
             "facts": facts,

@@ -12,6 +12,7 @@ from hiso.core.identity import Identity, canonical_json
 from hiso.core.method.derived import Derived, State, remember_all
 from hiso.core.record import Record
 from hiso.errors import ProtocolError
+from hiso.ring.accept.cuts import Cut
 from hiso.ring.ledger.runfile import RunFile
 from hiso.ring.ledger.schema import (
     ROLLED_BACK,
@@ -160,6 +161,7 @@ class Ledger(RunFile):
         bytes_up: int,
         bytes_down: int,
         seconds: Mapping[str, float],
+        cuts: Sequence[Cut] = (),
     ) -> None:
         """Appends the record of a round, with what led to it.
 
@@ -172,6 +174,7 @@ class Ledger(RunFile):
             bytes_up: Bytes of scalars that went up.
             bytes_down: Bytes of scalars that went down, catch-up included.
             seconds: Wall time by name.
+            cuts: What counted for less than a reply said.
 
         Raises:
             ProtocolError: The record is not the next one of this log; nothing was written.
@@ -187,6 +190,8 @@ class Ledger(RunFile):
                 told = canonical_json(dict(r.facts), "facts") if r.facts else None
                 db.insert("replies", (*row, r.scalars.astype("<f4").tobytes(), kappa, told))
                 _stand(db, r.client, record.round)
+            for cut in cuts:
+                db.insert("cuts", (cut.round, cut.client, cut.what, cut.given, cut.taken))
 
     def follow(self, records: Sequence[Record], digest: int) -> None:
         """Appends records that were committed elsewhere: a client's own copy of the log.
@@ -317,6 +322,12 @@ class Ledger(RunFile):
 
         self._db.rows(add, query, start, self.position if stop is None else stop)
         return [median(told) if told else None for told in losses.values()]
+
+    def cuts(self) -> list[Cut]:
+        """All that counted for less than a reply said, by round, then client."""
+        query = "SELECT round, client, what, given, taken FROM cuts ORDER BY round, client, what"
+        rows = self._db.rows(columns(integer, integer, text, real, real), query)
+        return [Cut(*row) for row in rows]
 
     def traffic(self) -> tuple[int, int]:
         """Bytes of scalars (up, down) that the run has cost, aborts and abandoned rounds too."""

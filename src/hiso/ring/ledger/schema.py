@@ -34,6 +34,7 @@ ROLLED_BACK = {
     "replies": "round",
     "aborts": "round",
     "evaluations": "position",
+    "cuts": "round",
 }
 
 _TABLES = """
@@ -96,11 +97,23 @@ CREATE TABLE changes (
     new TEXT NOT NULL,          -- JSON
     time REAL NOT NULL
 );
+"""
+
+# Ledgers made before there were these get them, empty, when they are opened.
+_LATER = """
+CREATE TABLE IF NOT EXISTS cuts (
+    round INTEGER NOT NULL,
+    client INTEGER NOT NULL,
+    what TEXT NOT NULL,         -- what in its reply counted for less
+    given REAL NOT NULL,
+    taken REAL NOT NULL,
+    PRIMARY KEY (round, client, what)
+);
 """ + "".join(
-    f"CREATE TABLE abandoned_{table} AS SELECT 0 AS generation, * FROM {table} WHERE 0;\n"
+    f"CREATE TABLE IF NOT EXISTS abandoned_{table} AS "
+    f"SELECT 0 AS generation, * FROM {table} WHERE 0;\n"
     for table in ROLLED_BACK
 )
-
 
 # Not among the tables above: ledgers made before it go on without, until settings change.
 _SEAL = "CREATE TABLE IF NOT EXISTS seal (sha256 TEXT NOT NULL)"
@@ -298,7 +311,7 @@ def create_file(path: Path, identity: str, settings: str) -> Database:
                 raise RunConflict(
                     f"{path} exists already: go on with its run, or choose another folder"
                 )
-            for statement in _TABLES.split(";\n"):
+            for statement in (_TABLES + _LATER).split(";\n"):
                 db.execute(statement)
             db.execute("INSERT INTO run VALUES (?, ?)", (identity, settings))
             seal(db)
@@ -398,10 +411,13 @@ def _check_format(db: Database) -> None:
 
 
 def _update(db: Database) -> None:
-    """Brings a ledger of format 1 up to date: its replies get a column for facts, without any."""
-    if db.one(integer, "PRAGMA user_version") == FORMAT:
+    """Brings a ledger up to date: the tables of `_LATER`, and the facts that format 1 lacks."""
+    known = db.one(integer, "SELECT count(*) FROM sqlite_master WHERE name = 'cuts'")
+    if known and db.one(integer, "PRAGMA user_version") == FORMAT:
         return
     with db.transaction():
+        for statement in _LATER.split(";\n"):
+            db.execute(statement)
         if db.one(integer, "PRAGMA user_version") < FORMAT:  # unless another process has done it
             db.execute("ALTER TABLE replies ADD COLUMN facts TEXT")
             db.execute("ALTER TABLE abandoned_replies ADD COLUMN facts TEXT")
