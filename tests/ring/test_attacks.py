@@ -12,17 +12,19 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
 from hiso.errors import Diverged
-from hiso.ring.accept.cuts import Cut
+from hiso.ring.accept.cuts import LARGEST_SIZE, Clip, Cut, sizes
 from hiso.ring.aggregate import client_weights
 from hiso.ring.client import Client
 from hiso.ring.ledger.ledger import Ledger
 from hiso.ring.messages import Reply
 from hiso.ring.round_settings import RoundSettings
 from hiso.ring.server import Aborted, Closed, Server
+from hiso.ring.wire import hash_question
 
-from .standin import Plain, StandIn, client_of, log_bytes, new_ledger
+from .standin import Curved, Plain, StandIn, client_of, log_bytes, new_ledger
 
 TWENTY = RoundSettings(clients=20, sample=20, steps=1, directions=3, mu=1e-3, divergence_factor=3.0)
 EVIL = 7
@@ -181,3 +183,130 @@ def test_a_log_from_before_there_were_cuts_replays_and_goes_on(tmp_path):
         assert [cut.round for cut in again.cuts()] == [1]
         again.rollback(0)
         assert again.cuts() == []
+
+
+CLIPPED = replace(TWENTY, clients=5, sample=5, clip=3.0)
+
+
+def huge_scalars(reply: Reply) -> Reply:
+    return replace(
+        reply,
+        scalars=np.full_like(reply.scalars, 3.4e36),
+        curvature=None if reply.curvature is None else np.full_like(reply.scalars, -3.4e36),
+        facts=dict.fromkeys(reply.facts, 3.4e36),
+    )
+
+
+class Told(Curved):
+    """A method that measures, learns and tells all that a reply can have."""
+
+    name = "told"
+    facts = ("t",)
+
+
+def measured(round: int, client: int, size: float, facts: bool = True) -> Reply:
+    signs = np.float32([[1, -1, 1, -1]])
+    g = np.float32(size) * signs
+    told = {"t": float(np.float32(size))} if facts else {}
+    return Reply("", round, client, b"", 0, g, 2 * g, 0.5, 10, told)
+
+
+def told_round(server: Server, size: float, attack: Attack = honest) -> Closed:
+    """Every client measures about the same; the first one sends what the attack makes of it."""
+    for plan in server.ask():
+        reply = measured(plan.round, plan.client, size * (1 + plan.client / 10))
+        chosen = attack(reply) if plan.client == 0 else reply
+        asked = hash_question(plan)
+        verdict = server.tell(replace(chosen, run=plan.run, asked=asked))
+        assert verdict.accepted, verdict.reason
+    closed = server.close()
+    assert isinstance(closed, Closed)
+    return closed
+
+
+@pytest.mark.parametrize("sample", [2, 5])
+def test_scalars_of_3e36_move_the_model_by_three_clients_at_most(tmp_path, sample):
+    settings = replace(CLIPPED, sample=sample, clients=sample, directions=4)
+    server = Server(new_ledger(tmp_path / "ledger", Told(lr=0.05)), settings)
+    for r in range(3):
+        record = told_round(server, 2.0, huge_scalars).record
+        share = 2.0 * (3 * 1.4 + (sample - 1) * 1.4) / sample
+        assert np.abs(record.coefficient).max() <= share / 4
+        assert record.curvature is not None
+        assert np.abs(record.curvature).max() <= 2 * share / 4
+        assert abs(record.facts["t"]) <= share
+        cuts = [cut for cut in server.ledger.cuts() if cut.round == r]
+        assert {(cut.client, cut.what) for cut in cuts} == {
+            (0, "scalars"),
+            (0, "curvature"),
+            (0, "t"),
+        }
+        assert all(cut.given == pytest.approx(3.4e36) for cut in cuts)
+        assert all(cut.taken <= 2 * 3 * 2.0 * 1.4 for cut in cuts)
+    (row, *_) = server.ledger.replies()
+    assert row.scalars.max() == np.float32(3.4e36)  # kept as it came
+
+
+def test_scalars_of_3e36_from_a_lone_client_meet_the_hard_bound(tmp_path):
+    settings = replace(CLIPPED, sample=1, clients=1, directions=4)
+    server = Server(new_ledger(tmp_path / "ledger", Told(lr=0.05)), settings)
+    record = told_round(server, 2.0, huge_scalars).record
+    assert np.abs(record.coefficient).max() == np.float32(LARGEST_SIZE / 4)
+
+
+def test_without_clip_the_log_is_as_it_ever_was(tmp_path):
+    """The default of simulations: no reply is touched, whatever it holds."""
+    settings = replace(CLIPPED, clip=0.0, directions=4)
+    server = Server(new_ledger(tmp_path / "ledger", Told(lr=0.05)), settings)
+    assert told_round(server, 2.0, huge_scalars).record.coefficient[0] > 1e35
+    assert server.ledger.cuts() == []
+
+
+@pytest.mark.parametrize("restart", [5, 55, 70])
+def test_a_server_that_goes_on_clips_as_one_that_was_never_stopped(tmp_path, restart):
+    logs = []
+    for stop in (None, restart):
+        path = tmp_path / f"ledger-{stop}"
+        ledger = new_ledger(path, Told(lr=0.05))
+        server = Server(ledger, replace(CLIPPED, directions=4))
+        for r in range(75):
+            if r == stop:
+                server = Server(ledger, replace(CLIPPED, directions=4))
+            told_round(server, 1.05**r if r < 60 else 0.3, huge_scalars if r % 3 else honest)
+        logs.append((log_bytes(ledger), ledger.cuts()))
+    assert logs[0] == logs[1]
+    assert len(logs[0][1]) >= 3 * 50
+
+
+def test_limits_follow_honest_sizes_down_and_up():
+    clip = Clip([])
+    for r in range(200):
+        size = 0.0 if r % 2 else 1.02**r  # many scalars of zero: a half-precision model
+        replies = [measured(r, client, size) for client in range(3)]
+        kept, cuts = clip.apply(replies, 3.0)
+        clip.remember(replies)
+        assert cuts == []
+        assert kept == replies
+    few = [measured(0, 0, 1.0), replace(measured(0, 1, 1.0), scalars=np.ones((1, 9), np.float32))]
+    assert Clip([]).apply(few, 1.0)[1] == []  # another number of directions is no other size
+
+
+@given(
+    values=hnp.arrays(np.float32, (2, 3), elements=st.floats(-(2.0**127), 2.0**127, width=32)),
+    past=st.lists(st.floats(1e-3, 1e3), max_size=60),
+)
+def test_what_is_clipped_keeps_its_direction_and_meets_the_limit(values, past):
+    clip = Clip((r, measured(r, 0, size)) for r, size in enumerate(past))
+    reply = replace(measured(len(past), 0, 1.0), scalars=values)
+    (kept,), cuts = clip.apply([reply], 3.0)
+    by_name = {cut.what: cut for cut in cuts}
+    before, after = sizes(reply)["scalars"], sizes(kept)["scalars"]
+    if "scalars" not in by_name:
+        np.testing.assert_array_equal(kept.scalars, values)
+        assert before <= LARGEST_SIZE
+    else:
+        assert by_name["scalars"].given == before
+        assert after == pytest.approx(by_name["scalars"].taken, rel=1e-5)
+        assert after <= LARGEST_SIZE * (1 + 1e-6)
+        ratio = values.astype(np.float64) * (after / before)
+        np.testing.assert_allclose(kept.scalars, ratio, rtol=1e-5, atol=1e-30)

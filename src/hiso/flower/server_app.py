@@ -31,6 +31,8 @@ from hiso.run.summary import summarise
 LOG = "server.log"
 _ATTEMPTS = 20
 """Attempts at a round that may come to nothing, one after the other."""
+_CLIP = 3.0
+"""The setting `clip` of a run that begins here, if it is not given."""
 _PREDECESSOR = 120.0
 """Seconds that a server waits for the one before it, whose SuperLink was killed, to end."""
 log = logging.getLogger(__name__)
@@ -109,6 +111,8 @@ def serve(
     """
     folder = RunFolder(out)
     seen = look(folder)
+    if seen is None:  # nobody vouches for what sites send; a run that exists keeps what it has
+        given = {"clip": _CLIP, **given}
     settings = resolve_settings(folder, given, changes, rollback, None)
     check(settings, pace)
     method = settings.make_method()

@@ -33,6 +33,8 @@ class RoundSettings:
         divergence_factor: A round is not recorded if the clients' median loss, in the median of
             the last nine rounds, exceeds this many times that of the first nine (squared, until
             there are nine); None for no such guard.
+        clip: How many times the median size of the last 50 rounds' replies a reply may count (see
+            `Clip`); 0 for no limit.
         normalise: Smoothing ν of the mean diagonal h̄ (`MeanDiagonal`), which divides `lr`, and
             its root `mu`: HiSo with one number in place of its diagonal, on a method without
             one. 0 for neither. It stays for the whole run.
@@ -52,6 +54,7 @@ class RoundSettings:
     weighting: Weighting = "plain"
     min_replies: int = 1
     divergence_factor: float | None = None
+    clip: float = 0.0
     normalise: float = 0.0
     hyper: Mapping[str, float] = field(default_factory=dict[str, float])
 
@@ -72,6 +75,8 @@ class RoundSettings:
             yield f"weighting = {self.weighting!r} must be " + " or ".join(get_args(Weighting))
         if self.divergence_factor is not None and not self.divergence_factor > 1:
             yield f"divergence_factor = {self.divergence_factor} must be above 1, or None"
+        if not (self.clip == 0 or 1 <= self.clip < float("inf")):
+            yield f"clip = {self.clip} must be 0, or a finite number >= 1"
         if not 0 <= self.normalise < 1:
             yield f"normalise = {self.normalise} must lie in [0, 1)"
         if self.normalise and "lr" not in self.hyper:

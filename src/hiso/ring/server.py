@@ -16,7 +16,7 @@ import numpy as np
 from hiso.core.keys import choose
 from hiso.core.record import MAX_ROUND, Record
 from hiso.errors import Diverged, ProtocolError, SettingsError
-from hiso.ring.accept.cuts import Cut, example_cuts
+from hiso.ring.accept.cuts import CLIP_ROUNDS, Clip, Cut, example_cuts
 from hiso.ring.accept.divergence import GUARD_ROUNDS, STUCK_ROUNDS, excess, last_good, stuck
 from hiso.ring.accept.quorum import agree
 from hiso.ring.accept.replies import is_whole, reply_problems
@@ -121,6 +121,7 @@ class Server:
         self._derived = self._method.derived
         if self._derived:
             self._derived = ledger.derived_at(self._method, self._derived)
+        self._clips: Clip | None = None
         self._plans: dict[int, Plan] = {}  # of the open round; none is open if empty
         self._opened = settings
         self._attempt = 0
@@ -275,11 +276,15 @@ class Server:
             return Aborted(first.round, self._attempt, agreed.shortage, up, down)
         weights = client_weights(good, self._opened.weighting)
         cuts = example_cuts(good) if self._opened.weighting == "examples" else []
+        counted = good
+        if self._opened.clip:
+            counted, clipped = self._clip().apply(good, self._opened.clip)
+            cuts += clipped
         loss = float(np.average([reply.loss for reply in good], weights=weights))
         self._guard(first.round, median(reply.loss for reply in good))
         record = aggregate(
             first.round,
-            good,
+            counted,
             weighting=self._opened.weighting,
             per_client=self._opened.per_client,
             changes=first.changes,
@@ -300,6 +305,8 @@ class Server:
         )
         self._hyper |= record.changes
         self._derived = derived
+        if self._clips is not None:
+            self._clips.remember(good)
         if self._mean is not None:
             self._mean_now = self._mean.remember(self._mean_now, record)
         clients = [reply.client for reply in good]
@@ -330,6 +337,13 @@ class Server:
         given = {**self._method.hyper, **s.hyper}
         examples = None if batch is None else s.sample * batch
         return self._method.follow(given, derived, s.directions, examples)
+
+    def _clip(self) -> Clip:
+        """What limits the sizes of replies, read from the ledger once."""
+        if self._clips is None:
+            rows = self.ledger.replies(self.ledger.position - CLIP_ROUNDS + 1)
+            self._clips = Clip((row.round, row) for row in rows if row.set_aside is None)
+        return self._clips
 
     def _guard(self, round: int, loss: float) -> None:
         first = self._median_losses(stop=GUARD_ROUNDS)

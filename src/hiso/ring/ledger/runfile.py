@@ -72,6 +72,8 @@ class ReplyRow:
         client: The client.
         loss: Mean loss of the client's first batch of the round.
         scalars: The directional derivatives g that it measured, float32 [τ, P].
+        curvature: κ, float32 [τ, P], or None.
+        facts: What else it told, by name.
         set_aside: Why it does not count; None if it does.
     """
 
@@ -79,6 +81,8 @@ class ReplyRow:
     client: int
     loss: float
     scalars: NDArray[np.float32]
+    curvature: NDArray[np.float32] | None
+    facts: dict[str, float]
     set_aside: str | None
 
 
@@ -214,12 +218,12 @@ class RunFile:
         kinds = columns(optional(integer), optional(integer), text)
         return self._db.rows(kinds, "SELECT client, round, reason FROM refusals ORDER BY rowid")
 
-    def replies(self) -> Iterator[ReplyRow]:
-        """Every valid reply to a committed round, by round, then client."""
+    def replies(self, start: int = 0) -> Iterator[ReplyRow]:
+        """Every valid reply to a committed round, from `start` on, by round, then client."""
         query = """
-            SELECT round, client, loss, scalars, steps, directions, set_aside
-            FROM replies ORDER BY round, client"""
-        return iter(self._db.rows(_reply_row, query))
+            SELECT round, client, loss, set_aside, facts, steps, directions, scalars, curvature
+            FROM replies WHERE round >= ? ORDER BY round, client"""
+        return iter(self._db.rows(_reply_row, query, start))
 
     def record_evaluation(self, position: int, split: str, metrics: Mapping[str, float]) -> None:
         """Keeps the metrics of the replica at `position`; a second time replaces the first."""
@@ -269,8 +273,21 @@ def _named_as_now(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _reply_row(
-    round: Any, client: Any, loss: Any, scalars: Any, steps: Any, directions: Any, reason: Any
+    round: Any, client: Any, loss: Any, reason: Any, facts: Any, *arrays: Any
 ) -> ReplyRow:
-    flat = np.frombuffer(blob(scalars), "<f4").astype(np.float32)
-    table = flat.reshape(integer(steps), integer(directions))
-    return ReplyRow(integer(round), integer(client), real(loss), table, optional(text)(reason))
+    steps, directions, *values = arrays
+
+    def table(data: Any) -> NDArray[np.float32]:
+        flat = np.frombuffer(blob(data), "<f4").astype(np.float32)
+        return flat.reshape(integer(steps), integer(directions))
+
+    scalars, curvature = values
+    return ReplyRow(
+        round=integer(round),
+        client=integer(client),
+        loss=real(loss),
+        scalars=table(scalars),
+        curvature=optional(table)(curvature),
+        facts={} if facts is None else numbers(facts),
+        set_aside=optional(text)(reason),
+    )
