@@ -13,9 +13,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from rich.console import Console
 
+from hiso.cli.display import inspection
+from hiso.core.keys import choose
 from hiso.errors import Diverged
 from hiso.ring.accept.cuts import LARGEST_SIZE, Clip, Cut, sizes
+from hiso.ring.accept.quarantine import FAULTS, WINDOW, Fault, Pause, pauses, sample_clients
 from hiso.ring.aggregate import client_weights
 from hiso.ring.client import Client
 from hiso.ring.ledger.ledger import Ledger
@@ -23,6 +27,7 @@ from hiso.ring.messages import Reply
 from hiso.ring.round_settings import RoundSettings
 from hiso.ring.server import Aborted, Closed, Server
 from hiso.ring.wire import hash_question
+from hiso.run.inspect import inspect_run
 
 from .standin import Curved, Plain, StandIn, client_of, log_bytes, new_ledger
 
@@ -168,7 +173,8 @@ def test_a_log_from_before_there_were_cuts_replays_and_goes_on(tmp_path):
     ledger.follow([weighed_then], 0)
     with closing(sqlite3.connect(ledger.path)) as db:
         db.execute("DROP TABLE cuts")
-        db.execute("DROP TABLE abandoned_cuts")
+        for table in ("abandoned_cuts", "faults", "abandoned_faults"):
+            db.execute(f"DROP TABLE {table}")
     ledger.close()
     for opened in (Ledger.read, Ledger.open):
         with opened(ledger.path, method=Plain) as again:
@@ -310,3 +316,147 @@ def test_what_is_clipped_keeps_its_direction_and_meets_the_limit(values, past):
         assert after <= LARGEST_SIZE * (1 + 1e-6)
         ratio = values.astype(np.float64) * (after / before)
         np.testing.assert_allclose(kept.scalars, ratio, rtol=1e-5, atol=1e-30)
+
+
+TRIO = RoundSettings(clients=3, sample=2, steps=1, directions=2, mu=1e-3)
+
+
+def wrong_digest(reply: Reply) -> Reply:
+    return replace(reply, digest=reply.digest ^ 1)
+
+
+def no_number(reply: Reply) -> Reply:
+    return replace(reply, scalars=np.full_like(reply.scalars, np.nan))
+
+
+def silent(reply: Reply) -> None:
+    return None
+
+
+def go(ledger: Ledger, rules: RoundSettings, attack: Attack, until: int, restart: bool = False):
+    """Rounds with client 0 at fault; gives who was asked, by (round, attempt)."""
+    server, asked = Server(ledger, rules), dict[tuple[int, int], list[int]]()
+    clients = alike(ledger, rules.clients)
+    while ledger.position < until:
+        server = Server(ledger, rules) if restart else server
+        plans = server.ask()
+        key = (ledger.position, ledger.attempt(ledger.position))
+        asked[key] = [plan.client for plan in plans]
+        assert len(asked) < 3 * until
+        for plan in plans:
+            at = clients[plan.client].replica.position
+            plan = plan if at >= plan.round - len(plan.records) else server.rejoin(plan.client, at)
+            reply = clients[plan.client].answer(plan)
+            if (sent := attack(reply) if plan.client == 0 else reply) is not None:
+                server.tell(sent)
+        server.close()
+    return asked
+
+
+@pytest.mark.parametrize("attack", [wrong_digest, no_number, silent])
+def test_a_client_that_is_always_at_fault_cannot_abort_rounds_for_ever(tmp_path, attack):
+    """With m = 2 a wrong digest stands against one other, and none has a majority."""
+    rules = replace(TRIO, min_replies=2)
+    ledger = new_ledger(tmp_path / "ledger")
+    asked = go(ledger, rules, attack, 60)
+    with_evil = [round for (round, _), clients in asked.items() if 0 in clients]
+    assert FAULTS <= len(with_evil) <= 3 * (FAULTS + 2)
+    pause = pauses(ledger.faults())[0]
+    assert pause.length in (WINDOW, 2 * WINDOW)
+    assert pauses(ledger.faults()).keys() == {0}
+    first = pauses(ledger.faults()[:FAULTS])[0]
+    assert not [r for r in with_evil if ledger.faults()[FAULTS - 1].round < r < first.until]
+    assert [r for r in with_evil if r >= first.until]  # it gets another chance
+    again = new_ledger(tmp_path / "restarted")
+    assert go(again, rules, attack, 60, restart=True) == asked
+    assert log_bytes(again) == log_bytes(ledger)
+    assert again.faults() == ledger.faults()
+
+
+def test_a_disputed_digest_is_a_fault_only_once_the_round_shows_whose_was_wrong(tmp_path):
+    ledger = new_ledger(tmp_path / "ledger")
+    clients = alike(ledger, 3)
+    server = Server(ledger, TRIO)
+    while 0 not in [plan.client for plan in server.ask()]:
+        server.drop()
+        ledger.abort(0, ledger.attempt(0), "another sample", [], up=0, down=0)
+    assert isinstance(attacked_round(server, clients, wrong_digest, evil=0), Aborted)
+    assert ledger.faults() == []
+    while 0 in [plan.client for plan in server.ask()]:
+        server.drop()
+        ledger.abort(0, ledger.attempt(0), "another sample", [], up=0, down=0)
+    assert isinstance(attacked_round(server, clients, honest), Closed)
+    ((fault),) = ledger.faults()
+    assert (fault.round, fault.client, fault.kind) == (0, 0, "digest")
+    ledger.rollback(0)
+    assert ledger.faults() == []
+
+
+def test_inspect_says_who_is_in_quarantine_and_for_how_long(tmp_path):
+    ledger = new_ledger(tmp_path / "ledger.sqlite")
+    rules = replace(TRIO, sample=3, weighting="examples")
+    go(ledger, rules, silent, FAULTS)
+    ledger.close()
+    told = inspect_run(tmp_path, 3)
+    line = {"client": 0, "invalid": 0, "silent": FAULTS, "digest": 0, "cut": 0}
+    assert told["clients"] == [line | {"asked_again": FAULTS + WINDOW}]
+    console = Console(record=True, width=120)
+    inspection(console, told | {"settings": {"method": "plain"}})
+    assert "asked again" in console.export_text()
+
+
+def test_nobody_is_blamed_where_nobody_replies(tmp_path):
+    ledger = new_ledger(tmp_path / "ledger")
+    server = Server(ledger, TRIO)
+    for _ in range(2 * FAULTS):
+        server.ask()
+        assert isinstance(server.close(), Aborted)
+    assert ledger.faults() == []
+
+
+def test_an_invalid_reply_in_the_name_of_another_does_not_blame_him(tmp_path):
+    ledger = new_ledger(tmp_path / "ledger")
+    clients = alike(ledger, 3)
+    server = Server(ledger, replace(TRIO, sample=3))
+    for plan in server.ask():
+        reply = clients[plan.client].answer(plan)
+        assert not server.tell(no_number(reply)).accepted
+        assert server.tell(reply).accepted
+    assert isinstance(server.close(), Closed)
+    assert ledger.faults() == []
+
+
+def test_pauses_grow_while_faults_go_on_and_begin_anew_after_good_times():
+    def always(start: int, stop: int, out=None) -> list[Fault]:
+        return [Fault(r, 0, 4, "silent") for r in range(start, stop)]
+
+    assert pauses(always(0, FAULTS - 1)) == {}
+    assert pauses(always(0, FAULTS)) == {4: Pause(FAULTS + 20, 20)}
+    assert pauses(always(0, 25 + FAULTS)) == {4: Pause(25 + FAULTS + 40, 40)}
+    assert pauses(always(0, 70 + FAULTS)) == {4: Pause(70 + FAULTS + 80, 80)}
+    later = always(0, FAULTS) + always(100, 100 + FAULTS)
+    assert pauses(later) == {4: Pause(100 + FAULTS + 20, 20)}
+    spread = [Fault(r, 0, 4, "invalid") for r in range(0, 100, 5)]  # four in any twenty rounds
+    assert pauses(spread) == {}
+
+
+@given(
+    seed=st.integers(0, 2**63),
+    round=st.integers(0, 100),
+    paused=st.sets(st.integers(0, 9)),
+    sample=st.integers(1, 10),
+    need=st.integers(1, 10),
+)
+def test_samples_without_pauses_keep_their_bits(seed, round, paused, sample, need):
+    rules = replace(TRIO, clients=10, sample=sample, min_replies=min(need, sample))
+    plain = choose(seed, "sample", round, 0, size=10, count=sample)
+    over = {client: Pause(round, 20) for client in paused}
+    assert sample_clients(seed, round, 0, rules, {}) == plain
+    assert sample_clients(seed, round, 0, rules, over) == plain
+    out = {client: Pause(round + 1 + client, 20) for client in paused}
+    asked = sample_clients(seed, round, 0, rules, out)
+    assert len(asked) == min(sample, max(10 - len(paused), rules.min_replies))
+    fill = sorted(paused & set(asked))
+    assert fill == sorted(paused)[: max(0, rules.min_replies - (10 - len(paused)))]
+    if not paused & set(plain):
+        assert asked == plain

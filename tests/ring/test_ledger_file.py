@@ -65,6 +65,7 @@ READERS: dict[str, Callable[[Ledger], object]] = {
     "changes": Ledger.changes,
     "refusals": Ledger.refusals,
     "cuts": Ledger.cuts,
+    "faults": Ledger.faults,
     "settings": lambda ledger: ledger.settings,
     "position": lambda ledger: ledger.position,
     "traffic": Ledger.traffic,

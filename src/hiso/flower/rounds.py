@@ -14,6 +14,7 @@ from hiso.errors import ProtocolError, RunConflict, SettingsError
 from hiso.flower.envelope import BEHIND, BUSY, LOST, MISSING, UNKNOWN_RUN, Envelope
 from hiso.flower.exchange import Answer, Post
 from hiso.flower.sites import Site, Sites
+from hiso.ring.accept.quarantine import FAULTS, WINDOW, pauses
 from hiso.ring.accept.replies import is_whole
 from hiso.ring.messages import Plan
 from hiso.ring.server import Aborted, Closed, Server
@@ -125,8 +126,18 @@ class Conductor:
                 self._take(answer)
             self._send(began)
             time.sleep(_POLL)
+        before = pauses(self._ledger.faults())
         closed = self._server.close({"round": time.monotonic() - began})
         self._note_sizes(number)
+        for client, pause in pauses(self._ledger.faults()).items():
+            if pause != before.get(client):
+                log.error(
+                    "client %d is not asked before round %d: %d faults in %d rounds",
+                    client,
+                    pause.until,
+                    FAULTS,
+                    WINDOW,
+                )
         if isinstance(closed, Aborted):
             log.warning("round %d came to nothing: %s", closed.round, closed.reason)
         else:
@@ -260,12 +271,12 @@ class Conductor:
         try:
             reply = reply_from_bytes(answer.envelope.body)
         except ProtocolError as error:
-            self._ledger.refuse(client, self._ledger.position, str(error))
+            self._server.refuse(client, self._ledger.position, str(error))
             log.error("client %s is refused: %s", client, error)
             return
         if client is not None and reply.client != client:
             reason = f"client {client} was asked, and answered as client {reply.client}"
-            self._ledger.refuse(client, self._ledger.position, reason)
+            self._server.refuse(client, self._ledger.position, reason)
             log.error("%s", reason)
             return
         if client is None and (late := self._asked.get(reply.client)) is not None:

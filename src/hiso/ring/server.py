@@ -13,12 +13,12 @@ from statistics import median
 
 import numpy as np
 
-from hiso.core.keys import choose
 from hiso.core.record import MAX_ROUND, Record
 from hiso.errors import Diverged, ProtocolError, SettingsError
 from hiso.ring.accept.cuts import CLIP_ROUNDS, Clip, Cut, example_cuts
 from hiso.ring.accept.divergence import GUARD_ROUNDS, STUCK_ROUNDS, excess, last_good, stuck
-from hiso.ring.accept.quorum import agree
+from hiso.ring.accept.quarantine import Kind, pauses, sample_clients
+from hiso.ring.accept.quorum import Agreement, agree
 from hiso.ring.accept.replies import is_whole, reply_problems
 from hiso.ring.aggregate import aggregate, client_weights
 from hiso.ring.ledger.ledger import Ledger
@@ -126,6 +126,7 @@ class Server:
         self._opened = settings
         self._attempt = 0
         self._replies: dict[int, Reply] = {}
+        self._invalid = set[int]()
         self._scalars_down = Counter[int]()
 
     @property
@@ -147,9 +148,8 @@ class Server:
             s, round = self.settings, self.ledger.position
             self._check_that_it_moves()
             attempt, changes = self.ledger.attempt(round), self._changes()
-            sampled = choose(
-                self.ledger.identity.seed, "sample", round, attempt, size=s.clients, count=s.sample
-            )
+            paused = pauses(self.ledger.faults())
+            sampled = sample_clients(self.ledger.identity.seed, round, attempt, s, paused)
             stands = {client: self.ledger.client_position(client) for client in sampled}
             records = self.ledger.records(min(stands.values()))
             common = self._plan()
@@ -164,7 +164,7 @@ class Server:
                 for client in sampled
             }
             self._opened, self._attempt = s, attempt
-            self._replies, self._scalars_down = {}, Counter()
+            self._replies, self._scalars_down, self._invalid = {}, Counter(), set()
         return list(self._plans.values())
 
     def rejoin(self, client: int, position: int) -> Plan:
@@ -237,8 +237,17 @@ class Server:
         reason = "; ".join(problems)
         named = (reply.client, reply.round) if isinstance(reply, Reply) else (None, None)
         client, round = (x if is_whole(x, 0, MAX_ROUND) else None for x in named)
-        self.ledger.refuse(client, round, reason)
+        self.refuse(client, round, reason)
         return Verdict(False, reason)
+
+    def refuse(self, client: int | None, round: int | None, reason: str) -> None:
+        """Notes a reply that was refused; client and round as it claimed, where it made sense.
+
+        If the client was asked and sends no better one before `close`, it is at fault.
+        """
+        if client is not None:
+            self._invalid.add(client)
+        self.ledger.refuse(client, round, reason)
 
     def close(self, seconds: Mapping[str, float] | None = None) -> Closed | Aborted:
         """Ends the round: commits its record, or aborts this attempt at it.
@@ -271,7 +280,14 @@ class Server:
         if agreed.shortage is not None:
             clients = [reply.client for reply in replies]
             self.ledger.abort(
-                first.round, self._attempt, agreed.shortage, clients, up=up, down=down
+                first.round,
+                self._attempt,
+                agreed.shortage,
+                clients,
+                up=up,
+                down=down,
+                faults=self._faults(plans, agreed),
+                disputed={} if good else {reply.client: reply.digest for reply in replies},
             )
             return Aborted(first.round, self._attempt, agreed.shortage, up, down)
         weights = client_weights(good, self._opened.weighting)
@@ -302,6 +318,7 @@ class Server:
             bytes_down=down,
             seconds=seconds or {},
             cuts=cuts,
+            faults=self._faults(plans, agreed),
         )
         self._hyper |= record.changes
         self._derived = derived
@@ -311,6 +328,21 @@ class Server:
             self._mean_now = self._mean.remember(self._mean_now, record)
         clients = [reply.client for reply in good]
         return Closed(record, clients, loss, agreed.digest, agreed.set_aside, up, down, cuts)
+
+    def _faults(self, asked: Mapping[int, Plan], agreed: Agreement) -> dict[int, Kind]:
+        """Who of those asked was at fault, and how.
+
+        Where nobody replied, silence may be the fault of whatever lies in between.
+        """
+        faults: dict[int, Kind] = {}
+        for client in asked:
+            if client not in self._replies and client in self._invalid:
+                faults[client] = "invalid"
+            elif client not in self._replies and self._replies:
+                faults[client] = "silent"
+            elif client in agreed.set_aside and agreed.good:
+                faults[client] = "digest"
+        return faults
 
     def _changes(self) -> dict[str, float]:
         hyper = {**self.settings.hyper, **self._follow(self.settings, self._derived)}

@@ -13,6 +13,7 @@ from hiso.core.method.derived import Derived, State, remember_all
 from hiso.core.record import Record
 from hiso.errors import ProtocolError
 from hiso.ring.accept.cuts import Cut
+from hiso.ring.accept.quarantine import Fault, Kind
 from hiso.ring.ledger.runfile import RunFile
 from hiso.ring.ledger.schema import (
     ROLLED_BACK,
@@ -162,6 +163,7 @@ class Ledger(RunFile):
         bytes_down: int,
         seconds: Mapping[str, float],
         cuts: Sequence[Cut] = (),
+        faults: Mapping[int, Kind] | None = None,
     ) -> None:
         """Appends the record of a round, with what led to it.
 
@@ -175,6 +177,7 @@ class Ledger(RunFile):
             bytes_down: Bytes of scalars that went down, catch-up included.
             seconds: Wall time by name.
             cuts: What counted for less than a reply said.
+            faults: Clients at fault, and how.
 
         Raises:
             ProtocolError: The record is not the next one of this log; nothing was written.
@@ -190,6 +193,7 @@ class Ledger(RunFile):
                 told = canonical_json(dict(r.facts), "facts") if r.facts else None
                 db.insert("replies", (*row, r.scalars.astype("<f4").tobytes(), kappa, told))
                 _stand(db, r.client, record.round)
+            _note_faults(db, record.round, attempt, faults or {})
             for cut in cuts:
                 db.insert("cuts", (cut.round, cut.client, cut.what, cut.given, cut.taken))
 
@@ -240,7 +244,16 @@ class Ledger(RunFile):
         return self._db.one(_BYTES, query)
 
     def abort(
-        self, round: int, attempt: int, reason: str, replied: Sequence[int], *, up: int, down: int
+        self,
+        round: int,
+        attempt: int,
+        reason: str,
+        replied: Sequence[int],
+        *,
+        up: int,
+        down: int,
+        faults: Mapping[int, Kind] | None = None,
+        disputed: Mapping[int, int] | None = None,
     ) -> None:
         """Notes that an attempt at a round came to nothing, and what it cost in bytes.
 
@@ -251,9 +264,15 @@ class Ledger(RunFile):
             replied: Clients that sent a valid reply and so stand at the round.
             up: Bytes of scalars that went up.
             down: Bytes of scalars that went down.
+            faults: Clients at fault, and how.
+            disputed: Digests of clients, where none had a majority. Those that are not the one
+                that the round is committed with in the end were at fault.
         """
         with self._write() as db:
             db.insert("aborts", (round, attempt, reason, up, down, time.time()))
+            _note_faults(db, round, attempt, faults or {})
+            for client, digest in (disputed or {}).items():
+                db.insert("faults", (round, attempt, client, "digest", f"{digest:016x}"))
             for client in replied:
                 _stand(db, client, round)
 
@@ -322,6 +341,13 @@ class Ledger(RunFile):
 
         self._db.rows(add, query, start, self.position if stop is None else stop)
         return [median(told) if told else None for told in losses.values()]
+
+    def faults(self) -> list[Fault]:
+        """Every fault of a client, by round, then attempt, then client."""
+        query = """
+            SELECT round, attempt, client, kind FROM faults f LEFT JOIN records r USING (round)
+            WHERE f.digest IS NULL OR f.digest != r.digest ORDER BY round, attempt, client"""
+        return [Fault(*row) for row in self._db.rows(_FAULT, query)]
 
     def cuts(self) -> list[Cut]:
         """All that counted for less than a reply said, by round, then client."""
@@ -399,11 +425,17 @@ class Ledger(RunFile):
 
 
 _BYTES = columns(integer, integer)
+_FAULT = columns(integer, integer, integer, text)
 _FIGURES = columns(optional(real), integer, integer)
 
 
 def _as_it_is(*row: Any) -> tuple[Any, ...]:
     return row
+
+
+def _note_faults(db: Database, round: int, attempt: int, faults: Mapping[int, Kind]) -> None:
+    for client, kind in faults.items():
+        db.insert("faults", (round, attempt, client, kind, None))
 
 
 def _stand(db: Database, client: int, position: int) -> None:

@@ -35,6 +35,7 @@ ROLLED_BACK = {
     "aborts": "round",
     "evaluations": "position",
     "cuts": "round",
+    "faults": "round",
 }
 
 _TABLES = """
@@ -108,6 +109,14 @@ CREATE TABLE IF NOT EXISTS cuts (
     given REAL NOT NULL,
     taken REAL NOT NULL,
     PRIMARY KEY (round, client, what)
+);
+CREATE TABLE IF NOT EXISTS faults (
+    round INTEGER NOT NULL,
+    attempt INTEGER NOT NULL,
+    client INTEGER NOT NULL,
+    kind TEXT NOT NULL,         -- see `Fault`
+    digest TEXT,                -- where none had a majority: a fault if the round's is another
+    PRIMARY KEY (round, attempt, client)
 );
 """ + "".join(
     f"CREATE TABLE IF NOT EXISTS abandoned_{table} AS "
@@ -412,7 +421,7 @@ def _check_format(db: Database) -> None:
 
 def _update(db: Database) -> None:
     """Brings a ledger up to date: the tables of `_LATER`, and the facts that format 1 lacks."""
-    known = db.one(integer, "SELECT count(*) FROM sqlite_master WHERE name = 'cuts'")
+    known = db.one(integer, "SELECT count(*) FROM sqlite_master WHERE name = 'faults'")
     if known and db.one(integer, "PRAGMA user_version") == FORMAT:
         return
     with db.transaction():
