@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import struct
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -17,7 +18,8 @@ from rich.console import Console
 
 from hiso.cli.display import inspection
 from hiso.core.keys import choose
-from hiso.errors import Diverged
+from hiso.core.plain import LONGEST
+from hiso.errors import Diverged, ProtocolError
 from hiso.ring.accept.cuts import LARGEST_SIZE, Clip, Cut, sizes
 from hiso.ring.accept.quarantine import FAULTS, WINDOW, Fault, Pause, pauses, sample_clients
 from hiso.ring.aggregate import client_weights
@@ -26,7 +28,7 @@ from hiso.ring.ledger.ledger import Ledger
 from hiso.ring.messages import Reply
 from hiso.ring.round_settings import RoundSettings
 from hiso.ring.server import Aborted, Closed, Server
-from hiso.ring.wire import hash_question
+from hiso.ring.wire import hash_question, reply_from_bytes, reply_to_bytes
 from hiso.run.inspect import inspect_run
 
 from .standin import Curved, Plain, StandIn, client_of, log_bytes, new_ledger
@@ -390,6 +392,28 @@ def test_a_disputed_digest_is_a_fault_only_once_the_round_shows_whose_was_wrong(
     assert (fault.round, fault.client, fault.kind) == (0, 0, "digest")
     ledger.rollback(0)
     assert ledger.faults() == []
+
+
+@pytest.mark.parametrize("shape", [(2**32 - 1, 2**32 - 1), (2**31, 2**32 - 1), (1, 2**32 - 1)])
+def test_a_reply_that_claims_more_numbers_than_memory_holds_is_refused(shape):
+    good = reply_with(0, 1)
+    data = bytearray(reply_to_bytes(replace(good, run="00" * 32, asked=bytes(32))))
+    at = len(data) - 4 - 8  # one scalar, and the shape before it
+    data[at : at + 8] = struct.pack("<II", *shape)
+    with pytest.raises(ProtocolError, match="malformed"):
+        reply_from_bytes(bytes(data))
+
+
+def test_a_reason_with_line_ends_and_escapes_is_one_plain_line_of_the_ledger(tmp_path):
+    ledger = new_ledger(tmp_path / "ledger")
+    server = Server(ledger, TRIO)
+    server.ask()
+    server.refuse(1, 0, "bad\n2026-01-01 INFO all is well\x1b[2J\u202e\ud800" + "x" * 10**6)
+    ((client, round, reason),) = ledger.refusals()
+    assert (client, round) == (1, 0)
+    assert reason.startswith("bad 2026-01-01 INFO all is well\\x1b[2J\\u202e\\ud800x")
+    assert reason.isprintable()
+    assert len(reason) <= LONGEST
 
 
 def test_inspect_says_who_is_in_quarantine_and_for_how_long(tmp_path):

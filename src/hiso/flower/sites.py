@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass, field
 
 from hiso.core.identity import Identity
+from hiso.core.plain import plain
 from hiso.core.record import MAX_STREAM
 from hiso.errors import ProtocolError
 from hiso.flower.envelope import Envelope
@@ -20,6 +21,8 @@ _AGAIN = 3.0
 """Seconds until a node whose worker did not answer is asked again."""
 _REFUSED_AGAIN = 30.0
 """The same, if its worker was set up for something else."""
+_LONGEST_IDENTITY = 2**20
+"""Characters of an identity that is read."""
 _LOOK = 1.0
 """Seconds between looks at Flower's list of nodes."""
 
@@ -77,10 +80,13 @@ class Sites:
         self._post.send({node: Envelope("hello", {"run": self.run}) for node in greeted}, HELLO_TTL)
 
     def lose(self, node: int, reason: str, *, again: bool) -> None:
-        """Takes note that the worker behind a node does not answer; says hello later if `again`."""
+        """Takes note that the worker behind a node does not answer; says hello later if `again`.
+
+        The reason may be anybody's text.
+        """
         for client, site in list(self.by_client.items()):
             if site.node == node:
-                log.warning("client %d is out of reach: %s", client, reason)
+                log.warning("client %d is out of reach: %s", client, plain(reason))
                 del self.by_client[client]
                 self.lost[client] = time.monotonic()
         if again:
@@ -89,7 +95,7 @@ class Sites:
     def refuse(self, site: Site, reason: str) -> None:
         """Leaves a client out until it has been asked again and answers otherwise."""
         if self._refused.get(site.client) != reason:
-            log.error("%s", reason)
+            log.error("%s", plain(reason))
         self._refused[site.client] = reason
         self.by_client.pop(site.client, None)
         self._again[site.node] = time.monotonic() + _REFUSED_AGAIN
@@ -110,13 +116,15 @@ class Sites:
             or not isinstance(chain, str)
             or not (run is None or isinstance(run, str))
             or not isinstance(identity, str)
+            or len(identity) > _LONGEST_IDENTITY
         ):
-            log.error("node %d: a hello that makes no sense, client %r", answer.node, client)
+            shown = plain(repr(client))
+            log.error("node %d: a hello that makes no sense, client %s", answer.node, shown)
             return
         try:
             found = Identity.parse(identity)
         except ProtocolError as error:
-            log.error("node %d, client %d: %s", answer.node, client, error)
+            log.error("node %d, client %d: %s", answer.node, client, plain(error))
             return
         if found.partition is not None:  # of one place: nobody in a deployment knows it
             log.error("node %d, client %d: an identity of a simulation", answer.node, client)

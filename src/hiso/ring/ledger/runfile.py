@@ -19,6 +19,7 @@ from hiso.core.identity import Identity, canonical_json
 from hiso.core.importing import import_method, is_path
 from hiso.core.method.base import Method
 from hiso.core.method.registry import METHODS
+from hiso.core.plain import plain
 from hiso.core.record import chain_root
 from hiso.errors import HisoError, ProtocolError
 from hiso.ring.ledger.schema import (
@@ -209,9 +210,12 @@ class RunFile:
         return self._db.one(integer, "SELECT coalesce(max(round) + 1, 0) FROM records")
 
     def refuse(self, client: int | None, round: int | None, reason: str) -> None:
-        """Notes a reply that was refused; client and round as it claimed, where it made sense."""
+        """Notes a reply that was refused; client and round as it claimed, where it made sense.
+
+        The reason is kept as `plain` has it.
+        """
         with self._write() as db:
-            db.insert("refusals", (client, round, reason, time.time()))
+            db.insert("refusals", (client, round, plain(reason), time.time()))
 
     def refusals(self) -> list[tuple[int | None, int | None, str]]:
         """(client, round, reason) of every refused reply, oldest first."""
