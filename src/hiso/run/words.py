@@ -15,12 +15,14 @@ from hiso.core.fingerprint import hash_names
 from hiso.core.identity import Identity
 from hiso.core.method import Method
 from hiso.errors import SettingsError
+from hiso.language.choice import Choice
 from hiso.language.classifiers import check_classes
 from hiso.language.metrics import evaluate
 from hiso.language.models import LanguageModel
 from hiso.language.objective import Objective, Rows
 from hiso.language.shards import Encoded, Shard, encode
 from hiso.language.task import Task
+from hiso.language.trained import choose
 from hiso.run.divide import divide
 from hiso.run.identity import settings_identity
 from hiso.run.objects import NOTHING, Objects
@@ -79,6 +81,7 @@ def load_words(
         splits = objects.load_splits(settings, task)
     with observer.phase(f"loading model {settings.model}"):
         lm = objects.load_model(settings)
+        choice = choose(lm, settings.make_choice(), settings.seed)
         lm.model.to(device_of(settings))  # pyright: ignore[reportArgumentType]
     check_classes(lm, task)
     if lm.context is not None and settings.max_length > lm.context:
@@ -102,7 +105,7 @@ def load_words(
         more |= {"classes": list(task.classes)}
     identity = replace(
         settings_identity(settings, method, len(task.labels)),
-        model=describe_model(lm, objects),
+        model=describe_model(lm, objects, choice),
         task={"name": task.name, "template": task.template, "labels": list(task.labels), **more},
         data={"fingerprint": splits.fingerprint, "max_length": settings.max_length},
         partition=partition,
@@ -111,11 +114,18 @@ def load_words(
     return Words(lm, task, shards, dev, test, splits.source, identity)
 
 
-def describe_model(lm: LanguageModel, objects: Objects) -> dict[str, str]:
-    """What an identity says of a base model; of an object also what is trained, if not all is."""
-    if objects.model is None:
+def describe_model(lm: LanguageModel, objects: Objects, choice: Choice) -> dict[str, Any]:
+    """What an identity says of a base model, and of what is trained of it, if not all is.
+
+    Args:
+        lm: The model, after `choose`.
+        objects: Whether the model is one of them.
+        choice: What `choose` gave.
+    """
+    if objects.model is None and choice.full:
         return {"fingerprint": lm.fingerprint}
     names = {name: parameter.requires_grad for name, parameter in lm.model.named_parameters()}
     trained = [name for name, trainable in names.items() if trainable]
-    part = {} if len(trained) == len(names) else {"trained": hash_names(trained)}
-    return {"fingerprint": lm.fingerprint, **part}
+    part: dict[str, Any] = {} if len(trained) == len(names) else {"trained": hash_names(trained)}
+    targets = {} if not choice.adapts else {"targets": list(choice.targets or ())}
+    return {"fingerprint": lm.fingerprint, **part, **targets}

@@ -15,7 +15,7 @@ from hiso.core.identity import Identity
 from hiso.core.keys import choose
 from hiso.core.method import Method
 from hiso.core.outcome import Outcome, log_shares
-from hiso.core.replica import Memory, Replica
+from hiso.core.replica import DTYPES, Memory, Replica
 from hiso.errors import Diverged, SettingsError
 from hiso.language.shards import Shard
 from hiso.run.objects import NOTHING, Objects
@@ -136,6 +136,10 @@ def load_workload(
 
         if settings.task_definition is not None:
             raise SettingsError(f"task = {settings.task} is one of images: name yours otherwise")
+        if not settings.make_choice().full:
+            raise SettingsError(
+                f"train = {settings.train}: networks on images are small, and trained in full"
+            )
         if objects.settings:
             raise SettingsError(
                 f"task = {settings.task} takes model and data by their names, no objects: "
@@ -161,7 +165,13 @@ def adjustments(settings: Settings, workload: Workload) -> dict[int, NDArray[np.
 def make_replica(
     identity: Identity, workload: Workload, memory: Memory, observer: Observer
 ) -> Replica:
-    """The base model at position 0 of the run with this identity."""
+    """The base model at position 0 of the run with this identity.
+
+    What is frozen is cast to the precision of forward passes.
+    """
+    for parameter in workload.module.parameters():
+        if not parameter.requires_grad:
+            parameter.data = parameter.data.to(DTYPES[identity.dtype])
     with observer.phase("preparing kernels"):
         return Replica(workload.module, identity, memory=memory)
 
