@@ -113,7 +113,8 @@ def load(
     with observer.phase(f"loading model {base if isinstance(base, str | Path) else ''}"):
         lm, objects = _load_base(base, tokenizer)
     kept = replace(lm, model=copy.deepcopy(lm.model)) if keep_base else None
-    choice = choose(lm, Choice.of(adapter.identity.facts, adapter.identity.model), adapter.identity.seed)
+    identity = adapter.identity
+    choice = choose(lm, Choice.of(identity.facts, identity.model), identity.seed)
     found = describe_model(lm, objects, choice)
     for each in [lm] if kept is None else [lm, kept]:
         each.model.to(device)  # pyright: ignore[reportArgumentType]

@@ -7,14 +7,17 @@ number of the layer); B is 0, and IA3's factors are 1. torch's random state is n
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors.numpy import save_file
 from torch import nn
 
 from hiso.core.keys import raw_bits
@@ -76,24 +79,34 @@ def finish(model: nn.Module, choice: Choice) -> None:
     model.requires_grad_(True)
 
 
-def peft_config(model: PreTrainedModel) -> Any:
-    """PEFT's configuration of the adapters in a model."""
+def save_peft(model: PreTrainedModel, folder: Path, base: str | None) -> None:
+    """Writes the adapters of a model as `peft.PeftModel.from_pretrained` loads them.
+
+    A trained head is among `modules_to_save`. Weights are float32.
+
+    Args:
+        model: A model that `choose` has put adapters into.
+        folder: An empty folder.
+        base: Name of the base model on Hugging Face; None for one that has no such name.
+    """
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    arrays = {
+        f"base_model.model.{name.replace(f'.{_ADAPTER}', '')}": p.detach().cpu().numpy()
+        for name, p in trained
+    }
+    save_file(arrays, folder / "adapter_model.safetensors", {"format": "pt"})
+    heads = {name.partition(".")[0] for name, _ in trained} - {model.base_model_prefix}
+    config = copy.copy(_peft_config(model))
+    config.modules_to_save = sorted(heads) or None
+    for name in ("target_modules", "feedforward_modules"):
+        if isinstance(found := getattr(config, name, None), set):
+            setattr(config, name, sorted(found))
+    config.base_model_name_or_path, config.inference_mode = base, True
+    config.save_pretrained(str(folder))
+
+
+def _peft_config(model: PreTrainedModel) -> Any:
     return model.peft_config[_ADAPTER]  # pyright: ignore[reportIndexIssue]
-
-
-def peft_name(parameter: str) -> str:
-    """What PEFT's files call a parameter of a model with adapters."""
-    return f"base_model.model.{parameter.replace(f'.{_ADAPTER}', '')}"
-
-
-def head_modules(model: PreTrainedModel) -> list[str]:
-    """Names of the modules beyond the base model that have weights of their own."""
-    mine = {id(parameter) for parameter in _beyond_base(model)}
-    return [
-        name
-        for name, module in model.named_children()
-        if any(id(parameter) in mine for parameter in module.parameters())
-    ]
 
 
 def _wanted(lm: LanguageModel, choice: Choice) -> list[nn.Parameter]:
@@ -126,7 +139,7 @@ def _wanted(lm: LanguageModel, choice: Choice) -> list[nn.Parameter]:
 def _absent(lm: LanguageModel, choice: Choice, names: Iterable[str]) -> str:
     """Why a model has no parameters of a kind, and what to do."""
     if choice.kind == "head":
-        weight = lm.model.get_input_embeddings().weight
+        weight: Any = lm.model.get_input_embeddings().weight
         name = next(n for n, p in lm.model.named_parameters() if p is weight)
         return (
             f"the output head of {lm.name} is its input embedding ({weight.numel():,} weights): "
@@ -168,14 +181,18 @@ def _add_adapters(lm: LanguageModel, choice: Choice, seed: int) -> Choice:
         with torch.random.fork_rng(devices=[]):
             peft.inject_adapter_in_model(_config(lm, choice), lm.model)
     except ValueError as error:
-        raise SettingsError(f"train = {choice.kind}: {error}. {_linear(lm)}") from error
+        raise SettingsError(
+            f"train = {choice.kind}: PEFT says: {error}. For lora, lora_targets names the layers. "
+            f"{_linear(lm)}"
+        ) from error
     adapted = list(_adapted(lm.model))
     _check_layers(lm, choice, adapted)
     if choice.kind == "lora":
         for number, (_, layer) in enumerate(adapted):
             _initialise(layer.lora_A[_ADAPTER].weight, seed, number)
-    targets = peft_config(lm.model).target_modules
-    return replace(choice, targets=tuple(sorted([targets] if isinstance(targets, str) else targets)))
+    found = _peft_config(lm.model).target_modules
+    targets = [found] if isinstance(found, str) else sorted(found)
+    return replace(choice, targets=tuple(targets))
 
 
 def _config(lm: LanguageModel, choice: Choice) -> Any:

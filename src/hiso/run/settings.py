@@ -60,7 +60,9 @@ class Values(BaseModel):
         "full",
         description="What is trained: full, lora, ia3, bias, norm, last-N, head, or regex:PATTERN.",
     )
-    lora_rank: Positive | None = Field(None, description=f"Rank of LoRA's A and B; by default {RANK}.")
+    lora_rank: Positive | None = Field(
+        None, description=f"Rank of LoRA's A and B; by default {RANK}."
+    )
     lora_alpha: Positive | None = Field(
         None, description=f"B·A counts alpha / rank times; by default {ALPHA}."
     )
