@@ -12,7 +12,7 @@ import torch
 if not torch.cuda.is_available():  # before anything imports triton
     os.environ["TRITON_INTERPRET"] = "1"
 
-from hiso.bench import timing
+from hiso.lab.bench import timing
 
 from .process import Hiso
 from .tiny import save_model

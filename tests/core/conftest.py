@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from hiso.core.method import Method
+from hiso.core.method.base import Method
 from hiso.core.record import Record
-from hiso.core.replica import Replica
+from hiso.core.replica.replica import Replica
 
 from ..identities import identity_of
 

@@ -13,14 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from hiso.core.backward import check_backward, mean_loss
 from hiso.core.kernels import PROJECT_TILES, Spot, load_kernels
-from hiso.core.layout import Layout
-from hiso.core.methods import HiSo, HiZoo, Momentum, SubspaceNewton, ZoSgd, auto_lr
+from hiso.core.measure.backward import check_backward, mean_loss
+from hiso.core.measure.probe import Point, Probe
+from hiso.core.method.registry import HiSo, HiZoo, Momentum, SubspaceNewton, ZoSgd, auto_lr
 from hiso.core.noise import TILE
+from hiso.core.noise.layout import Layout
 from hiso.core.noise.reference import direction
-from hiso.core.probe import Point, Probe
-from hiso.core.replica import Replica
+from hiso.core.replica.replica import Replica
 from hiso.errors import NonFiniteLoss, SettingsError
 
 from ..identities import identity_of

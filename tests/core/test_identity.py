@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hiso.core.identity import Identity
-from hiso.core.method import Method
-from hiso.core.methods import METHODS, HiSo, Momentum, ZoSgd
+from hiso.core.method.base import Method
+from hiso.core.method.registry import METHODS, HiSo, Momentum, ZoSgd
 from hiso.errors import ProtocolError, SettingsError
 
 WHOLE = Identity(

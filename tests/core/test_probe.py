@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from hiso.core.probe import Point, Probe, passes
+from hiso.core.measure.probe import Point, Probe, passes
 from hiso.errors import NonFiniteLoss
 
 

@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 import hiso
 from hiso import HiSo, Identity, Method, evaluate_run, export_adapter, load, simulate
-from hiso.core.methods import METHODS
+from hiso.core.method.registry import METHODS
 from hiso.core.record import Record
 from hiso.errors import HisoError, LoadError, ProtocolError, RunConflict, SettingsError
 from hiso.export.adapter import (
@@ -32,7 +32,7 @@ from hiso.export.adapter import (
 )
 from hiso.export.cards import adapter_card
 from hiso.export.out import apply
-from hiso.federation.ledger import Ledger
+from hiso.ring.ledger.ledger import Ledger
 from hiso.run.doctor import sample_record
 
 from ..tiny import make_tokenizer, save_model

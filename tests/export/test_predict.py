@@ -15,9 +15,9 @@ from hiso.export.adapter import read_log
 from hiso.export.load import Tuned
 from hiso.export.predict import CONTINUATION, rows_of
 from hiso.export.task import task_of
-from hiso.language.models import load_model
-from hiso.language.tasks import get_task
-from hiso.language.verbalizer import prefix, tokens
+from hiso.workloads.text.models import load_model
+from hiso.workloads.text.tasks import get_task
+from hiso.workloads.text.verbalizer import prefix, tokens
 
 from ..tiny import save_model
 

@@ -13,9 +13,9 @@ import pytest
 
 from hiso import simulate
 from hiso.errors import LoadError, ProtocolError, SettingsError
-from hiso.federation.ledger import Ledger
 from hiso.report.page import write_report
 from hiso.report.parts import Figure, Section, Table, View, line_style
+from hiso.ring.ledger.ledger import Ledger
 
 from .conftest import PASSES
 

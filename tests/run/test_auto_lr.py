@@ -8,17 +8,18 @@ import torch
 
 from hiso import HiSo, Momentum, SubspaceNewton, ZoSgd, auto_lr, evaluate_run, simulate
 from hiso.core.identity import Identity
-from hiso.core.replica import Replica
+from hiso.core.replica.replica import Replica
 from hiso.engines.simulation import Simulation
 from hiso.errors import ProtocolError, RunConflict, SettingsError
-from hiso.federation.client import Client
-from hiso.federation.ledger import Ledger
-from hiso.federation.server import Server
-from hiso.federation.settings import RoundSettings
-from hiso.federation.wire import plan_from_bytes, plan_to_bytes, reply_from_bytes, reply_to_bytes
+from hiso.ring.client import Client
+from hiso.ring.ledger.ledger import Ledger
+from hiso.ring.round_settings import RoundSettings
+from hiso.ring.server import Server
+from hiso.ring.wire import plan_from_bytes, plan_to_bytes, reply_from_bytes, reply_to_bytes
 from hiso.run.observer import Silent
 from hiso.run.settings import parse_settings
-from hiso.run.workload import load_workload, make_replica
+from hiso.run.workload.base import make_replica
+from hiso.run.workload.load import load_workload
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

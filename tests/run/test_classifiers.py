@@ -19,17 +19,17 @@ from hiso import (
     open_run,
     simulate,
 )
-from hiso.baselines.launch import train
 from hiso.core.identity import Identity
 from hiso.errors import SettingsError
 from hiso.export.out import apply
-from hiso.federation.ledger import Ledger
-from hiso.language.data import load_examples
-from hiso.language.models import load_model
-from hiso.language.objective import Objective
-from hiso.language.shards import encode
-from hiso.language.tasks import get_task
+from hiso.lab.baselines.baseline_run import train
+from hiso.ring.ledger.ledger import Ledger
 from hiso.run.settings import parse_settings
+from hiso.workloads.text.encode import encode
+from hiso.workloads.text.examples import load_examples
+from hiso.workloads.text.models import load_model
+from hiso.workloads.text.objective import Objective
+from hiso.workloads.text.tasks import get_task
 
 from ..process import flags
 from ..tiny import save_classifier

@@ -8,7 +8,7 @@ import pytest
 from hiso import evaluate_run, simulate
 from hiso.core.identity import Identity
 from hiso.errors import SettingsError
-from hiso.federation.ledger import Ledger
+from hiso.ring.ledger.ledger import Ledger
 from hiso.run.inspect import inspect_run
 from hiso.run.settings import parse_settings
 
@@ -71,10 +71,10 @@ def test_who_cannot_is_refused(odd):
 def test_a_worker_answers_as_the_simulation_does(tmp_path, base, how):
     """By its own choice, whatever the settings say that it shares with the others."""
     pytest.importorskip("flwr")
-    from hiso.federation.server import Server
-    from hiso.federation.wire import plan_to_bytes, reply_from_bytes
     from hiso.flower.envelope import Envelope
     from hiso.flower.worker import Worker
+    from hiso.ring.server import Server
+    from hiso.ring.wire import plan_to_bytes, reply_from_bytes
 
     base |= {"eval_every": 0, "joint": False}
     expected = simulate(out=tmp_path / "run", backward_clients=4, **base)

@@ -23,15 +23,15 @@ from hiso import (
     simulate,
 )
 from hiso.core.identity import Identity
-from hiso.core.local import Local, contrasts
-from hiso.core.outcome import Outcome
-from hiso.core.probe import Probe
-from hiso.core.replica import Replica
+from hiso.core.measure.local import Local, contrasts
+from hiso.core.measure.outcome import Outcome
+from hiso.core.measure.probe import Probe
+from hiso.core.replica.replica import Replica
 from hiso.errors import RunConflict, SettingsError
-from hiso.federation.ledger import Ledger
+from hiso.ring.ledger.ledger import Ledger
 from hiso.run.observer import Silent
 from hiso.run.settings import parse_settings
-from hiso.run.workload import load_workload
+from hiso.run.workload.load import load_workload
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -7,10 +7,10 @@ import json
 import pytest
 
 from hiso import SubspaceNewton, evaluate_run, simulate
-from hiso.federation.client import Client
-from hiso.federation.ledger import Ledger
-from hiso.federation.server import Server
-from hiso.federation.wire import (
+from hiso.ring.client import Client
+from hiso.ring.ledger.ledger import Ledger
+from hiso.ring.server import Server
+from hiso.ring.wire import (
     plan_from_bytes,
     plan_to_bytes,
     reply_from_bytes,
@@ -18,7 +18,8 @@ from hiso.federation.wire import (
 )
 from hiso.run.observer import Silent
 from hiso.run.settings import parse_settings
-from hiso.run.workload import load_workload, make_replica
+from hiso.run.workload.base import make_replica
+from hiso.run.workload.load import load_workload
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

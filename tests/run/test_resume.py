@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 
 from hiso import simulate
 from hiso.errors import Diverged, ProtocolError, RunConflict, SettingsError
-from hiso.federation.ledger import Ledger
-from hiso.federation.runfile import Change
+from hiso.ring.ledger.ledger import Ledger
+from hiso.ring.ledger.runfile import Change
 from hiso.run.inspect import inspect_run
 from hiso.run.launch import evaluate_run
 from hiso.run.observer import Silent

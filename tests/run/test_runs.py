@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from hiso import HiSo, Method, simulate
-from hiso.core.methods import METHODS
-from hiso.core.ops import maximum
+from hiso.core.method.ops import maximum
+from hiso.core.method.registry import METHODS
 from hiso.errors import HisoError, LoadError, RunConflict, SettingsError
-from hiso.federation.ledger import Ledger
+from hiso.ring.ledger.ledger import Ledger
 from hiso.run.inspect import inspect_run
 from hiso.run.launch import evaluate_run
 from hiso.run.settings import parse_settings

@@ -13,14 +13,14 @@ from hiso.core.identity import Identity
 from hiso.core.keys import raw_bits
 from hiso.errors import LoadError, ProtocolError, RunConflict, SettingsError
 from hiso.export.out import apply
-from hiso.federation.ledger import Ledger
-from hiso.language import trained
-from hiso.language.choice import Choice
-from hiso.language.models import load_model
-from hiso.language.trained import choose, finish
+from hiso.ring.ledger.ledger import Ledger
 from hiso.run.identity import settings_identity
 from hiso.run.launch import estimate_run
 from hiso.run.settings import parse_settings
+from hiso.workloads.text import trained
+from hiso.workloads.text.choice import Choice
+from hiso.workloads.text.models import load_model
+from hiso.workloads.text.trained import choose, finish
 
 from ..tiny import save_classifier, save_model
 
@@ -206,7 +206,8 @@ def test_a_merge_gives_the_scores_of_the_adapters(folders):
 
 def test_frozen_weights_have_the_precision_of_the_passes(tmp_path, base):
     from hiso.run.observer import Silent
-    from hiso.run.workload import load_workload, make_replica
+    from hiso.run.workload.base import make_replica
+    from hiso.run.workload.load import load_workload
 
     settings = parse_settings(base | {"train": "lora", "dtype": "bfloat16"})
     workload = load_workload(settings, settings.make_method(), Silent())
@@ -225,11 +226,11 @@ def test_estimates_know_what_is_trained(tmp_path, base):
 
 def test_a_worker_trains_what_the_simulation_does(tmp_path, base):
     pytest.importorskip("flwr")
-    from hiso.federation.server import Server
-    from hiso.federation.wire import plan_to_bytes, reply_from_bytes
-    from hiso.flower.conduct import differences
     from hiso.flower.envelope import Envelope
+    from hiso.flower.rounds import differences
     from hiso.flower.worker import Worker
+    from hiso.ring.server import Server
+    from hiso.ring.wire import plan_to_bytes, reply_from_bytes
 
     given = base | {"eval_every": 0, "joint": False, "train": "lora"}
     expected = simulate(out=tmp_path / "run", **given)

@@ -9,8 +9,8 @@ from functools import cached_property
 from typing import Any, Literal, Self, cast, get_args
 
 from hiso.core import record
-from hiso.core.method import Method
-from hiso.core.methods import METHODS, with_auto_lr, with_label_bias
+from hiso.core.method.base import Method
+from hiso.core.method.registry import METHODS, with_auto_lr, with_label_bias
 from hiso.core.noise import NOISE_FORMAT, Noise
 from hiso.errors import ProtocolError, SettingsError
 
@@ -28,7 +28,7 @@ class Identity:
     equal if their texts are.
 
     Example:
-        >>> from hiso.core.methods import HiSo
+        >>> from hiso.core.method.registry import HiSo
         >>> identity = Identity(method=HiSo(lr=0.01), seed=0, loss={"name": "mse", "version": 1})
         >>> Identity.parse(identity.text) == identity
         True

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hiso.core.method import Method
+from hiso.core.method.base import Method
 from hiso.errors import ProtocolError, SettingsError
 
 FORMAT = 1

@@ -7,28 +7,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hiso.core.method import Method
+from hiso.core.method.base import Method
 from hiso.errors import SettingsError
-from hiso.export.adapter import (
-    CARD,
-    FILE,
-    Adapter,
-    public_name,
-    read_log,
-    read_run,
-    write_file,
-)
+from hiso.export.adapter import CARD, FILE, Adapter, public_name, read_log, read_run, write_file
 from hiso.export.cards import Figures, adapter_card, model_card
 from hiso.export.folders import check_free, whole
 from hiso.export.load import Tuned, check_language, load
-from hiso.federation.ledger import Ledger
-from hiso.language.choice import Choice
-from hiso.language.gguf import PACKAGED
-from hiso.language.metrics import WITHOUT_BIAS
-from hiso.language.models import quiet
-from hiso.language.trained import save_peft
+from hiso.ring.ledger.ledger import Ledger
 from hiso.run.folder import RunFolder, write_text
 from hiso.run.observer import Observer
+from hiso.workloads.text.choice import Choice
+from hiso.workloads.text.gguf import PACKAGED
+from hiso.workloads.text.metrics import WITHOUT_BIAS
+from hiso.workloads.text.models import quiet
+from hiso.workloads.text.trained import save_peft
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 
 from hiso.core.kernels import Backend, Spot, Steps, load_kernels, pack
-from hiso.core.layout import Layout
-from hiso.core.methods import METHODS, HiSo
+from hiso.core.method.registry import METHODS, HiSo
 from hiso.core.noise import TILE
+from hiso.core.noise.layout import Layout
 from hiso.core.record import Record
 from hiso.run.observer import Observer
 

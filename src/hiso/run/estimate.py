@@ -6,14 +6,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from hiso.core.backward import BACKWARD_PASSES
-from hiso.core.method import Method
-from hiso.core.probe import passes
-from hiso.core.replica import Replica
-from hiso.federation.protocol import SCALAR_BYTES
+from hiso.core.measure.backward import BACKWARD_PASSES
+from hiso.core.measure.probe import passes
+from hiso.core.method.base import Method
+from hiso.core.replica.replica import Replica
+from hiso.ring.messages import SCALAR_BYTES
 from hiso.run.settings import Settings
 from hiso.run.summary import peak_memory
-from hiso.run.workload import Workload
+from hiso.run.workload.base import Workload
 
 _LEDGER_BYTES, _ROUND_BYTES = 80_000, 900
 """About what a run's files take at the start, and a round of them beside its scalars."""

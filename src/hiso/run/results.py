@@ -13,12 +13,12 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from hiso.core.backward import BACKWARD_PASSES
-from hiso.core.methods import METHODS
-from hiso.core.probe import passes
+from hiso.core.measure.backward import BACKWARD_PASSES
+from hiso.core.measure.probe import passes
+from hiso.core.method.registry import METHODS
 from hiso.errors import ProtocolError
-from hiso.federation.ledger import Ledger
-from hiso.federation.runfile import Evaluation
+from hiso.ring.ledger.ledger import Ledger
+from hiso.ring.ledger.runfile import Evaluation
 
 
 @dataclass(frozen=True)

@@ -18,15 +18,15 @@ from pydantic import (
     model_validator,
 )
 
-from hiso.core.backward import check_backward
 from hiso.core.importing import import_method, is_path
-from hiso.core.method import Feed, Method
-from hiso.core.methods import METHODS, auto_lr
+from hiso.core.measure.backward import check_backward
+from hiso.core.method.base import Feed, Method
+from hiso.core.method.registry import METHODS, auto_lr
 from hiso.errors import LoadError, SettingsError
-from hiso.federation.settings import RoundSettings
-from hiso.language.choice import ALPHA, RANK, Choice
-from hiso.language.tasks import TASKS
+from hiso.ring.round_settings import RoundSettings
 from hiso.run.definition import OWN, Definition
+from hiso.workloads.text.choice import ALPHA, RANK, Choice
+from hiso.workloads.text.tasks import TASKS
 
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=1, le=2**16)]

@@ -18,7 +18,7 @@ from hiso.core.kernels import (
 )
 from hiso.core.kernels.emit import NUMBA, Pieces, Printer, trace
 from hiso.core.kernels.generated import fill, import_source
-from hiso.core.method import Method
+from hiso.core.method.base import Method
 from hiso.core.noise import TILE, Noise
 
 _LANES = 256

@@ -20,9 +20,9 @@ from hiso.core.kernels import (
     Steps,
     sum_parts,
 )
-from hiso.core.layout import Layout
-from hiso.core.method import Method
+from hiso.core.method.base import Method
 from hiso.core.noise import TILE, Noise
+from hiso.core.noise.layout import Layout
 from hiso.core.noise.reference import direction
 
 _CHUNK = 256
@@ -39,7 +39,7 @@ def mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
 def _float32(value: Any, shape: tuple[int, ...]) -> Floats:
     """What a method's piece gave, as an array; a Python number is one for every weight."""
     if type(value) not in (int, float) and value.dtype != np.float32:
-        raise TypeError(f"a method left float32 for {value.dtype}: use hiso.core.ops")
+        raise TypeError(f"a method left float32 for {value.dtype}: use hiso.core.method.ops")
     return np.broadcast_to(np.asarray(value, np.float32), shape)
 
 
