@@ -166,6 +166,14 @@ def test_whatever_makes_the_model_again_makes_the_same(tmp_path, base, tiny_mode
         assert moved == set(trainable(lm.model))
 
 
+@pytest.mark.parametrize("model", ["gpt2", "bert-head", "llama-head"])
+@pytest.mark.parametrize("train", ["lora", "norm"])
+def test_half_precision_takes_every_kind_of_model(tmp_path, base, folders, model, train):
+    given = base | {"model": str(folders[model]), "dtype": "bfloat16", "mu": 0.02, "rounds": 2}
+    summary = simulate(out=tmp_path / "run", **given, train=train)
+    assert evaluate_run(tmp_path / "run")["digest"] == summary["digest"]
+
+
 def test_lean_and_full_memory_give_the_same_bits(tmp_path, base):
     digests = {
         simulate(out=tmp_path / memory, **base, train="lora", memory=memory)["digest"]

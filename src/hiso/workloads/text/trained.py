@@ -11,7 +11,7 @@ import copy
 import importlib.util
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,7 +47,7 @@ def choose(lm: LanguageModel, choice: Choice, seed: int) -> Choice:
         The choice, with the layers that have adapters now.
 
     Raises:
-        SettingsError: The model has nothing of the kind, or what is named so is more than it says.
+        SettingsError: The model has nothing of the kind, or its output head is its embedding.
         LoadError: PEFT is not installed.
     """
     if choice.full:
@@ -185,14 +185,12 @@ def _add_adapters(lm: LanguageModel, choice: Choice, seed: int) -> Choice:
             f"train = {choice.kind}: PEFT says: {error}. For lora, lora_targets names the layers. "
             f"{_linear(lm)}"
         ) from error
-    adapted = list(_adapted(lm.model))
+    adapted = _adapted(lm.model)
     _check_layers(lm, choice, adapted)
     if choice.kind == "lora":
         for number, (_, layer) in enumerate(adapted):
             _initialise(layer.lora_A[_ADAPTER].weight, seed, number)
-    found = _peft_config(lm.model).target_modules
-    targets = [found] if isinstance(found, str) else sorted(found)
-    return replace(choice, targets=tuple(targets))
+    return replace(choice, targets=tuple(sorted(_peft_config(lm.model).target_modules)))
 
 
 def _config(lm: LanguageModel, choice: Choice) -> Any:
@@ -214,6 +212,11 @@ def _config(lm: LanguageModel, choice: Choice) -> Any:
 
 
 def _check_layers(lm: LanguageModel, choice: Choice, adapted: Sequence[tuple[str, Any]]) -> None:
+    if isinstance(_peft_config(lm.model).target_modules, str):
+        raise SettingsError(
+            f"train = {choice.kind}: PEFT has a pattern and no names for {lm.name}: name the "
+            f"layers in lora_targets. {_linear(lm)}"
+        )
     names = [name for name, _ in adapted]
     inside = f"{lm.model.base_model_prefix}."
     if outside := [name for name in names if not name.startswith(inside)]:
@@ -235,12 +238,11 @@ def _initialise(a: nn.Parameter, seed: int, number: int) -> None:
     a.data.copy_((2 * uniform - 1) / math.sqrt(a.shape[1]))
 
 
-def _adapted(model: nn.Module) -> Iterator[tuple[str, Any]]:
+def _adapted(model: nn.Module) -> list[tuple[str, Any]]:
     """The layers with adapters, by name, in the model's order."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    layers = [(n, layer) for n, layer in model.named_modules() if isinstance(layer, BaseTunerLayer)]
-    yield from layers
+    return [(name, m) for name, m in model.named_modules() if isinstance(m, BaseTunerLayer)]
 
 
 def _adapter_weights(layer: Any) -> list[nn.Parameter]:
