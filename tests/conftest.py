@@ -55,7 +55,7 @@ def small_run(tiny_model, reviews) -> dict[str, Any]:
         "clients": 4,
         "sample": 2,
         "rounds": 6,
-        "perturbations": 2,
+        "directions": 2,
         "batch_size": 4,
         "max_length": 24,
         "eval_every": 3,

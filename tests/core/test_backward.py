@@ -309,7 +309,7 @@ def test_a_probe_is_told_whole_steps(scheme):
 
 def test_a_probe_refuses_half_a_step():
     three = np.zeros(3)
-    begun, curved = new_probe(), new_probe(curvature=True)
+    begun, curved = new_probe(), new_probe(with_curvature=True)
     begun.tell(1.0)
     solving = new_probe(solve=lambda local, facts: (local.gradient, {}))
     for probe in (begun, curved, solving):

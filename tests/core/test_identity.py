@@ -23,7 +23,7 @@ WHOLE = Identity(
     dtype="bfloat16",
     clients=6,
     batch_size=16,
-    directions="per-client",
+    per_client=True,
     model={"fingerprint": "ab"},
     task={"name": "sst2", "labels": [" bad", " good"]},
     data={"fingerprint": "cd", "max_length": 64},
@@ -65,7 +65,7 @@ def test_it_survives_its_text(identity):
 def test_every_field_makes_another_run():
     others = {
         "method": HiSo(lr=1e-3, feed="all"), "seed": 1, "noise": "binomial", "dtype": "float32",
-        "clients": 7, "batch_size": 8, "directions": "shared", "model": None, "task": None,
+        "clients": 7, "batch_size": 8, "per_client": False, "model": None, "task": None,
         "data": {"max_length": 64}, "partition": None, "joint": True, "loss": None, "facts": {},
     }  # fmt: skip
     assert {*others, "text"} == {field.name for field in fields(Identity)}

@@ -132,7 +132,7 @@ def test_nothing_private_is_in_it(run, adapter, reviews, tiny_model):
 
 
 def test_the_card_says_whose_scalars_they_are(tmp_path, base, adapter):
-    simulate(out=tmp_path / "run", **base | {"rounds": 2, "directions": "per-client"})
+    simulate(out=tmp_path / "run", **base | {"rounds": 2, "per_client": True})
     own = read_log(tmp_path / "run")
     shared = read_adapter(adapter)
     told = [adapter_card(replace(log, before=1, after=2))["reveals"] for log in (shared, own)]
@@ -141,7 +141,7 @@ def test_the_card_says_whose_scalars_they_are(tmp_path, base, adapter):
 
 
 SETTINGS: dict[str, dict[str, Any]] = {
-    "own directions": {"directions": "per-client", "local_steps": 2},
+    "own directions": {"per_client": True, "local_steps": 2},
     "half": {"method": "zo_sgd", "dtype": "bfloat16", "mu": 1e-2},
     "lean": {"method": "momentum", "memory": "lean", "noise": "gaussian"},
 }

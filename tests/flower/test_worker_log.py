@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 SETTINGS = parse_settings(
     {
         "task": "digits", "model": "mlp", "method": "zo_sgd", "lr": 0.01, "clients": 2, "sample": 2,
-        "batch_size": 8, "perturbations": 2,
+        "batch_size": 8, "directions": 2,
     }
 )  # fmt: skip
 

@@ -39,7 +39,7 @@ def states(path, model, method) -> list[torch.Tensor]:
     ("name", "settings"),
     [
         ("hiso", {}),
-        ("hizoo", {"noise": "gaussian", "directions": "per-client", "nu": 0.1}),
+        ("hizoo", {"noise": "gaussian", "per_client": True, "nu": 0.1}),
     ],
 )
 def test_it_is_the_models_own_state(tmp_path, tiny_model, base, monkeypatch, name, settings):

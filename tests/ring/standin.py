@@ -29,7 +29,7 @@ class Plain(Method):
 
 class Curved(Method):
     name = "curved"
-    curvature = True
+    measures_curvature = True
 
 
 def new_ledger(path: Path, method: Method | None = None, seed: int = 7) -> Ledger:

@@ -77,7 +77,7 @@ def test_thirty_rounds_with_everything(tmp_path, method, per_client):
         result = one_round(server, clients, silent)
         assert isinstance(result, Closed)
         assert result.clients == [i for i in asked if i not in silent]
-        numbers = (8 if r >= 10 else 2) * (1 + method.curvature)
+        numbers = (8 if r >= 10 else 2) * (1 + method.measures_curvature)
         own = server.settings.per_client
         scalars.append(numbers * (len(result.clients) if own else 1) + (r == 15))
         assert result.record.scalars == scalars[-1]

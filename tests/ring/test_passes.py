@@ -40,7 +40,7 @@ def measured(
     stream = 4
     probe = Probe(
         client=3, round=0, steps=steps, directions=3, mu=1e-2, scheme=scheme,
-        stream=stream, curvature=method.curvature,
+        stream=stream, with_curvature=method.measures_curvature,
     )  # fmt: skip
 
     def losses(batches: list[int]) -> list[float]:
@@ -62,7 +62,7 @@ def measured(
 @pytest.mark.parametrize("probing", BOTH)
 def test_a_local_step_is_measured_where_its_own_scalars_lead(method, changes, probing):
     """The walk is what folding the client's own record gives, curvature not being learnt."""
-    if method.curvature and probing == "backward":
+    if method.measures_curvature and probing == "backward":
         pytest.skip("no backward pass gives a curvature")
     _, probe, seen = measured(method, steps=2, changes=changes, backward=probing == "backward")
     per_step = len(seen) // 2
@@ -74,7 +74,7 @@ def test_a_local_step_is_measured_where_its_own_scalars_lead(method, changes, pr
         np.full(3, 4, np.uint32),
         np.arange(3, dtype=np.uint16),
         (probe.scalars[0].astype(np.float64) / 3).astype(np.float32),
-        np.zeros(3, np.float32) if method.curvature else None,
+        np.zeros(3, np.float32) if method.measures_curvature else None,
         changes,
     )
     steps, _ = pack(witness.method, [own], witness.hyper)

@@ -37,7 +37,7 @@ def records_of(out):
 @pytest.mark.parametrize("factor", [{"method": "zo_sgd"}, {"method": "momentum", "beta": 0.5}])
 def test_the_rate_follows_the_curvature_that_replies_tell(tmp_path, base, factor):
     simulate(out=tmp_path / "run", **base | factor)
-    directions, examples = base["perturbations"], base["sample"] * base["batch_size"]
+    directions, examples = base["directions"], base["sample"] * base["batch_size"]
     share = 0.5 * directions / (1 + 32 / examples) * (1 - factor.get("beta", 0.0))
     lr, c = 0.0, 0.0
     for record in records_of(tmp_path / "run"):
@@ -56,7 +56,7 @@ def test_the_rate_follows_the_curvature_that_replies_tell(tmp_path, base, factor
         {"method": "hizoo"},
         {"method": "momentum"},
         {"scheme": "central", "local_steps": 2},
-        {"directions": "per-client", "weighting": "examples"},
+        {"per_client": True, "weighting": "examples"},
     ],
     ids=lambda how: "-".join(map(str, how.values())) or "plain",
 )

@@ -23,7 +23,7 @@ def records_of(out):
 def test_it_is_no_part_of_what_the_run_is(tmp_path, base):
     """One run that goes on with another fleet; what is counted of it; and its replay."""
     out = tmp_path / "run"
-    base |= {"eval_every": 0, "local_steps": 2, "perturbations": 5}
+    base |= {"eval_every": 0, "local_steps": 2, "directions": 5}
     forward = simulate(out=tmp_path / "forward", **base)
     simulate(out=out, **base | {"rounds": 2})
     simulate(out=out, change={"backward_clients": 4, "rounds": 4})
@@ -41,7 +41,7 @@ def test_it_is_no_part_of_what_the_run_is(tmp_path, base):
 @pytest.mark.parametrize("task", ["rotten_tomatoes", "text"])
 def test_a_language_model_answers_as_by_differences(tmp_path, base, dtype, task):
     """The head's rows are float32 in half precision, and tied to the embedding here."""
-    base |= {"eval_every": 0, "rounds": 1, "dtype": dtype, "task": task, "perturbations": 6}
+    base |= {"eval_every": 0, "rounds": 1, "dtype": dtype, "task": task, "directions": 6}
     base |= {"scheme": "central", "mu": 2e-3 if dtype == "float32" else 5e-3}
     simulate(out=tmp_path / "a", **base)
     simulate(out=tmp_path / "b", backward_clients=4, **base)

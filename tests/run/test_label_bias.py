@@ -186,7 +186,7 @@ def test_biases_are_part_of_the_digest(tmp_path, base):
     [
         {},
         {"local_steps": 2, "scheme": "central"},
-        {"method": "hiso", "lr": 0.01, "directions": "per-client", "weighting": "examples"},
+        {"method": "hiso", "lr": 0.01, "per_client": True, "weighting": "examples"},
         {"method": "hizoo", "lr": "auto", "snapshot_every": 1},
     ],
     ids=lambda how: "-".join(map(str, how.values())) or "plain",

@@ -205,7 +205,7 @@ def _identity(values: Mapping[str, Any]) -> Identity:
     name = values["loss_name"] or getattr(loss, "__qualname__", type(loss).__qualname__)
     return Identity(
         clients=len(shards),
-        directions="per-client" if values["per_client"] else "shared",
+        per_client=values["per_client"],
         data={"examples": [len(shard) for shard in shards]},
         loss={"name": name, "version": values["loss_version"]},
         **{name: values[name] for name in _FOR_IDENTITY},

@@ -112,7 +112,7 @@ class Federation:
             scheme: Differences taken; see docs/methods.md.
             per_client: Whether every client measures along directions of its own.
             weighting: Whether clients count alike ("plain") or by their examples ("examples").
-            normalise: Smoothing of a mean curvature that divides `lr`; 0 for none.
+            normalise: Smoothing of a mean diagonal that divides `lr`; 0 for none.
             divergence_factor: A round whose loss exceeds this many times that of the first rounds
                 is not recorded, and raises `Diverged`; None for no such guard.
             noise: Law of the directions.

@@ -77,7 +77,7 @@ def aggregate(
         return mean.astype(np.float32)
 
     learned = None
-    if method.curvature:
+    if method.measures_curvature:
         measured = [reply.curvature for reply in replies if reply.curvature is not None]
         if len(measured) < len(replies):
             raise ProtocolError(f"round {round} cannot be aggregated: a reply lacks curvature")

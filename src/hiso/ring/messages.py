@@ -135,7 +135,7 @@ class Plan:
             mu=self.mu,
             scheme=self.scheme,
             stream=self.stream,
-            curvature=method.curvature,
+            with_curvature=method.measures_curvature,
             divided=method.divided,
             solve=solve if method.needs == "scores" else None,
             biases=biases if method.labels or adjust is not None else None,

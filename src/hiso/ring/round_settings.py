@@ -32,7 +32,7 @@ class RoundSettings:
         divergence_factor: A round whose mean loss exceeds this many times the median of the
             first five rounds' is not recorded (squared, until there are five); None for no
             such guard.
-        normalise: Smoothing ν of the mean curvature h̄ (`MeanCurvature`), which divides `lr`, and
+        normalise: Smoothing ν of the mean diagonal h̄ (`MeanDiagonal`), which divides `lr`, and
             its root `mu`: HiSo with one number in place of its diagonal, on a method without
             one. 0 for neither. It stays for the whole run.
         hyper: Hyper-parameters of the method that are to hold from now on; those not named stay.

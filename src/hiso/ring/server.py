@@ -20,7 +20,7 @@ from hiso.ring.accept.quorum import agree
 from hiso.ring.accept.replies import is_whole, reply_problems
 from hiso.ring.aggregate import aggregate, client_weights
 from hiso.ring.ledger.ledger import Ledger
-from hiso.ring.mean_curvature import MeanCurvature
+from hiso.ring.mean_diagonal import MeanDiagonal
 from hiso.ring.messages import SCALAR_BYTES, Plan, Reply
 from hiso.ring.round_settings import RoundSettings
 
@@ -100,7 +100,7 @@ class Server:
 
         Raises:
             ProtocolError: The ledger's identity is not one that this hiso can run.
-            SettingsError: `normalise` with a method that measures curvature itself.
+            SettingsError: `normalise` with a method that has a diagonal or solves by curvature.
         """
         self.ledger, self.settings = ledger, settings
         self._method = ledger.identity.method
@@ -108,9 +108,9 @@ class Server:
         self._hyper = {name: float(np.float32(value)) for name, value in hyper.items()}
         if settings.normalise and self._method.needs == "scores":
             raise SettingsError(
-                f"normalise divides lr by a curvature, which {self._method.name} has done already"
+                f"normalise divides lr by a diagonal, which {self._method.name} has done already"
             )
-        self._mean = MeanCurvature(settings.normalise) if settings.normalise else None
+        self._mean = MeanDiagonal(settings.normalise) if settings.normalise else None
         self._mean_now = 1.0
         if self._mean is not None:
             self._mean_now = ledger.derived_at(self._mean, self._mean.start)

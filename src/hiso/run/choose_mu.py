@@ -103,7 +103,7 @@ def _survey(
     return [
         judge(mu, scheme, found[settings.dtype][mu][scheme], truth)
         for mu in mus
-        for scheme in (_CENTRAL if method.curvature else schemes)
+        for scheme in (_CENTRAL if method.measures_curvature else schemes)
     ]
 
 

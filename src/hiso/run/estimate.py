@@ -53,9 +53,9 @@ def estimate(
     a_pass = _seconds(lambda: objective(batches))
     left = max(0, settings.rounds - position)
     forward = passes(
-        settings.perturbations,
+        settings.directions,
         settings.scheme or "forward",
-        curvature=method.curvature,
+        with_curvature=method.measures_curvature,
         scores=method.needs == "scores",
     )
     backward = settings.backward_clients >= settings.clients
@@ -63,9 +63,9 @@ def estimate(
     an_example = a_pass / sum(len(batch.examples) for batch in batches)
     tunings = left // settings.eval_every + 1 if settings.eval_every else 0
     examples = tunings * len(workload.dev) + 2 * len(workload.test)
-    kinds = 2 if method.curvature else 1
-    scalars = settings.local_steps * settings.perturbations * kinds + len(method.facts)
-    streams = settings.sample if settings.directions == "per-client" else 1
+    kinds = 2 if method.measures_curvature else 1
+    scalars = settings.local_steps * settings.directions * kinds + len(method.facts)
+    streams = settings.sample if settings.per_client else 1
     up = left * settings.sample * scalars * SCALAR_BYTES
     down = left * settings.clients * streams * scalars * SCALAR_BYTES
     states = 1 + len(method.state)

@@ -33,7 +33,7 @@ def settings_identity(settings: Settings, method: Method, labels: int) -> Identi
         dtype=settings.dtype,
         clients=settings.clients,
         batch_size=settings.batch_size,
-        directions=settings.directions,
+        per_client=settings.per_client,
         facts={
             **({"logit_adjustment": True} if settings.logit_adjustment else {}),
             **settings.make_choice().facts,

@@ -197,7 +197,9 @@ def rounds_of(ledger: Ledger, start: int = 0) -> list[Round]:
     for row, record in zip(ledger.rounds(start), ledger.records(start), strict=True):
         scheme, backward = scheme_at(row.round) or "forward", backward_at(row.round) or 0
         directions = int(record.direction.max()) + 1
-        a_step = passes(directions, scheme, curvature=record.curvature is not None, scores=scores)
+        a_step = passes(
+            directions, scheme, with_curvature=record.curvature is not None, scores=scores
+        )
         by_client = [BACKWARD_PASSES if client < backward else a_step for client in row.clients]
         rounds.append(
             Round(

@@ -126,13 +126,13 @@ def test_moments_are_those_of_what_clients_learned(federation):
 
 
 @pytest.mark.parametrize(
-    "given", [{}, {"scheme": "central", "noise": "gaussian", "perturbations": 3, "seed": 5}]
+    "given", [{}, {"scheme": "central", "noise": "gaussian", "directions": 3, "seed": 5}]
 )
 def test_fedzo_of_one_client_and_step_is_zo_sgd(tmp_path, given):
     """Bit for bit: the same directions, the same scalars, the same fold."""
     given = DIGITS | {"lr": 0.01, "sample": 1, "rounds": 6, **given}
     vectors = train(given | {"method": "fedzo"}, tmp_path / "vectors")
-    scalars = simulate(out=tmp_path / "scalars", method="zo_sgd", directions="per-client", **given)
+    scalars = simulate(out=tmp_path / "scalars", method="zo_sgd", per_client=True, **given)
     assert vectors["digest"] == scalars["digest"]
     assert vectors["metrics_after"] == scalars["metrics_after"]
     assert vectors["metrics_before"] != vectors["metrics_after"]
@@ -141,7 +141,7 @@ def test_fedzo_of_one_client_and_step_is_zo_sgd(tmp_path, given):
 def test_fedzo_walks_along_each_clients_own_directions_and_averages(federation):
     """Two local steps of two clients, with derivatives by autograd in float64."""
     directions, lr, mu = 2, 0.02, 1e-3
-    run = federation(method="fedzo", lr=lr, local_steps=2, perturbations=directions, mu=mu)
+    run = federation(method="fedzo", lr=lr, local_steps=2, directions=directions, mu=mu)
     start = weights_of(run)
     clients = choose(0, "sample", 0, 0, size=6, count=2)
     assert run.round().clients == clients

@@ -41,7 +41,7 @@ def without_times(lines: list[dict]) -> list[dict]:
 def hiso_run(tmp_path_factory) -> tuple[Path, dict]:
     """A run of hiso whose weights stay where they are, so that its losses tell its batches."""
     out = tmp_path_factory.mktemp("hiso") / "run"
-    return out, simulate(out=out, method="zo_sgd", lr=0, directions="per-client", **DIGITS)
+    return out, simulate(out=out, method="zo_sgd", lr=0, per_client=True, **DIGITS)
 
 
 @pytest.mark.parametrize("method", BASELINES)
@@ -86,9 +86,7 @@ def test_every_method_learns(tmp_path, method):
 
 @pytest.mark.parametrize("method", ["fedavg", "fedadam", "fedzo"])
 def test_a_language_model_learns(tmp_path, base, method):
-    given = {
-        key: value for key, value in base.items() if method == "fedzo" or key != "perturbations"
-    }
+    given = {key: value for key, value in base.items() if method == "fedzo" or key != "directions"}
     given |= {"method": method, "lr": 1e-3 if method == "fedzo" else 0.1, "rounds": 12}
     out = tmp_path / "run"
     summary = train(given, out)

@@ -71,8 +71,8 @@ def test_all_that_is_wrong_is_said(tmp_path):
 
 
 def test_a_baseline_takes_no_setting_that_it_lacks(tmp_path):
-    text = 'title = "x"\n[[methods]]\nlabel = "a"\nmethod = "fedavg"\nperturbations = 3\n'
-    with pytest.raises(SettingsError, match="a: perturbations: fedavg has no such setting"):
+    text = 'title = "x"\n[[methods]]\nlabel = "a"\nmethod = "fedavg"\ndirections = 3\n'
+    with pytest.raises(SettingsError, match="a: directions: fedavg has no such setting"):
         read(tmp_path / "x.toml", text)
 
 

@@ -215,7 +215,7 @@ def test_a_language_model_from_preset_to_picture(tmp_path, tiny_model, reviews):
         'experiment = "language"\npositions = [0, 3]\nexamples = 20\nsampled = 3000\n'
         'layers = ["model.norm.weight"]\nlayer_examples = 3\nprobes = 2\neigenvalues = 2\n'
         f'[run]\nmodel = "{tiny_model}"\ndata = "{reviews}"\nlr = 0.001\nclients = 4\n'
-        "perturbations = 2\nbatch_size = 4\nmax_length = 24\neval_every = 0\n"
+        "directions = 2\nbatch_size = 4\nmax_length = 24\neval_every = 0\n"
     )
     results = run_experiment(path, tmp_path / "out", Silent())
     start, end = results["rows"]

@@ -153,7 +153,7 @@ class ReferenceKernels:
                 spot = Spot(int(steps.round[s]), counter >> 16, stream, counter & 0xFFFF)
                 u = self._direction(spot, tiles)
                 s1 = s1 + steps.coefficient[n] * u
-                if method.curvature:
+                if method.measures_curvature:
                     s2 = s2 + steps.curvature[n] * (u * u)
             dx = s1 if denom is None else s1 / denom
             moved, stepped = method.step(w, moving, dx, hyper)

@@ -338,7 +338,7 @@ def source(method: Method, noise: Noise) -> str:
     )
     loads = [line for row in r.rows for line in r.load(["w", *r.states], row)]
     sums = [f"s1_{row} = s1_{row} + c * u_{row}" for row in r.rows]
-    if method.curvature:
+    if method.measures_curvature:
         sums += [f"s2_{row} = s2_{row} + k * (u_{row} * u_{row})" for row in r.rows]
     anew = [f"    d_{row} = denominator({r.call(r.frozen, row)})" for row in r.rows]
     fold = fill(

@@ -30,7 +30,7 @@ def check_backward(method: Method, memory: str = "full") -> None:
     if method.needs == "scores":
         problem = f"{method.name} makes its scalars from what the forward passes of each direction "
         problem += "say of every example" + (", as lr = auto does" if method.auto else "")
-    elif method.curvature:
+    elif method.measures_curvature:
         problem = f"{method.name} asks for a curvature along each direction, a difference of losses"
     elif memory != "full":
         problem = "with lean memory, parameters are gone when their gradients are wanted"

@@ -26,14 +26,14 @@ Biases = Callable[[Mapping[str, float]], NDArray[np.float64] | None]
 
 
 def passes(
-    directions: int, scheme: Scheme, *, curvature: bool = False, scores: bool = False
+    directions: int, scheme: Scheme, *, with_curvature: bool = False, scores: bool = False
 ) -> int:
     """Forward passes of one local step: P + 1 (forward), 2P (central), 2P + 1 (with κ).
 
     With `scores`, central differences need the base point too: 2P + 1.
     """
-    if scheme == "central" or curvature:
-        return 2 * directions + (curvature or scores)
+    if scheme == "central" or with_curvature:
+        return 2 * directions + (with_curvature or scores)
     return directions + 1
 
 
@@ -93,7 +93,7 @@ class Probe:
         mu: float,
         scheme: Scheme = "forward",
         stream: int = 0,
-        curvature: bool = False,
+        with_curvature: bool = False,
         divided: bool = True,
         solve: Solve | None = None,
         biases: Biases | None = None,
@@ -106,12 +106,12 @@ class Probe:
         if scheme not in get_args(Scheme):
             raise ValueError(f"scheme {scheme!r} must be one of {', '.join(get_args(Scheme))}")
         self.scalars = np.zeros((steps, directions), np.float32)
-        self.curvature = np.zeros((steps, directions), np.float32) if curvature else None
+        self.curvature = np.zeros((steps, directions), np.float32) if with_curvature else None
         self.facts: dict[str, float] = {}
         self.loss = math.nan
         self._divided, self._solve, self._biases, self._tuned = divided, solve, biases, tuned
-        self._base = scheme == "forward" or curvature or solve is not None
-        self._signs = (1, -1) if scheme == "central" or curvature else (1,)
+        self._base = scheme == "forward" or with_curvature or solve is not None
+        self._signs = (1, -1) if scheme == "central" or with_curvature else (1,)
         self._points = self._order()
         self._wanted: Point | None = next(self._points)
         self._losses: dict[tuple[int, int], float] = {}

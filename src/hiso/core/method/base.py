@@ -6,7 +6,7 @@ One round r with τ local steps does, for every weight w by itself:
     for k in 0..τ-1:
         dx = s1 / d            with s1 = Σ c·u over the record's terms of step k
         w, step_state = step(w, step_state, dx)
-        if k feeds curvature:  round_state = learn(round_state, dx, s2)   with s2 = Σ κ·u²
+        if k feeds the state:  round_state = learn(round_state, dx, s2)   with s2 = Σ κ·u²
 
 and a probe measures the loss at w + (mu·u)/d. All numbers are float32.
 """
@@ -47,7 +47,7 @@ class Method:
         name: Name on the command line and in the ledger.
         step_state: Initial values of state that moves with every local step (momentum).
         round_state: Initial values of state that is frozen in a round and learned at its end.
-        curvature: Whether a direction also needs κ = [f(x+μz) + f(x−μz) − 2f(x)] / μ².
+        measures_curvature: Whether a direction also needs κ = [f(x+μz) + f(x−μz) − 2f(x)] / μ².
         needs: What a client measures: mean losses, whose differences are its scalars; or label
             scores (losses of tokens where there are no labels), of which `solve` makes them.
         divided: Whether a scalar is divided by P to become a coefficient.
@@ -63,7 +63,7 @@ class Method:
     name: ClassVar[str]
     step_state: ClassVar[Mapping[str, float]] = {}
     round_state: ClassVar[Mapping[str, float]] = {}
-    curvature: ClassVar[bool] = False
+    measures_curvature: ClassVar[bool] = False
     needs: ClassVar[Needs] = "loss"
     divided: ClassVar[bool] = True
     facts: ClassVar[tuple[str, ...]] = ()

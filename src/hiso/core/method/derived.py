@@ -12,7 +12,7 @@ State = TypeVar("State")
 
 
 class Derived(Protocol[State]):
-    """A pure fold over records. A `Method` is one, and so is `MeanCurvature`."""
+    """A pure fold over records. A `Method` is one, and so is `MeanDiagonal`."""
 
     def remember(self, state: State, record: Record, /) -> State:
         """The state after a record, from the state before it; changes nothing."""

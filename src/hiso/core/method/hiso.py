@@ -1,4 +1,4 @@
-"""HiSo: directions shaped by a diagonal curvature that everybody learns from the scalars."""
+"""HiSo: directions shaped by a diagonal that everybody learns from the scalars."""
 
 from __future__ import annotations
 

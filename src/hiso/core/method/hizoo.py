@@ -26,7 +26,7 @@ class HiZoo(Method):
 
     name: ClassVar[str] = "hizoo"
     round_state: ClassVar[Mapping[str, float]] = {"h": 1.0}
-    curvature: ClassVar[bool] = True
+    measures_curvature: ClassVar[bool] = True
 
     nu: float = 1e-4
     floor: float = 0.25

@@ -23,7 +23,7 @@ ZEROTH_ORDER = frozenset({"fedzo"})
 """Those that measure along directions."""
 
 _HYPER = frozenset({name for hyper in BASELINES.values() for name in hyper})
-_MEASURING = frozenset({"mu", "perturbations", "scheme", "noise"})
+_MEASURING = frozenset({"mu", "directions", "scheme", "noise"})
 _COMMON = frozenset(
     {"method", "model", "task", "task_definition", "data"}
     | {"max_length", "clients", "sample", "rounds"}
@@ -109,7 +109,7 @@ class BaselineSettings(Values):
         own = (_COMMON | _MEASURING) - {"method"}
         values = {key: getattr(self, key) for key in own}
         return Settings.model_validate(
-            {**values, "method": "zo_sgd", "lr": self.hyper["lr"], "directions": "per-client"}
+            {**values, "method": "zo_sgd", "lr": self.hyper["lr"], "per_client": True}
         )
 
 

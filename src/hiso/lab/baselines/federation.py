@@ -44,7 +44,7 @@ class Federation:
         self._objective = workload.objective(replica.rows, joint=False)
         self._passes = 1 + BACKWARD
         if settings.method in ZEROTH_ORDER:
-            self._passes = passes(settings.perturbations, settings.scheme or "forward")
+            self._passes = passes(settings.directions, settings.scheme or "forward")
 
     def round(self) -> Round:
         """Runs the next round.
@@ -101,7 +101,7 @@ class Federation:
                 client,
                 round=round,
                 steps=s.local_steps,
-                directions=s.perturbations,
+                directions=s.directions,
                 mu=float(s.mu),
                 scheme=s.scheme or "forward",
                 weight=weight,

@@ -6,7 +6,7 @@ needed, and ±mu·z in place. Passes over all weights in one round with P direct
     each sampled client   P perturbations, P restorations, P parts of the local step,
                           each: draw z, read H, read and write w; then a copy from the snapshot
                           P parts of the common step, likewise; then a copy into the snapshot
-    the server            P draws for the curvature, one read and write of H
+    the server            P draws for the diagonal, one read and write of H
 
 Honest tuning: the buffer for draws is allocated once, √H is kept from round to round, updates are
 single fused operations, and logits are those of the label words alone. A client's batch is padded

@@ -59,7 +59,7 @@ def reply_problems(
         yield f"digest {_short(reply.digest)} is not an unsigned 64-bit integer"
     shape = (plan.steps, plan.directions)
     yield from _array_problems("scalars", reply.scalars, shape)
-    if method.curvature:
+    if method.measures_curvature:
         yield from _array_problems("curvature", reply.curvature, shape)
     elif reply.curvature is not None:
         yield "curvature was sent, but the method has no use for it"

@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -47,6 +47,10 @@ class Evaluation:
     position: int
     split: str
     metrics: dict[str, float]
+
+
+_NOW = {"perturbations": "directions"}
+"""Names of settings in files of hiso 0.1, and what they are called now."""
 
 
 @dataclass(frozen=True)
@@ -193,7 +197,7 @@ class RunFile:
             ProtocolError: They are not as they were written.
         """
         check_seal(self._db)
-        return self._db.one(mapping, "SELECT settings FROM run")
+        return _named_as_now(self._db.one(mapping, "SELECT settings FROM run"))
 
     @property
     def position(self) -> int:
@@ -247,12 +251,21 @@ class RunFile:
         """Every change of a setting, oldest first."""
         query = "SELECT position, key, old, new FROM changes ORDER BY rowid"
         rows = self._db.rows(columns(integer, text, parsed, parsed), query)
-        return [Change(*row) for row in rows]
+        return [replace(c, key=_NOW.get(c.key, c.key)) for c in (Change(*row) for row in rows)]
 
     @contextmanager
     def _write(self) -> Iterator[Database]:
         with self._db.transaction():
             yield self._db
+
+
+def _named_as_now(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings under today's names. `directions` was once what `per_client` is."""
+    values = dict(settings)
+    if isinstance(shared := values.get("directions"), str):
+        del values["directions"]
+        values["per_client"] = shared == "per-client"
+    return {_NOW.get(key, key): value for key, value in values.items()}
 
 
 def _reply_row(

@@ -161,7 +161,7 @@ def _look(scene: _Scene, position: int, slopes: Slopes, sample: Sample) -> Cell:
     weight = sample.stands_for
     mean, spread = _moments(h, weight)
     records = scene.ledger.records(0, position)
-    p = scene.settings.perturbations
+    p = scene.settings.directions
     method = scene.settings.make_method()
     shares = moment / float(weight @ moment)
     halves = np.arange(len(slopes.margin)) % 2 == 0

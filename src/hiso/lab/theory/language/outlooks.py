@@ -113,7 +113,7 @@ def _finite(value: Any) -> float | None:
 
 
 def _progress(factors: Factors, h: Vector, settings: Settings, batch: int) -> float:
-    return outlook(factors, h, directions=settings.perturbations, batch=batch).progress
+    return outlook(factors, h, directions=settings.directions, batch=batch).progress
 
 
 def _block_means(diagonal: Vector, sample: Sample, kept: NDArray[np.bool_]) -> Vector:

@@ -13,7 +13,7 @@ from hiso.core.method.registry import SubspaceNewton, ZoSgd
 from hiso.core.record import Record
 from hiso.errors import Diverged, SettingsError
 from hiso.ring.ledger.ledger import Ledger
-from hiso.ring.mean_curvature import MeanCurvature
+from hiso.ring.mean_diagonal import MeanDiagonal
 from hiso.ring.round_settings import RoundSettings
 from hiso.ring.server import Server
 from hiso.run.launch import evaluate_run
@@ -23,7 +23,7 @@ from .standin import clients_of, new_ledger, one_round
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 NU = 0.1
-MEAN = MeanCurvature(NU)
+MEAN = MeanDiagonal(NU)
 
 
 def record(round: int, coefficients: np.ndarray) -> Record:
@@ -70,7 +70,7 @@ def test_records_at_once_or_one_by_one():
     for each in records:
         h = MEAN.remember(h, each)
     assert remember_all(MEAN, records, 1.0) == h
-    assert remember_all(MeanCurvature(0.0), records, 1.0) == 1.0
+    assert remember_all(MeanDiagonal(0.0), records, 1.0) == 1.0
 
 
 def test_a_run_logs_the_rate_in_force_and_goes_on_after_a_stop(tmp_path, base):
@@ -93,7 +93,7 @@ def test_a_run_logs_the_rate_in_force_and_goes_on_after_a_stop(tmp_path, base):
 
 @pytest.mark.parametrize("lr", [30.0, 0.5])
 def test_advice_after_divergence_halves_the_lr_that_is_set(tmp_path, lr):
-    """Not the one in force, which is divided by the mean curvature."""
+    """Not the one in force, which is divided by the mean diagonal."""
     rules = RoundSettings(
         clients=2, sample=2, steps=1, directions=3, mu=1e-3, normalise=0.9, hyper={"lr": lr}
     )
@@ -120,7 +120,7 @@ def test_mu_is_divided_by_the_root_of_the_mean(tmp_path):
 
 
 def test_what_makes_no_sense_is_refused(tmp_path, base):
-    with pytest.raises(SettingsError, match="hiso has a curvature of its own"):
+    with pytest.raises(SettingsError, match="hiso has curvature of its own"):
         simulate(out=tmp_path / "run", **base | {"method": "hiso", "normalise": NU})
     with new_ledger(tmp_path / "solved.db", SubspaceNewton()) as ledger:
         rules = RoundSettings(

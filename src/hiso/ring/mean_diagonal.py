@@ -14,7 +14,7 @@ from hiso.core.record import Record
 
 
 @dataclass(frozen=True)
-class MeanCurvature:
+class MeanDiagonal:
     """The mean h̄ of HiSo's diagonal, from the coefficients of the log alone.
 
         h̄ ← max(floor, (1−ν)·h̄ + ν·(Σ_p c_p² / h̄² + ε))
