@@ -24,7 +24,7 @@ from hiso.run.snapshots import replay, stand
 from hiso.run.workload.objects import Objects
 from hiso.run.workload.text import describe_model
 from hiso.run.workload.vision import load_network
-from hiso.workloads.text.choice import Choice
+from hiso.workloads.text.choice import FULL, Choice
 from hiso.workloads.text.trained import choose, finish
 from hiso.workloads.vision.images import DATA_SETS
 from hiso.workloads.vision.models import fingerprint
@@ -118,7 +118,7 @@ class Run:
         """The model's tokenizer; None for a network on images. Loads the model if need be."""
         settings = self._parsed
         if self._tokenizer is None and settings.task not in DATA_SETS:
-            self._base(settings, Choice())
+            self._base(settings, FULL)
         return self._tokenizer
 
     def at(self, position: int) -> Any:

@@ -22,7 +22,7 @@ from hiso.run.settings import Settings
 from hiso.run.workload.base import EVAL_BATCH, device_of, some
 from hiso.run.workload.divide import divide
 from hiso.run.workload.objects import NOTHING, Objects
-from hiso.workloads.text.choice import Choice
+from hiso.workloads.text.choice import FULL, Choice
 from hiso.workloads.text.classifiers import check_classes
 from hiso.workloads.text.encode import Encoded, encode
 from hiso.workloads.text.metrics import evaluate
@@ -115,7 +115,7 @@ def load_words(
     return Words(lm, task, shards, dev, test, splits.source, identity)
 
 
-def describe_model(lm: LanguageModel, objects: Objects, choice: Choice) -> dict[str, Any]:
+def describe_model(lm: LanguageModel, objects: Objects, choice: Choice = FULL) -> dict[str, Any]:
     """What an identity says of a base model, and of what is trained of it, if not all is.
 
     Args:

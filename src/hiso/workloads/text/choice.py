@@ -101,3 +101,6 @@ class Choice:
             return cls(**{**told, "targets": None if targets is None else tuple(targets)})
         except TypeError as error:
             raise SettingsError(f"what the run trained is not known here: {error}") from error
+
+
+FULL = Choice()
