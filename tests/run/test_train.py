@@ -284,7 +284,6 @@ def test_another_choice_is_another_run(tmp_path, base):
         ({"lora_rank": 4}, "lora_rank: for train = lora"),
         ({"train": "norm", "lora_targets": "q_proj"}, "lora_targets: for train = lora"),
         ({"train": "lora", "lora_rank": 0}, "lora_rank"),
-        ({"train": "ia3", "memory": "lean"}, "memory = full"),
     ],
 )
 def test_settings_that_are_wrong_say_so(more, words):
@@ -310,6 +309,11 @@ def test_settings_that_are_wrong_say_so(more, words):
 def test_what_a_model_does_not_have_is_refused(folders, model, choice, words):
     with pytest.raises(SettingsError, match=words):
         chosen(folders[model], choice)
+
+
+def test_lean_memory_does_not_do_for_ia3(tmp_path, base):
+    with pytest.raises(SettingsError, match="memory = full"):
+        simulate(out=tmp_path / "run", **base, train="ia3", memory="lean")
 
 
 def test_networks_on_images_are_trained_in_full(tmp_path):

@@ -56,6 +56,10 @@ class Values(BaseModel):
     max_length: Annotated[int, Field(ge=2)] = Field(
         64, description="Tokens kept of an example; its end survives."
     )
+    prompt_style: Literal["plain", "chat"] = Field(
+        "plain",
+        description="Prompts as they are, or as the user's turn in the tokenizer's chat template.",
+    )
     train: str = Field(
         "full",
         description="What is trained: full, lora, ia3, bias, norm, last-N, head, or regex:PATTERN.",
@@ -212,8 +216,7 @@ class Settings(Values):
             except SettingsError as error:
                 problems.append(str(error))
         try:
-            if self.make_choice().kind == "ia3" and self.memory == "lean":
-                problems.append("train = ia3 needs memory = full: PEFT reads its factors directly")
+            self.make_choice()
         except SettingsError as error:
             problems.append(str(error))
         if self.backward_clients > self.clients:

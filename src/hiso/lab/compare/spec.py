@@ -206,7 +206,7 @@ def _metrics(settings: Mapping[str, Any]) -> tuple[str, ...]:
     return found.metrics if found.answers else ()
 
 
-_YOUNGER = ("task_definition", "train", *LORA)
+_YOUNGER = ("task_definition", "prompt_style", "train", *LORA)
 """Settings without which there were runs, whose folders keep their names: left out at defaults."""
 
 

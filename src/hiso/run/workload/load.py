@@ -44,6 +44,8 @@ def load_workload(
             raise SettingsError(
                 f"train = {settings.train}: networks on images are small, and trained in full"
             )
+        if settings.prompt_style == "chat":
+            raise SettingsError(f"prompt_style = chat: task = {settings.task} has no prompts")
         if objects.settings:
             raise SettingsError(
                 f"task = {settings.task} takes model and data by their names, no objects: "
