@@ -24,7 +24,7 @@ from hiso.run.workload.divide import divide
 from hiso.run.workload.objects import NOTHING, Objects
 from hiso.workloads.text.chat import read_chat
 from hiso.workloads.text.choice import FULL, Choice
-from hiso.workloads.text.classifiers import check_classes
+from hiso.workloads.text.classes import check_classes
 from hiso.workloads.text.encode import Encoded, encode
 from hiso.workloads.text.metrics import evaluate
 from hiso.workloads.text.models import LanguageModel
