@@ -40,6 +40,10 @@ def load_workload(
     if settings.task in DATA_SETS:
         if settings.task_definition is not None:
             raise SettingsError(f"task = {settings.task} is one of images: name yours otherwise")
+        if not settings.make_choice().full:
+            raise SettingsError(
+                f"train = {settings.train}: networks on images are small, and trained in full"
+            )
         if settings.prompt_style == "chat":
             raise SettingsError(f"prompt_style = chat: task = {settings.task} has no prompts")
         if objects.settings:
