@@ -25,7 +25,7 @@ test: install
 # Every day: no packaged model, no Flower, no browser, no command line.
 quick: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not model and not flower" \
-		tests/core tests/engines tests/federation tests/language tests/vision tests/test_layers.py
+		tests/core tests/engines tests/ring tests/text tests/vision tests/test_layers.py
 
 check: install
 	$(BIN)/ruff check .
@@ -40,7 +40,7 @@ format: install
 bench: install
 	$(BIN)/hiso bench --against usual
 
-# Hours: breaks core and federation in 300 small ways, and says which of them no test notices.
+# Hours: breaks core and ring in 300 small ways, and says which of them no test notices.
 mutants: install
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[mutants]"
 	$(BIN)/python tests/mutants.py

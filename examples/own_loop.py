@@ -15,8 +15,8 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import TensorDataset
 
 import hiso
-from hiso.federation.server import Aborted
-from hiso.federation.wire import plan_from_bytes, plan_to_bytes, reply_from_bytes, reply_to_bytes
+from hiso.ring.server import Aborted
+from hiso.ring.wire import plan_from_bytes, plan_to_bytes, reply_from_bytes, reply_to_bytes
 
 CLIENTS = 4
 

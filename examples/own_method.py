@@ -12,8 +12,8 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import TensorDataset
 
 import hiso
-from hiso.core.method import Values
-from hiso.core.ops import Value, sign
+from hiso.core.method.base import Values
+from hiso.core.method.ops import Value, sign
 
 
 @dataclass(frozen=True, kw_only=True)

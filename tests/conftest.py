@@ -12,7 +12,7 @@ import torch
 if not torch.cuda.is_available():  # before anything imports triton
     os.environ["TRITON_INTERPRET"] = "1"
 
-from hiso.bench import timing
+from hiso.lab.bench import timing
 
 from .process import Hiso
 from .tiny import save_model
@@ -55,7 +55,7 @@ def small_run(tiny_model, reviews) -> dict[str, Any]:
         "clients": 4,
         "sample": 2,
         "rounds": 6,
-        "perturbations": 2,
+        "directions": 2,
         "batch_size": 4,
         "max_length": 24,
         "eval_every": 3,

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from hiso.core.identity import Identity
-from hiso.core.method import Method
+from hiso.core.method.base import Method
 
 
 def identity_of(

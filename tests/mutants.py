@@ -43,8 +43,8 @@ from cosmic_ray.work_item import MutationSpec, TestOutcome
 from coverage import CoverageData
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ["src/hiso/core", "src/hiso/federation"]
-TESTS = ["core", "federation", "engines", "run/test_resume.py", "run/test_precision.py"]
+PACKAGES = ["src/hiso/core", "src/hiso/ring"]
+TESTS = ["core", "ring", "engines", "run/test_resume.py", "run/test_choose_mu.py"]
 CHOSEN = ["-m", "not flower and not model", "-k", "not follow_the_derivatives"]
 COMPILED = {"src/hiso/core/kernels/numba_noise.py": "src/hiso/core/kernels/numba_backend.py"}
 PYTEST = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--hypothesis-seed=0"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from hiso.core.outcome import Outcome
+from hiso.core.measure.outcome import Outcome
 
 
 def means(outcomes: Iterable[Outcome]) -> list[float]:

@@ -20,20 +20,18 @@ FILES = sorted(ROOT.rglob("*.py"))
 LAYER = {
     "errors": 0,
     "core": 1,
-    "federation": 2,
-    "language": 2,
-    "vision": 2,
+    "data": 2,
+    "ring": 2,
     "engines": 3,
+    "workloads": 3,
     "run": 4,
-    "baselines": 5,
-    "bench": 5,
     "export": 5,
     "flower": 5,
     "report": 5,
-    "compare": 6,
-    "theory": 6,
+    "lab": 6,
     "cli": 7,
 }
+LAB = {"baselines": 0, "bench": 0, "compare": 1, "theory": 1}
 HEAVY = "torch transformers numba datasets"
 
 
@@ -53,20 +51,32 @@ def imports_of(path: Path, *, loading: bool = False) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def package_of(name: str) -> str:
-    """hiso.core.record.Record is of `core`."""
-    return name.split(".")[1]
+def room_of(name: str) -> tuple[int, str]:
+    """Layer and name: hiso.core.record.Record is of `core`, hiso.lab.bench.rounds of `lab.bench`.
+
+    The rooms of the laboratory are layers among themselves.
+    """
+    _, package, *rest = name.split(".")
+    if package == "lab" and rest and rest[0] in LAB:
+        return 10 * LAYER[package] + LAB[rest[0]], f"lab.{rest[0]}"
+    return 10 * LAYER[package], package
 
 
 @pytest.mark.parametrize("path", FILES, ids=module_of)
 def test_a_module_imports_only_downwards(path):
     if path.parent == ROOT and path.stem in ("__init__", "__main__"):
         return  # the public names, which a subprocess below finds to be lazy; and the command
-    mine = package_of(module_of(path))
+    layer, mine = room_of(module_of(path))
     for name in imports_of(path):
         if name.startswith("hiso."):
-            other = package_of(name)
-            assert other == mine or LAYER[other] < LAYER[mine], f"{path} imports {name}"
+            below, other = room_of(name)
+            assert other == mine or below < layer, f"{path} imports {name}"
+
+
+def test_the_command_line_alone_imports_the_laboratory():
+    for path in FILES:
+        if path.relative_to(ROOT).parts[0] not in ("lab", "cli"):
+            assert not [name for name in imports_of(path) if name.startswith("hiso.lab")], path
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "core").rglob("*.py")), ids=module_of)
@@ -105,10 +115,10 @@ def test_third_parties_are_declared():
         "import hiso; dir(hiso)",
         "import hiso.cli.app",
         "import hiso.cli.app; hiso.cli.app.app(['run', '--help'], standalone_mode=False)",
-        "import hiso.flower.client",
-        "import hiso.flower.server",
+        "import hiso.flower.client_app",
+        "import hiso.flower.server_app",
         "import hiso.run.settings; hiso.run.settings.parse_settings({})",
-        "import hiso.baselines.settings as s; s.parse_baseline({})",
+        "import hiso.lab.baselines.baseline_settings as s; s.parse_baseline({})",
     ],
 )
 def test_what_should_be_light_is_light(work):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hiso.core.identity import Identity
-    from hiso.core.methods import (
+    from hiso.core.method.registry import (
         HiSo,
         HiZoo,
         Method,
@@ -17,43 +17,43 @@ if TYPE_CHECKING:
         auto_lr,
         label_bias,
     )
-    from hiso.core.replica import Replica
+    from hiso.core.replica.replica import Replica
+    from hiso.data.shards import DataShard
     from hiso.engines.federation import Federation
     from hiso.engines.replay import replay
-    from hiso.engines.shards import DataShard
     from hiso.errors import HisoError
     from hiso.export.hub import push_to_hub
     from hiso.export.load import load
     from hiso.export.out import export_adapter, export_model
     from hiso.export.predict import Predictor
-    from hiso.federation.client import Client
-    from hiso.federation.ledger import Ledger
-    from hiso.federation.server import Server
-    from hiso.federation.settings import RoundSettings
-    from hiso.language.task import Task
+    from hiso.ring.client import Client
+    from hiso.ring.ledger.ledger import Ledger
+    from hiso.ring.round_settings import RoundSettings
+    from hiso.ring.server import Server
     from hiso.run.api import evaluate_run, simulate
     from hiso.run.opened import open_run
+    from hiso.workloads.text.task import Task
 
 _HOMES = {
-    "Client": "hiso.federation.client",
-    "DataShard": "hiso.engines.shards",
+    "Client": "hiso.ring.client",
+    "DataShard": "hiso.data.shards",
     "Federation": "hiso.engines.federation",
-    "HiSo": "hiso.core.methods",
-    "HiZoo": "hiso.core.methods",
+    "HiSo": "hiso.core.method.registry",
+    "HiZoo": "hiso.core.method.registry",
     "HisoError": "hiso.errors",
     "Identity": "hiso.core.identity",
-    "Ledger": "hiso.federation.ledger",
-    "Method": "hiso.core.methods",
-    "Momentum": "hiso.core.methods",
+    "Ledger": "hiso.ring.ledger.ledger",
+    "Method": "hiso.core.method.registry",
+    "Momentum": "hiso.core.method.registry",
     "Predictor": "hiso.export.predict",
-    "Replica": "hiso.core.replica",
-    "RoundSettings": "hiso.federation.settings",
-    "Server": "hiso.federation.server",
-    "SubspaceNewton": "hiso.core.methods",
-    "Task": "hiso.language.task",
-    "ZoSgd": "hiso.core.methods",
-    "auto_lr": "hiso.core.methods",
-    "label_bias": "hiso.core.methods",
+    "Replica": "hiso.core.replica.replica",
+    "RoundSettings": "hiso.ring.round_settings",
+    "Server": "hiso.ring.server",
+    "SubspaceNewton": "hiso.core.method.registry",
+    "Task": "hiso.workloads.text.task",
+    "ZoSgd": "hiso.core.method.registry",
+    "auto_lr": "hiso.core.method.registry",
+    "label_bias": "hiso.core.method.registry",
     "evaluate_run": "hiso.run.api",
     "export_adapter": "hiso.export.out",
     "export_model": "hiso.export.out",

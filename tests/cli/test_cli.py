@@ -26,7 +26,7 @@ def run(tmp_path_factory, tiny_model, reviews):
     folder = tmp_path_factory.mktemp("cli")
     (folder / "settings.toml").write_text(
         f'model = "{tiny_model}"\ndata = "{reviews}"\nlr = 0.01\nclients = 4\nrounds = 4\n'
-        "perturbations = 2\nbatch_size = 4\nmax_length = 24\neval_every = 2\n"
+        "directions = 2\nbatch_size = 4\nmax_length = 24\neval_every = 2\n"
     )
     done = Hiso(folder)("run", "settings.toml")
     assert done.code == 0, done.err

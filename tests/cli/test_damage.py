@@ -17,7 +17,7 @@ import pytest
 
 from hiso import errors, simulate
 from hiso.errors import HisoError, StorageError
-from hiso.federation.ledger import Ledger
+from hiso.ring.ledger.ledger import Ledger
 from hiso.run.folder import RunFolder
 from hiso.run.inspect import inspect_run
 from hiso.run.observer import Silent

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from hiso.core.method import Method
+from hiso.core.method.base import Method
 from hiso.core.record import Record
-from hiso.core.replica import Replica
+from hiso.core.replica.replica import Replica
 
 from ..identities import identity_of
 
@@ -56,7 +56,7 @@ def make_record(
         np.tile(np.repeat(streams, directions), steps).astype(np.uint32),
         np.tile(np.arange(directions), steps * len(streams)).astype(np.uint16),
         (rng.standard_normal(count) * scale).astype(np.float32),
-        (rng.standard_normal(count) * 3).astype(np.float32) if method.curvature else None,
+        (rng.standard_normal(count) * 3).astype(np.float32) if method.measures_curvature else None,
         changes or {},
         {name: float(rng.uniform(0.5, 2)) for name in method.facts},
     )

@@ -13,14 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from hiso.core.backward import check_backward, mean_loss
 from hiso.core.kernels import PROJECT_TILES, Spot, load_kernels
-from hiso.core.layout import Layout
-from hiso.core.methods import HiSo, HiZoo, Momentum, SubspaceNewton, ZoSgd, auto_lr
+from hiso.core.measure.backward import check_backward, mean_loss
+from hiso.core.measure.probe import Point, Probe
+from hiso.core.method.registry import HiSo, HiZoo, Momentum, SubspaceNewton, ZoSgd, auto_lr
 from hiso.core.noise import TILE
+from hiso.core.noise.layout import Layout
 from hiso.core.noise.reference import direction
-from hiso.core.probe import Point, Probe
-from hiso.core.replica import Replica
+from hiso.core.replica.replica import Replica
 from hiso.errors import NonFiniteLoss, SettingsError
 
 from ..identities import identity_of
@@ -309,7 +309,7 @@ def test_a_probe_is_told_whole_steps(scheme):
 
 def test_a_probe_refuses_half_a_step():
     three = np.zeros(3)
-    begun, curved = new_probe(), new_probe(curvature=True)
+    begun, curved = new_probe(), new_probe(with_curvature=True)
     begun.tell(1.0)
     solving = new_probe(solve=lambda local, facts: (local.gradient, {}))
     for probe in (begun, curved, solving):

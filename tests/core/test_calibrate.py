@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from hiso.core.calibrate import judge, scalars
-from hiso.core.methods import HiSo, ZoSgd
-from hiso.core.outcome import Outcome
-from hiso.core.probe import Point
-from hiso.core.replica import Replica
+from hiso.core.measure.calibrate import judge, scalars
+from hiso.core.measure.outcome import Outcome
+from hiso.core.measure.probe import Point
+from hiso.core.method.registry import HiSo, ZoSgd
+from hiso.core.replica.replica import Replica
 from hiso.errors import ProtocolError
 
 from ..identities import identity_of

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from hiso.core.kernels import Spot, load_kernels
-from hiso.core.layout import Layout
-from hiso.core.methods import ZoSgd
+from hiso.core.method.registry import ZoSgd
 from hiso.core.noise import TILE
+from hiso.core.noise.layout import Layout
 
 
 def patterns() -> torch.Tensor:

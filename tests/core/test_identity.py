@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hiso.core.identity import Identity
-from hiso.core.method import Method
-from hiso.core.methods import METHODS, HiSo, Momentum, ZoSgd
+from hiso.core.method.base import Method
+from hiso.core.method.registry import METHODS, HiSo, Momentum, ZoSgd
 from hiso.errors import ProtocolError, SettingsError
 
 WHOLE = Identity(
@@ -23,7 +23,7 @@ WHOLE = Identity(
     dtype="bfloat16",
     clients=6,
     batch_size=16,
-    directions="per-client",
+    per_client=True,
     model={"fingerprint": "ab"},
     task={"name": "sst2", "labels": [" bad", " good"]},
     data={"fingerprint": "cd", "max_length": 64},
@@ -65,7 +65,7 @@ def test_it_survives_its_text(identity):
 def test_every_field_makes_another_run():
     others = {
         "method": HiSo(lr=1e-3, feed="all"), "seed": 1, "noise": "binomial", "dtype": "float32",
-        "clients": 7, "batch_size": 8, "directions": "shared", "model": None, "task": None,
+        "clients": 7, "batch_size": 8, "per_client": False, "model": None, "task": None,
         "data": {"max_length": 64}, "partition": None, "joint": True, "loss": None, "facts": {},
     }  # fmt: skip
     assert {*others, "text"} == {field.name for field in fields(Identity)}

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from hiso.core.methods import HiSo
-from hiso.core.probe import Point
-from hiso.core.replica import Replica
+from hiso.core.measure.probe import Point
+from hiso.core.method.registry import HiSo
+from hiso.core.replica.replica import Replica
 from hiso.errors import SettingsError
 
 from ..identities import identity_of

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from hiso.core.local import Local
-from hiso.core.methods import SubspaceNewton
-from hiso.core.outcome import Outcome
-from hiso.core.probe import Probe, passes
+from hiso.core.measure.local import Local
+from hiso.core.measure.outcome import Outcome
+from hiso.core.measure.probe import Probe, passes
+from hiso.core.method.registry import SubspaceNewton
 from hiso.errors import NonFiniteLoss, SettingsError
 
 HYPER = {"lr": 0.5, "ridge": 0.7}

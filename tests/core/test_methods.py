@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from hiso.core.method import Method
-from hiso.core.methods import METHODS, HiSo, HiZoo, Momentum, SubspaceNewton, ZoSgd
+from hiso.core.method.base import Method
+from hiso.core.method.ops import absolute, maximum, select, sign, sqrt, var
+from hiso.core.method.registry import METHODS, HiSo, HiZoo, Momentum, SubspaceNewton, ZoSgd
 from hiso.core.noise.reference import direction
-from hiso.core.ops import absolute, maximum, select, sign, sqrt, var
-from hiso.core.replica import Replica
+from hiso.core.replica.replica import Replica
 from hiso.errors import ProtocolError, SettingsError
 
 from ..identities import identity_of
@@ -50,7 +50,7 @@ def history(method: Method, directions: int, steps: int, rounds: int = 9) -> lis
 
 
 def oracle(method: Method, replica: Replica, records: list, seed: int) -> dict[str, np.ndarray]:
-    """The methods' equations in float64, written apart from `hiso.core.methods`."""
+    """The methods' equations in float64, written apart from `hiso.core.method.registry`."""
     x = {"weights": replica.weights.double().numpy()}
     x |= {name: buffer.double().numpy() for name, buffer in replica.state.items()}
     hyper = dict(method.hyper)
@@ -132,7 +132,7 @@ def test_methods(method, steps, directions):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("method", [ZoSgd(), HiSo(), HiZoo()], ids=lambda m: m.name)
 def test_perturbation_is_the_reference_bits(method, dtype, noise):
-    from hiso.core.probe import Point
+    from hiso.core.measure.probe import Point
 
     copies = []
     for backend in ("numba", "reference"):

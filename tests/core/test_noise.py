@@ -10,9 +10,9 @@ import torch
 from scipy import stats
 
 from hiso.core.kernels import Spot, load_kernels
-from hiso.core.layout import Layout
-from hiso.core.methods import ZoSgd
+from hiso.core.method.registry import ZoSgd
 from hiso.core.noise import NOISE_FORMAT, TILE, split_seed
+from hiso.core.noise.layout import Layout
 from hiso.core.noise.reference import direction, philox
 
 NOISES = ("binomial", "gaussian")

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hiso.core.outcome import Outcome
+from hiso.core.measure.outcome import Outcome
 from hiso.errors import SettingsError
 
 finite = st.floats(-1e6, 1e6)

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from hiso.core.probe import Point, Probe, passes
+from hiso.core.measure.probe import Point, Probe, passes
 from hiso.errors import NonFiniteLoss
 
 
@@ -49,7 +49,9 @@ def test_central_difference_cancels_curvature():
 
 @pytest.mark.parametrize("scheme", ["forward", "central"])
 def test_curvature_takes_one_more_scalar(scheme):
-    probe = Probe(client=0, round=0, steps=1, directions=2, mu=0.5, scheme=scheme, curvature=True)
+    probe = Probe(
+        client=0, round=0, steps=1, directions=2, mu=0.5, scheme=scheme, with_curvature=True
+    )
     asked = run(probe, quadratic(0.5))
     assert len(asked) == 5
     assert probe.scalars.tolist() == [[3.0, 6.0]]
@@ -121,10 +123,10 @@ def test_passes_are_as_many_as_a_probe_asks_for():
             for directions in (1, 2, 5):
                 probe = Probe(
                     client=0, round=0, steps=1, directions=directions, mu=1e-3, scheme=scheme,
-                    curvature=curvature,
+                    with_curvature=curvature,
                 )  # fmt: skip
                 asked = 0
                 while probe.ask() is not None:
                     probe.tell(1.0)
                     asked += 1
-                assert passes(directions, scheme, curvature=curvature) == asked
+                assert passes(directions, scheme, with_curvature=curvature) == asked

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import nn
 
-from hiso.core.methods import HiSo, HiZoo, Momentum, ZoSgd
-from hiso.core.probe import Point, Probe
-from hiso.core.replica import Replica
+from hiso.core.measure.probe import Point, Probe
+from hiso.core.method.registry import HiSo, HiZoo, Momentum, ZoSgd
+from hiso.core.replica.replica import Replica
 from hiso.errors import NonFiniteLoss, ProtocolError, SettingsError
 
 from ..identities import identity_of

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from hiso.core.kernels.emit import NUMBA, Printer, trace
-from hiso.core.method import Method
-from hiso.core.methods import HiSo
-from hiso.core.ops import select, sqrt, var
+from hiso.core.method.base import Method
+from hiso.core.method.ops import select, sqrt, var
+from hiso.core.method.registry import HiSo
 from hiso.errors import SettingsError
 
 from .conftest import make_record, make_replica
@@ -109,7 +109,7 @@ def test_a_denominator_may_read_hyper_parameters():
         def denom(self, state, hyper):
             return hyper["scale"]
 
-    from hiso.core.probe import Point
+    from hiso.core.measure.probe import Point
 
     for backend in ("numba", "reference"):
         replica = make_replica(Scaled(), backend)

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from hiso.core.methods import HiSo, HiZoo, Momentum, ZoSgd
-from hiso.core.probe import Point
-from hiso.core.replica import Replica
+from hiso.core.measure.probe import Point
+from hiso.core.method.registry import HiSo, HiZoo, Momentum, ZoSgd
+from hiso.core.replica.replica import Replica
 
 from ..identities import identity_of
 from .conftest import TinyNet, make_replica

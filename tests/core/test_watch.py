@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from hiso.core.methods import HiSo, Momentum, ZoSgd
-from hiso.core.replica import Replica
+from hiso.core.method.registry import HiSo, Momentum, ZoSgd
+from hiso.core.replica.replica import Replica
 from hiso.errors import ProtocolError
 
 from ..identities import identity_of

@@ -22,7 +22,7 @@ PAGES = {str(p.relative_to(ROOT)): p for p in [ROOT / "README.md", *ROOT.glob("d
 NEEDS = {"network", "gpu", "several machines", "minutes", "files of yours"}
 LANGUAGES = {"python", "bash", "toml", ""}
 SMALLER = """
-from hiso.language import models
+from hiso.workloads.text import models
 
 load = models.load_model
 models.load_model = lambda name: load({folder!r} if name == "smollm2" else name)

@@ -17,14 +17,14 @@ from torch.utils.data import TensorDataset
 import hiso
 from hiso.core.fingerprint import fingerprint
 from hiso.core.keys import choose
-from hiso.core.method import Method
-from hiso.core.methods import HiSo, HiZoo, Momentum, SubspaceNewton, ZoSgd
-from hiso.core.replica import Replica
+from hiso.core.method.base import Method
+from hiso.core.method.registry import HiSo, HiZoo, Momentum, SubspaceNewton, ZoSgd
+from hiso.core.replica.replica import Replica
 from hiso.engines.simulation import Simulation
 from hiso.errors import Diverged, HisoError, ProtocolError, RunConflict, SettingsError
-from hiso.federation.ledger import Ledger
-from hiso.federation.server import Server
-from hiso.federation.settings import RoundSettings
+from hiso.ring.ledger.ledger import Ledger
+from hiso.ring.round_settings import RoundSettings
+from hiso.ring.server import Server
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CLIENTS, SIZE = 4, 20

@@ -12,16 +12,16 @@ import torch
 from torch import nn
 
 from hiso.core.identity import Identity
-from hiso.core.method import Method
-from hiso.core.methods import HiSo, ZoSgd
+from hiso.core.method.base import Method
+from hiso.core.method.registry import HiSo, ZoSgd
 from hiso.core.record import Record
-from hiso.core.replica import Replica
+from hiso.core.replica.replica import Replica
 from hiso.engines.simulation import Simulation
 from hiso.errors import ProtocolError
-from hiso.federation.client import Client
-from hiso.federation.ledger import Ledger
-from hiso.federation.server import Closed, Server
-from hiso.federation.settings import RoundSettings
+from hiso.ring.client import Client
+from hiso.ring.ledger.ledger import Ledger
+from hiso.ring.round_settings import RoundSettings
+from hiso.ring.server import Closed, Server
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 RULES = RoundSettings(clients=3, sample=2, steps=1, directions=2, mu=1e-2)

@@ -15,17 +15,17 @@ import torch
 from torch import Tensor, nn
 
 from hiso.core.keys import raw_bits
-from hiso.core.method import Method, Values
-from hiso.core.methods import HiSo, HiZoo, Momentum, ZoSgd
-from hiso.core.ops import Value
+from hiso.core.method.base import Method, Values
+from hiso.core.method.ops import Value
+from hiso.core.method.registry import HiSo, HiZoo, Momentum, ZoSgd
 from hiso.core.record import Record
-from hiso.core.replica import Replica
+from hiso.core.replica.replica import Replica
 from hiso.engines.simulation import Simulation
 from hiso.errors import NonFiniteLoss, ProtocolError, SettingsError
-from hiso.federation.client import Client
-from hiso.federation.ledger import Ledger
-from hiso.federation.server import Closed, Server
-from hiso.federation.settings import RoundSettings
+from hiso.ring.client import Client
+from hiso.ring.ledger.ledger import Ledger
+from hiso.ring.round_settings import RoundSettings
+from hiso.ring.server import Closed, Server
 
 from ..identities import identity_of
 

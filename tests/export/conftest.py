@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from hiso import simulate
-from hiso.bench import timing
+from hiso.lab.bench import timing
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 import hiso
 from hiso import HiSo, Identity, Method, evaluate_run, export_adapter, load, simulate
-from hiso.core.methods import METHODS
+from hiso.core.method.registry import METHODS
 from hiso.core.record import Record
 from hiso.errors import HisoError, LoadError, ProtocolError, RunConflict, SettingsError
 from hiso.export.adapter import (
@@ -32,7 +32,7 @@ from hiso.export.adapter import (
 )
 from hiso.export.cards import adapter_card
 from hiso.export.out import apply
-from hiso.federation.ledger import Ledger
+from hiso.ring.ledger.ledger import Ledger
 from hiso.run.doctor import sample_record
 
 from ..tiny import make_tokenizer, save_model
@@ -132,7 +132,7 @@ def test_nothing_private_is_in_it(run, adapter, reviews, tiny_model):
 
 
 def test_the_card_says_whose_scalars_they_are(tmp_path, base, adapter):
-    simulate(out=tmp_path / "run", **base | {"rounds": 2, "directions": "per-client"})
+    simulate(out=tmp_path / "run", **base | {"rounds": 2, "per_client": True})
     own = read_log(tmp_path / "run")
     shared = read_adapter(adapter)
     told = [adapter_card(replace(log, before=1, after=2))["reveals"] for log in (shared, own)]
@@ -141,7 +141,7 @@ def test_the_card_says_whose_scalars_they_are(tmp_path, base, adapter):
 
 
 SETTINGS: dict[str, dict[str, Any]] = {
-    "own directions": {"directions": "per-client", "local_steps": 2},
+    "own directions": {"per_client": True, "local_steps": 2},
     "half": {"method": "zo_sgd", "dtype": "bfloat16", "mu": 1e-2},
     "lean": {"method": "momentum", "memory": "lean", "noise": "gaussian"},
 }

@@ -8,7 +8,7 @@ import pytest
 
 from hiso import export_adapter, simulate
 from hiso.export.diff import diff
-from hiso.federation.ledger import Ledger
+from hiso.ring.ledger.ledger import Ledger
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -9,11 +9,11 @@ import pytest
 
 import hiso
 from hiso import HiSo, Method, auto_lr, export_adapter, load, simulate
-from hiso.core.methods import METHODS
-from hiso.core.ops import sign
+from hiso.core.method.ops import sign
+from hiso.core.method.registry import METHODS
 from hiso.export.adapter import read_adapter
 from hiso.export.out import apply
-from hiso.language.models import load_model
+from hiso.workloads.text.models import load_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 ROUNDS = 4

@@ -23,13 +23,13 @@ from hiso import (
     simulate,
 )
 from hiso.export.out import apply
-from hiso.language.data import load_examples
-from hiso.language.metrics import evaluate
-from hiso.language.models import load_model
-from hiso.language.objective import Objective
-from hiso.language.shards import encode
-from hiso.language.tasks import get_task
-from hiso.run.workload import EVAL_BATCH
+from hiso.run.workload.base import EVAL_BATCH
+from hiso.workloads.text.encode import encode
+from hiso.workloads.text.examples import load_examples
+from hiso.workloads.text.metrics import evaluate
+from hiso.workloads.text.models import load_model
+from hiso.workloads.text.objective import Objective
+from hiso.workloads.text.tasks import get_task
 
 from ..tiny import save_model
 

@@ -15,9 +15,9 @@ from hiso.export.adapter import read_log
 from hiso.export.load import Tuned
 from hiso.export.predict import CONTINUATION, rows_of
 from hiso.export.task import task_of
-from hiso.language.models import load_model
-from hiso.language.tasks import get_task
-from hiso.language.verbalizer import prefix, tokens
+from hiso.workloads.text.models import load_model
+from hiso.workloads.text.tasks import get_task
+from hiso.workloads.text.verbalizer import prefix, tokens
 
 from ..tiny import save_model
 
@@ -58,7 +58,7 @@ def test_answers_are_those_that_were_learned(tmp_path, base):
     data = tmp_path / "questions.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     settings = {"task": "squad", "data": str(data), "max_length": 72, "eval_every": 0}
-    settings |= {"method": "zo_sgd", "lr": 3e-3, "perturbations": 10, "rounds": 60}
+    settings |= {"method": "zo_sgd", "lr": 3e-3, "directions": 10, "rounds": 60}
     simulate(out=tmp_path / "run", **base | settings)
     assert evaluate_run(tmp_path / "run")["exact_match"] == 1
     predictor = Predictor(load(None, read_log(tmp_path / "run"), keep_base=True))

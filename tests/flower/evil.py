@@ -16,10 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
-from hiso.federation.protocol import Reply
-from hiso.federation.wire import reply_from_bytes, reply_to_bytes
-from hiso.flower.dial import ask, socket_path
 from hiso.flower.envelope import Envelope, receive, send
+from hiso.flower.local_socket import ask, socket_path
+from hiso.ring.messages import Reply
+from hiso.ring.wire import reply_from_bytes, reply_to_bytes
 
 
 def with_nan(reply: Reply) -> bytes:

@@ -20,9 +20,9 @@ from typing import Any
 import psutil
 
 from hiso.errors import ProtocolError
-from hiso.federation.ledger import Ledger
-from hiso.flower.dial import ask
 from hiso.flower.envelope import Envelope
+from hiso.flower.local_socket import ask
+from hiso.ring.ledger.ledger import Ledger
 
 BIN = Path(sys.executable).parent
 ROOT = Path(__file__).parents[2]

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from hiso.flower.daemon import LOG, Resident
 from hiso.flower.logs import log_to
-from hiso.flower.resident import LOG, Resident
 from hiso.run.settings import parse_settings, read_toml
 
 

@@ -29,11 +29,11 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from hiso.federation.ledger import Ledger
-from hiso.federation.protocol import Reply
-from hiso.federation.wire import hash_question, plan_from_bytes, reply_to_bytes
-from hiso.flower.dial import socket_path
 from hiso.flower.envelope import Envelope, receive, send
+from hiso.flower.local_socket import socket_path
+from hiso.ring.ledger.ledger import Ledger
+from hiso.ring.messages import Reply
+from hiso.ring.wire import hash_question, plan_from_bytes, reply_to_bytes
 from hiso.run.identity import settings_identity
 from hiso.run.settings import parse_settings, read_toml
 

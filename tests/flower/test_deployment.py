@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from hiso.core.identity import Identity
-from hiso.federation.ledger import Ledger
-from hiso.federation.server import Server
-from hiso.federation.wire import plan_to_bytes, reply_from_bytes
 from hiso.flower.envelope import Envelope
 from hiso.flower.worker import Worker
+from hiso.ring.ledger.ledger import Ledger
+from hiso.ring.server import Server
+from hiso.ring.wire import plan_to_bytes, reply_from_bytes
 from hiso.run.api import simulate
 from hiso.run.settings import parse_settings
 
@@ -108,7 +108,7 @@ def test_a_worker_that_joins_late_catches_up_by_scalars(deployment, settings):
 
 
 def test_the_relay_needs_no_torch():
-    code = "import hiso.flower.client, sys; print({'torch','numpy'} & set(sys.modules))"
+    code = "import hiso.flower.client_app, sys; print({'torch','numpy'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "torch" not in done.stdout
 

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from hiso.federation.ledger import Ledger
+from hiso.ring.ledger.ledger import Ledger
 
 from .evil import LIES
 from .federation import Deployment

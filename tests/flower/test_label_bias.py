@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 
 from hiso.core.identity import Identity
-from hiso.flower.conduct import differences
+from hiso.flower.rounds import differences
 from hiso.run.identity import settings_identity
 from hiso.run.settings import parse_settings
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import pytest
 
 from hiso.flower.envelope import LOST, Envelope
-from hiso.flower.post import Post
+from hiso.flower.exchange import Post
 
 
 class Overloaded:
@@ -29,7 +29,7 @@ class Overloaded:
 
 @pytest.mark.parametrize("fails", [True, False])
 def test_what_cannot_be_sent_is_lost_at_once(fails, monkeypatch):
-    monkeypatch.setattr("hiso.flower.post.Message", lambda content, **_: content)
+    monkeypatch.setattr("hiso.flower.exchange.Message", lambda content, **_: content)
     post = Post(Overloaded(fails))
     requests = {7: Envelope("round", {}, b"plan"), 8: Envelope("hello")}
     assert post.send(requests, ttl=60) == {}

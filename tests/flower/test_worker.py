@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from hiso.core.identity import Identity
-from hiso.federation.ledger import Ledger
-from hiso.federation.protocol import Plan
-from hiso.federation.server import Closed, Server
-from hiso.federation.wire import plan_to_bytes, reply_from_bytes
-from hiso.flower.dial import ask
 from hiso.flower.envelope import BUSY, MISSING, Envelope
+from hiso.flower.local_socket import ask
+from hiso.ring.ledger.ledger import Ledger
+from hiso.ring.messages import Plan
+from hiso.ring.server import Closed, Server
+from hiso.ring.wire import plan_to_bytes, reply_from_bytes
 from hiso.run.api import simulate
 from hiso.run.settings import parse_settings
 

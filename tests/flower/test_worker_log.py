@@ -12,20 +12,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hiso.core.replica import Replica
-from hiso.federation.ledger import Ledger
-from hiso.federation.protocol import Plan, Reply
-from hiso.federation.server import Closed, Server
-from hiso.federation.wire import plan_to_bytes, reply_from_bytes
+from hiso.core.replica.replica import Replica
 from hiso.flower.envelope import Envelope
 from hiso.flower.worker import Worker
+from hiso.ring.ledger.ledger import Ledger
+from hiso.ring.messages import Plan, Reply
+from hiso.ring.server import Closed, Server
+from hiso.ring.wire import plan_to_bytes, reply_from_bytes
 from hiso.run.settings import parse_settings
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SETTINGS = parse_settings(
     {
         "task": "digits", "model": "mlp", "method": "zo_sgd", "lr": 0.01, "clients": 2, "sample": 2,
-        "batch_size": 8, "perturbations": 2,
+        "batch_size": 8, "directions": 2,
     }
 )  # fmt: skip
 

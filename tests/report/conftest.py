@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from hiso import simulate
-from hiso.bench import timing
+from hiso.lab.bench import timing
 from hiso.run.observer import Silent
 
 PASSES = 6

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from playwright.sync_api import Locator, Page, sync_playwright
 
-from hiso.bench import timing
+from hiso.lab.bench import timing
 from hiso.report.page import write_report
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")

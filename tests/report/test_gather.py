@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from hiso.errors import ProtocolError, SettingsError
-from hiso.federation.ledger import Ledger
 from hiso.report.gather import read_runs
 from hiso.report.groups import group_runs
 from hiso.report.tables import costs_section, results_section
+from hiso.ring.ledger.ledger import Ledger
 
 from .conftest import PASSES
 

@@ -13,9 +13,9 @@ import pytest
 
 from hiso import simulate
 from hiso.errors import LoadError, ProtocolError, SettingsError
-from hiso.federation.ledger import Ledger
 from hiso.report.page import write_report
 from hiso.report.parts import Figure, Section, Table, View, line_style
+from hiso.ring.ledger.ledger import Ledger
 
 from .conftest import PASSES
 
@@ -91,7 +91,7 @@ def test_it_has_all_sections(page):
         "Curves",
         "Costs",
         "Scalars",
-        "Learned curvature h",
+        "Learned diagonal h",
         "Clients",
         "Settings",
     ]
@@ -384,7 +384,7 @@ def test_a_run_that_has_just_begun(copy, tmp_path):
     with Ledger.open(folder / "ledger.sqlite") as ledger:
         ledger.rollback(0)
     page = write([folder], tmp_path / "report.html")
-    assert page.titles[1:] == ["Results", "Curves", "Costs", "Learned curvature h", "Settings"]
+    assert page.titles[1:] == ["Results", "Curves", "Costs", "Learned diagonal h", "Settings"]
     assert trace(page.figure("Loss"), ("hiso, tuning", "lines"), "Rounds")[0] == [0]
     (row,) = page.rows("group", "rounds", "bytes up")
     assert row["rounds"] == "0"

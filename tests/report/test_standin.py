@@ -8,10 +8,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from hiso import Replica, simulate
-from hiso.core.methods import METHODS
-from hiso.federation.ledger import Ledger
+from hiso.core.method.registry import METHODS
 from hiso.report.gather import read_runs
 from hiso.report.standin import state_history
+from hiso.ring.ledger.ledger import Ledger
 from hiso.run.observer import Silent
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -39,7 +39,7 @@ def states(path, model, method) -> list[torch.Tensor]:
     ("name", "settings"),
     [
         ("hiso", {}),
-        ("hizoo", {"noise": "gaussian", "directions": "per-client", "nu": 0.1}),
+        ("hizoo", {"noise": "gaussian", "per_client": True, "nu": 0.1}),
     ],
 )
 def test_it_is_the_models_own_state(tmp_path, tiny_model, base, monkeypatch, name, settings):

@@ -37,7 +37,7 @@ def questions(tmp_path, base):
 
 def test_a_model_learns_to_write_the_answer(tmp_path, questions):
     out = tmp_path / "run"
-    learning = {"method": "zo_sgd", "lr": 3e-3, "perturbations": 10, "rounds": 60, "eval_every": 30}
+    learning = {"method": "zo_sgd", "lr": 3e-3, "directions": 10, "rounds": 60, "eval_every": 30}
     s = simulate(out=out, **questions | learning)
     assert s["accuracy_before"] is s["accuracy_after"] is None
     before, after = s["metrics_before"], s["metrics_after"]

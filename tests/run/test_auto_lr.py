@@ -8,17 +8,18 @@ import torch
 
 from hiso import HiSo, Momentum, SubspaceNewton, ZoSgd, auto_lr, evaluate_run, simulate
 from hiso.core.identity import Identity
-from hiso.core.replica import Replica
+from hiso.core.replica.replica import Replica
 from hiso.engines.simulation import Simulation
 from hiso.errors import ProtocolError, RunConflict, SettingsError
-from hiso.federation.client import Client
-from hiso.federation.ledger import Ledger
-from hiso.federation.server import Server
-from hiso.federation.settings import RoundSettings
-from hiso.federation.wire import plan_from_bytes, plan_to_bytes, reply_from_bytes, reply_to_bytes
+from hiso.ring.client import Client
+from hiso.ring.ledger.ledger import Ledger
+from hiso.ring.round_settings import RoundSettings
+from hiso.ring.server import Server
+from hiso.ring.wire import plan_from_bytes, plan_to_bytes, reply_from_bytes, reply_to_bytes
 from hiso.run.observer import Silent
 from hiso.run.settings import parse_settings
-from hiso.run.workload import load_workload, make_replica
+from hiso.run.workload.base import make_replica
+from hiso.run.workload.load import load_workload
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -36,7 +37,7 @@ def records_of(out):
 @pytest.mark.parametrize("factor", [{"method": "zo_sgd"}, {"method": "momentum", "beta": 0.5}])
 def test_the_rate_follows_the_curvature_that_replies_tell(tmp_path, base, factor):
     simulate(out=tmp_path / "run", **base | factor)
-    directions, examples = base["perturbations"], base["sample"] * base["batch_size"]
+    directions, examples = base["directions"], base["sample"] * base["batch_size"]
     share = 0.5 * directions / (1 + 32 / examples) * (1 - factor.get("beta", 0.0))
     lr, c = 0.0, 0.0
     for record in records_of(tmp_path / "run"):
@@ -55,7 +56,7 @@ def test_the_rate_follows_the_curvature_that_replies_tell(tmp_path, base, factor
         {"method": "hizoo"},
         {"method": "momentum"},
         {"scheme": "central", "local_steps": 2},
-        {"directions": "per-client", "weighting": "examples"},
+        {"per_client": True, "weighting": "examples"},
     ],
     ids=lambda how: "-".join(map(str, how.values())) or "plain",
 )

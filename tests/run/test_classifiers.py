@@ -19,17 +19,17 @@ from hiso import (
     open_run,
     simulate,
 )
-from hiso.baselines.launch import train
 from hiso.core.identity import Identity
 from hiso.errors import SettingsError
 from hiso.export.out import apply
-from hiso.federation.ledger import Ledger
-from hiso.language.data import load_examples
-from hiso.language.models import load_model
-from hiso.language.objective import Objective
-from hiso.language.shards import encode
-from hiso.language.tasks import get_task
+from hiso.lab.baselines.baseline_run import train
+from hiso.ring.ledger.ledger import Ledger
 from hiso.run.settings import parse_settings
+from hiso.workloads.text.encode import encode
+from hiso.workloads.text.examples import load_examples
+from hiso.workloads.text.models import load_model
+from hiso.workloads.text.objective import Objective
+from hiso.workloads.text.tasks import get_task
 
 from ..process import flags
 from ..tiny import save_classifier
@@ -120,7 +120,7 @@ def test_a_run_goes_on_to_the_same_digest(tmp_path, base):
     "more",
     [
         {"method": "subspace_newton", "lr": None, "label_bias": True},
-        {"method": "subspace_newton", "lr": None, "perturbations": 4},
+        {"method": "subspace_newton", "lr": None, "directions": 4},
         {"logit_adjustment": True, "partition": "dirichlet"},
         {"dtype": "bfloat16", "mu": 5e-3},
         {"dtype": "bfloat16", "mu": 5e-3, "memory": "lean"},
@@ -157,7 +157,7 @@ def test_an_object_runs_as_its_folder_does(tmp_path, base):
 
 
 def test_it_learns(tmp_path, base):
-    given = base | {"method": SubspaceNewton(), "rounds": 20, "perturbations": 8}
+    given = base | {"method": SubspaceNewton(), "rounds": 20, "directions": 8}
     given.pop("lr")
     summary = simulate(out=tmp_path / "run", **given)
     assert summary["metrics_after"]["loss"] < 0.9 * summary["metrics_before"]["loss"]
@@ -207,7 +207,7 @@ def test_two_columns_make_a_task_of_plain_texts(tmp_path, folders, small_run, hi
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_backward_clients_answer_as_by_differences(tmp_path, base, dtype):
-    base |= {"eval_every": 0, "rounds": 1, "dtype": dtype, "perturbations": 6}
+    base |= {"eval_every": 0, "rounds": 1, "dtype": dtype, "directions": 6}
     base |= {"scheme": "central", "mu": 1e-3 if dtype == "float32" else 5e-3}
     simulate(out=tmp_path / "a", **base)
     simulate(out=tmp_path / "b", backward_clients=4, **base)

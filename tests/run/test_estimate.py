@@ -26,7 +26,7 @@ class Listener(Silent):
 
 @pytest.mark.parametrize(
     "more",
-    [{}, {"method": "hizoo", "local_steps": 2}, {"directions": "per-client"}, {"lr": "auto"}],
+    [{}, {"method": "hizoo", "local_steps": 2}, {"per_client": True}, {"lr": "auto"}],
     ids=lambda more: "-".join(map(str, more.values())) or "plain",
 )
 def test_traffic_is_what_it_comes_to(tmp_path, base, more):

@@ -8,7 +8,7 @@ import pytest
 from hiso import evaluate_run, simulate
 from hiso.core.identity import Identity
 from hiso.errors import SettingsError
-from hiso.federation.ledger import Ledger
+from hiso.ring.ledger.ledger import Ledger
 from hiso.run.inspect import inspect_run
 from hiso.run.settings import parse_settings
 
@@ -23,7 +23,7 @@ def records_of(out):
 def test_it_is_no_part_of_what_the_run_is(tmp_path, base):
     """One run that goes on with another fleet; what is counted of it; and its replay."""
     out = tmp_path / "run"
-    base |= {"eval_every": 0, "local_steps": 2, "perturbations": 5}
+    base |= {"eval_every": 0, "local_steps": 2, "directions": 5}
     forward = simulate(out=tmp_path / "forward", **base)
     simulate(out=out, **base | {"rounds": 2})
     simulate(out=out, change={"backward_clients": 4, "rounds": 4})
@@ -41,7 +41,7 @@ def test_it_is_no_part_of_what_the_run_is(tmp_path, base):
 @pytest.mark.parametrize("task", ["rotten_tomatoes", "text"])
 def test_a_language_model_answers_as_by_differences(tmp_path, base, dtype, task):
     """The head's rows are float32 in half precision, and tied to the embedding here."""
-    base |= {"eval_every": 0, "rounds": 1, "dtype": dtype, "task": task, "perturbations": 6}
+    base |= {"eval_every": 0, "rounds": 1, "dtype": dtype, "task": task, "directions": 6}
     base |= {"scheme": "central", "mu": 2e-3 if dtype == "float32" else 5e-3}
     simulate(out=tmp_path / "a", **base)
     simulate(out=tmp_path / "b", backward_clients=4, **base)
@@ -71,10 +71,10 @@ def test_who_cannot_is_refused(odd):
 def test_a_worker_answers_as_the_simulation_does(tmp_path, base, how):
     """By its own choice, whatever the settings say that it shares with the others."""
     pytest.importorskip("flwr")
-    from hiso.federation.server import Server
-    from hiso.federation.wire import plan_to_bytes, reply_from_bytes
     from hiso.flower.envelope import Envelope
     from hiso.flower.worker import Worker
+    from hiso.ring.server import Server
+    from hiso.ring.wire import plan_to_bytes, reply_from_bytes
 
     base |= {"eval_every": 0, "joint": False}
     expected = simulate(out=tmp_path / "run", backward_clients=4, **base)

@@ -8,7 +8,7 @@ import torch
 from hiso import evaluate_run, open_run, simulate
 from hiso.errors import SettingsError
 from hiso.export.adapter import read_run
-from hiso.federation.ledger import Ledger
+from hiso.ring.ledger.ledger import Ledger
 from hiso.run.results import Evaluation, kept_position, lowest
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -23,15 +23,15 @@ from hiso import (
     simulate,
 )
 from hiso.core.identity import Identity
-from hiso.core.local import Local, contrasts
-from hiso.core.outcome import Outcome
-from hiso.core.probe import Probe
-from hiso.core.replica import Replica
+from hiso.core.measure.local import Local, contrasts
+from hiso.core.measure.outcome import Outcome
+from hiso.core.measure.probe import Probe
+from hiso.core.replica.replica import Replica
 from hiso.errors import RunConflict, SettingsError
-from hiso.federation.ledger import Ledger
+from hiso.ring.ledger.ledger import Ledger
 from hiso.run.observer import Silent
 from hiso.run.settings import parse_settings
-from hiso.run.workload import load_workload
+from hiso.run.workload.load import load_workload
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -186,7 +186,7 @@ def test_biases_are_part_of_the_digest(tmp_path, base):
     [
         {},
         {"local_steps": 2, "scheme": "central"},
-        {"method": "hiso", "lr": 0.01, "directions": "per-client", "weighting": "examples"},
+        {"method": "hiso", "lr": 0.01, "per_client": True, "weighting": "examples"},
         {"method": "hizoo", "lr": "auto", "snapshot_every": 1},
     ],
     ids=lambda how: "-".join(map(str, how.values())) or "plain",

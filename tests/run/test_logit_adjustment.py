@@ -8,16 +8,17 @@ import torch
 
 from hiso import SubspaceNewton, ZoSgd, label_bias, simulate
 from hiso.core.identity import Identity
-from hiso.core.outcome import Outcome, log_shares
-from hiso.core.replica import Replica
+from hiso.core.measure.outcome import Outcome, log_shares
+from hiso.core.replica.replica import Replica
 from hiso.errors import RunConflict, SettingsError
-from hiso.federation.client import Client
-from hiso.federation.ledger import Ledger
-from hiso.federation.server import Server
-from hiso.federation.settings import RoundSettings
+from hiso.ring.client import Client
+from hiso.ring.ledger.ledger import Ledger
+from hiso.ring.round_settings import RoundSettings
+from hiso.ring.server import Server
 from hiso.run.observer import Silent
 from hiso.run.settings import parse_settings
-from hiso.run.workload import adjustments, load_workload, make_replica
+from hiso.run.workload.base import adjustments, make_replica
+from hiso.run.workload.load import load_workload
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 LABELS = torch.tensor([0, 0, 0, 2, 1, 0, 0, 0])

@@ -7,10 +7,10 @@ import json
 import pytest
 
 from hiso import SubspaceNewton, evaluate_run, simulate
-from hiso.federation.client import Client
-from hiso.federation.ledger import Ledger
-from hiso.federation.server import Server
-from hiso.federation.wire import (
+from hiso.ring.client import Client
+from hiso.ring.ledger.ledger import Ledger
+from hiso.ring.server import Server
+from hiso.ring.wire import (
     plan_from_bytes,
     plan_to_bytes,
     reply_from_bytes,
@@ -18,7 +18,8 @@ from hiso.federation.wire import (
 )
 from hiso.run.observer import Silent
 from hiso.run.settings import parse_settings
-from hiso.run.workload import load_workload, make_replica
+from hiso.run.workload.base import make_replica
+from hiso.run.workload.load import load_workload
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -26,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.fixture
 def base(small_run) -> dict:
     rest = {key: value for key, value in small_run.items() if key != "lr"}
-    return rest | {"method": "subspace_newton", "perturbations": 3}
+    return rest | {"method": "subspace_newton", "directions": 3}
 
 
 def log_of(out) -> list[bytes]:
@@ -39,7 +40,7 @@ def log_of(out) -> list[bytes]:
     [
         {},
         {"scheme": "central", "local_steps": 2},
-        {"directions": "per-client", "weighting": "examples"},
+        {"per_client": True, "weighting": "examples"},
         {"dtype": "bfloat16", "mu": 1e-2},
         {"joint": False},
     ],
@@ -100,9 +101,9 @@ def test_clients_that_answer_over_the_wire_make_the_same_log(tmp_path, base):
 
 def test_the_ridge_follows_the_round_unless_it_is_set(tmp_path, base):
     simulate(out=tmp_path / "run", **base)
-    simulate(out=tmp_path / "run", change={"perturbations": 6, "rounds": 7})
+    simulate(out=tmp_path / "run", change={"directions": 6, "rounds": 7})
     simulate(out=tmp_path / "run", change={"ridge": 0.5, "rounds": 8})
-    simulate(out=tmp_path / "run", change={"perturbations": 2, "rounds": 9})
+    simulate(out=tmp_path / "run", change={"directions": 2, "rounds": 9})
     simulate(out=tmp_path / "run", change={"ridge": 0, "rounds": 10})
     with Ledger.read(tmp_path / "run" / "ledger.sqlite") as ledger:
         changes = [record.changes for record in ledger.records()]

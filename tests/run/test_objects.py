@@ -15,15 +15,15 @@ from torch import nn
 
 import hiso
 from hiso import HiSo, Task, evaluate_run, open_run, simulate
-from hiso.core.replica import Replica
+from hiso.core.replica.replica import Replica
 from hiso.errors import LoadError, ProtocolError, RunConflict, SettingsError
-from hiso.federation.ledger import Ledger
-from hiso.language.data import load_examples, split_rows
-from hiso.language.models import copy_model
-from hiso.language.tasks import get_task
+from hiso.ring.ledger.ledger import Ledger
 from hiso.run.launch import launch
-from hiso.run.objects import NOTHING, Objects
-from hiso.run.words import describe_model
+from hiso.run.workload.objects import NOTHING, Objects
+from hiso.run.workload.text import describe_model
+from hiso.workloads.text.examples import load_examples, split_rows
+from hiso.workloads.text.models import copy_model
+from hiso.workloads.text.tasks import get_task
 
 from ..tiny import make_tokenizer
 

@@ -12,19 +12,19 @@ import pytest
 
 from hiso.core.identity import Identity
 from hiso.core.importing import import_method, import_object
-from hiso.core.methods import METHODS
+from hiso.core.method.registry import METHODS
 from hiso.engines.replay import replay
 from hiso.errors import LoadError, ProtocolError, RunConflict, SettingsError
-from hiso.federation.ledger import Ledger
-from hiso.federation.server import Server
-from hiso.federation.wire import plan_to_bytes, reply_from_bytes
 from hiso.flower.envelope import Envelope
 from hiso.flower.worker import Worker
-from hiso.language.models import load_model
-from hiso.language.tasks import get_task
+from hiso.ring.ledger.ledger import Ledger
+from hiso.ring.server import Server
+from hiso.ring.wire import plan_to_bytes, reply_from_bytes
 from hiso.run.api import evaluate_run, simulate
 from hiso.run.opened import open_run
 from hiso.run.settings import parse_settings
+from hiso.workloads.text.models import load_model
+from hiso.workloads.text.tasks import get_task
 
 from ..process import flags
 
@@ -32,7 +32,7 @@ MODULE = """
 from dataclasses import dataclass
 from typing import ClassVar
 from hiso import HiSo, Method, Task
-from hiso.core.ops import sign
+from hiso.core.method.ops import sign
 
 @dataclass(frozen=True, kw_only=True)
 class Lion(Method):
@@ -240,7 +240,7 @@ def test_a_module_that_has_changed_its_values_is_another_run(tmp_path, base, our
         ("ours.methods:films", "is no method: name a subclass"),
         ("hiso:Task", "is no method"),
         ("ours.methods:sign", "is no method"),
-        ("hiso.core.method:Method", "has no name"),
+        ("hiso.core.method.base:Method", "has no name"),
         ("ours.methods:Nameless", "has no name"),
         ("ours.methods:Taken", "'hiso' belongs to another method"),
         ("ours.methods:Demanding", "'drag'.*a default"),

@@ -7,20 +7,20 @@ import tomllib
 
 import pytest
 
-from hiso.baselines.settings import parse_baseline
-from hiso.compare.spec import checked, read_comparison
 from hiso.core.record import Record
 from hiso.errors import LoadError, RunConflict, SettingsError
-from hiso.federation.ledger import Ledger
-from hiso.flower.conduct import Pace
 from hiso.flower.envelope import Envelope
-from hiso.flower.server import check
+from hiso.flower.rounds import Pace
+from hiso.flower.server_app import check
 from hiso.flower.worker import Worker
-from hiso.language.task import Task
+from hiso.lab.baselines.baseline_settings import parse_baseline
+from hiso.lab.compare.spec import checked, read_comparison
+from hiso.ring.ledger.ledger import Ledger
 from hiso.run.api import evaluate_run, simulate
 from hiso.run.opened import open_run
 from hiso.run.settings import parse_settings
 from hiso.run.track import Tracker
+from hiso.workloads.text.task import Task
 
 from ..process import flags
 

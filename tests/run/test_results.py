@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hiso.errors import ProtocolError
-from hiso.federation.runfile import Evaluation
+from hiso.ring.ledger.runfile import Evaluation
 from hiso.run.folder import RunFolder
 from hiso.run.results import (
     Round,

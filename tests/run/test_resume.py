@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 
 from hiso import simulate
 from hiso.errors import Diverged, ProtocolError, RunConflict, SettingsError
-from hiso.federation.ledger import Ledger
-from hiso.federation.runfile import Change
+from hiso.ring.ledger.ledger import Ledger
+from hiso.ring.ledger.runfile import Change
 from hiso.run.inspect import inspect_run
 from hiso.run.launch import evaluate_run
 from hiso.run.observer import Silent
@@ -168,7 +168,7 @@ def test_what_may_not_change_leaves_the_run_alone(tmp_path, finished, base, chan
 def original(tmp_path_factory, tiny_model, reviews) -> Path:
     folder = tmp_path_factory.mktemp("original")
     settings = {"model": str(tiny_model), "data": str(reviews), "lr": 0.01, "clients": 4}
-    settings |= {"sample": 2, "rounds": 6, "perturbations": 2, "batch_size": 4, "max_length": 24}
+    settings |= {"sample": 2, "rounds": 6, "directions": 2, "batch_size": 4, "max_length": 24}
     simulate(out=folder / "run", **settings, eval_every=3, snapshot_every=2)
     return folder / "run"
 
@@ -357,3 +357,29 @@ def test_a_run_can_be_watched_from_elsewhere(tmp_path, base, hiso):
 
     simulate(out=tmp_path / "run", observer=Watcher(), **base)
     assert Watcher.seen == 6
+
+
+def test_a_run_of_hiso_0_1_goes_on_under_todays_names(tmp_path, base):
+    """Then P was `perturbations`, and `directions` was shared or per-client."""
+    base |= {"directions": 3, "per_client": True, "eval_every": 0}
+    whole = simulate(out=tmp_path / "whole", **base | {"rounds": 6})
+    simulate(out=tmp_path / "old", **base | {"rounds": 2})
+    simulate(out=tmp_path / "old", change={"directions": 2, "rounds": 4})
+    simulate(out=tmp_path / "old", change={"directions": 3}, rollback=2, rounds=4)
+    path = tmp_path / "old/ledger.sqlite"
+    with sqlite3.connect(path) as db:
+        (text,) = db.execute("SELECT settings FROM run").fetchone()
+        settings = json.loads(text)
+        settings["perturbations"] = settings.pop("directions")
+        settings["directions"] = "per-client" if settings.pop("per_client") else "shared"
+        db.execute("UPDATE run SET settings = ?", (json.dumps(settings),))
+        db.execute("UPDATE changes SET key = 'perturbations' WHERE key = 'directions'")
+        db.execute("DROP TABLE seal")
+    db.close()
+    with Ledger.read(path) as ledger:
+        assert (ledger.settings["directions"], ledger.settings["per_client"]) == (3, True)
+        assert {change.key for change in ledger.changes()} == {"directions", "rounds"}
+    with pytest.raises(RunConflict) as caught:
+        simulate(out=tmp_path / "old", directions=2)
+    assert caught.value.settings == {"directions": (3, 2)}
+    assert simulate(out=tmp_path / "old", change={"rounds": 6})["digest"] == whole["digest"]

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from hiso import HiSo, Method, simulate
-from hiso.core.methods import METHODS
-from hiso.core.ops import maximum
+from hiso.core.method.ops import maximum
+from hiso.core.method.registry import METHODS
 from hiso.errors import HisoError, LoadError, RunConflict, SettingsError
-from hiso.federation.ledger import Ledger
+from hiso.ring.ledger.ledger import Ledger
 from hiso.run.inspect import inspect_run
 from hiso.run.launch import evaluate_run
 from hiso.run.settings import parse_settings
@@ -188,7 +188,7 @@ ALIKE = {"premise", "hypothesis", "label"}
     [
         {"partition": "dirichlet", "alpha": 0.5},
         {"partition": "column", "partition_column": "critic", "clients": 3},
-        {"directions": "per-client", "local_steps": 2, "scheme": "central"},
+        {"per_client": True, "local_steps": 2, "scheme": "central"},
         {"method": "hizoo", "weighting": "examples", "feed": "all"},
         {"method": "momentum", "noise": "gaussian", "joint": False},
         {"method": "zo_sgd", "dtype": "bfloat16", "mu": 1e-2},
@@ -284,7 +284,7 @@ def test_zero_stands_for_all_and_for_none(tmp_path, base):
 @pytest.mark.model
 def test_the_packaged_model(tmp_path, reviews):
     out = tmp_path / "run"
-    settings = {"rounds": 2, "sample": 1, "perturbations": 1, "batch_size": 2, "max_length": 16}
+    settings = {"rounds": 2, "sample": 1, "directions": 1, "batch_size": 2, "max_length": 16}
     s = simulate(out=out, data=str(reviews), test_examples=4, eval_every=0, **settings)
     assert s["trainable_weights"] == 134_515_008
     assert (s["bytes_up"], s["paper_bytes"]) == (2 * 4, 2 * 2 * 4)
@@ -293,6 +293,19 @@ def test_the_packaged_model(tmp_path, reviews):
 
 def test_settings_tell_all_that_is_wrong_at_once():
     with pytest.raises(SettingsError) as caught:
-        parse_settings({"lr": -1, "sample": 9, "clients": 4, "nonsense": 1, "perturbation": 3})
-    for part in ("lr = -1", "nonsense: unknown key", "'perturbations'?", "sample = 9"):
+        parse_settings({"lr": -1, "sample": 9, "clients": 4, "nonsense": 1, "direction": 3})
+    for part in ("lr = -1", "nonsense: unknown key", "'directions'?", "sample = 9"):
         assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("old", "now"),
+    [
+        ({"perturbations": 3}, "perturbations: unknown key; it is called directions now"),
+        ({"directions": "per-client"}, "set per_client = true or false"),
+    ],
+)
+def test_settings_of_before_are_refused_with_their_new_name(old, now):
+    with pytest.raises(SettingsError) as caught:
+        parse_settings(old)
+    assert now in str(caught.value)

@@ -13,8 +13,8 @@ import pytest
 
 from hiso import simulate
 from hiso.errors import LoadError, SettingsError
-from hiso.federation.ledger import Ledger
-from hiso.federation.runfile import Evaluation
+from hiso.ring.ledger.ledger import Ledger
+from hiso.ring.ledger.runfile import Evaluation
 from hiso.run.observer import Several, Silent
 from hiso.run.results import Round
 from hiso.run.track import TRACKERS, Tracker

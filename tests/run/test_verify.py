@@ -12,7 +12,7 @@ import pytest
 
 from hiso import simulate
 from hiso.errors import Diverged, ProtocolError, RunConflict
-from hiso.federation.ledger import Ledger
+from hiso.ring.ledger.ledger import Ledger
 from hiso.run.inspect import inspect_run
 from hiso.run.launch import evaluate_run
 from hiso.run.observer import Silent

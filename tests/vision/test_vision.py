@@ -8,12 +8,12 @@ import torch
 from torch import nn
 
 from hiso import simulate
+from hiso.data.batches import Batch
 from hiso.errors import LoadError, SettingsError
-from hiso.language.shards import Batch
 from hiso.run.launch import evaluate_run
-from hiso.vision.data import load_data_set
-from hiso.vision.models import fingerprint, make_network
-from hiso.vision.objective import ImageObjective
+from hiso.workloads.vision.images import load_data_set
+from hiso.workloads.vision.models import fingerprint, make_network
+from hiso.workloads.vision.objective import ImageObjective
 
 from ..outcomes import means
 

@@ -195,7 +195,7 @@ def bench(
     as_json: Json = False,
 ) -> None:
     """Measure this machine: speed and memory of rounds and of catching up, beside the targets."""
-    from hiso.bench.report import FULL, measure_all
+    from hiso.lab.bench.report import FULL, measure_all
 
     if against not in (None, "usual"):
         raise typer.BadParameter("must be usual", param_hint="--against")

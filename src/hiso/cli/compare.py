@@ -27,8 +27,8 @@ from hiso.cli.options import Json
 from hiso.run.results import Summary
 
 if TYPE_CHECKING:
-    from hiso.compare.execute import Failure
-    from hiso.compare.trials import Trial
+    from hiso.lab.compare.execute import Failure
+    from hiso.lab.compare.trials import Trial
 
 _WIDE = 180
 """Characters a line that all columns want."""
@@ -48,13 +48,13 @@ def compare(
     as_json: Json = False,
 ) -> None:
     """Run methods side by side, tuned alike; go on where it stands; write tables and a report."""
-    from hiso.compare.spec import read_comparison
+    from hiso.lab.compare.spec import read_comparison
 
     comparison = read_comparison(file)
     if dry_run:
         _list(comparison, as_json)
         return
-    from hiso.compare.launch import launch_comparison
+    from hiso.lab.compare.comparison import launch_comparison
 
     folder = out or Path("runs") / file.stem
     folder.mkdir(parents=True, exist_ok=True)
@@ -74,7 +74,7 @@ def compare(
 
 
 def _list(comparison: Any, as_json: bool) -> None:
-    from hiso.compare.trials import final_trials, tuning_trials
+    from hiso.lab.compare.trials import final_trials, tuning_trials
 
     tuning = list(tuning_trials(comparison))
     first = {(t.task, t.model, t.method): t.chosen for t in reversed(tuning)}
@@ -92,7 +92,7 @@ def _list(comparison: Any, as_json: bool) -> None:
 
 
 def _show(console: Console, result: Mapping[str, Any], folder: Path) -> None:
-    from hiso.compare import tables
+    from hiso.lab.compare import tables
 
     for place in tables.places(result["methods"]):
         header, cells = tables.comparison_table(tables.at(result["methods"], place))

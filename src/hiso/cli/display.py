@@ -23,12 +23,12 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from hiso.federation.runfile import Evaluation
-from hiso.language.tasks import headline
+from hiso.ring.ledger.runfile import Evaluation
+from hiso.run.formatting import figure as _figure
+from hiso.run.formatting import size
 from hiso.run.observer import Advance
-from hiso.run.readable import figure as _figure
-from hiso.run.readable import size
 from hiso.run.results import Round, Summary, decode_line
+from hiso.workloads.text.tasks import headline
 
 if TYPE_CHECKING:
     from hiso.run.estimate import Estimate

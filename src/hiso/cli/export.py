@@ -11,7 +11,7 @@ from rich.console import Console
 
 from hiso.cli import display
 from hiso.cli.options import Json
-from hiso.run.readable import figure, size
+from hiso.run.formatting import figure, size
 
 Run = Annotated[Path, typer.Argument(help="The run's folder.", show_default=False)]
 Place = Annotated[

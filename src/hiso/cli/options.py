@@ -12,7 +12,7 @@ import typer
 from rich.markup import escape
 
 from hiso.errors import SettingsError
-from hiso.run.settings import Settings, read_toml
+from hiso.run.settings import RENAMED, Settings, read_toml
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, nothing else.")]
 SettingsFile = Annotated[
@@ -77,7 +77,7 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
     def wrapped(**arguments: Any) -> None:
         given = {
             name: arguments.pop(name)
-            for name in _FLAGS
+            for name in (*_FLAGS, *RENAMED)
             if arguments.get(name) is not None or arguments.pop(name, None)
         }
         command(settings=given, **arguments)
@@ -87,7 +87,7 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
         for parameter in inspect.signature(command, eval_str=True).parameters.values()
         if parameter.name != "settings"
     ]
-    flags = [_flag(name) for name in _FLAGS]
+    flags = [_flag(name) for name in _FLAGS] + [_renamed_flag(name) for name in RENAMED]
     parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in [*own, *flags]]
     wrapped.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportFunctionMemberAccess]
     wrapped.__annotations__ = {p.name: p.annotation for p in parameters}
@@ -114,6 +114,17 @@ def _flag(name: str) -> inspect.Parameter:
         inspect.Parameter.KEYWORD_ONLY,
         default=None,
         annotation=Annotated[kind | None, option],
+    )
+
+
+def _renamed_flag(name: str) -> inspect.Parameter:
+    """A flag of hiso 0.1: where settings are checked, it is refused with its new name."""
+    option = typer.Option("--" + name.replace("_", "-"), hidden=True)
+    return inspect.Parameter(
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None,
+        annotation=Annotated[str | None, option],
     )
 
 

@@ -17,7 +17,7 @@ from hiso.cli.options import Json
 
 if TYPE_CHECKING:
     from hiso.export.predict import Predictor
-    from hiso.language.task import Row, Task
+    from hiso.workloads.text.task import Row, Task
 
 _SHOWN = 100
 """Characters of an input that are repeated."""
@@ -84,8 +84,8 @@ def _device() -> Literal["cpu", "cuda"]:
 
 
 def _rows(file: Path | None, texts: Sequence[str], task: Task) -> Sequence[Row]:
+    from hiso.data.files import read_rows
     from hiso.export.predict import rows_of
-    from hiso.language.files import read_rows
 
     if file is None or str(file) == "-":
         return rows_of(texts or [line for line in sys.stdin.read().splitlines() if line], task)

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from hiso.cli import display
 from hiso.cli.options import Json
-from hiso.run.readable import size
+from hiso.run.formatting import size
 
 
 def report(

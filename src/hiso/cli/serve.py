@@ -53,12 +53,12 @@ def serve(
     Run it on the SuperLink's machine. Needs neither model nor data.
     """
     from hiso.run.folder import RunFolder
-    from hiso.run.opening import resolve_settings
+    from hiso.run.prepare import resolve_settings
 
     if find_spec("flwr") is None:
         raise LoadError("hiso serve needs Flower: pip install 'hiso[flower]'")
-    from hiso.flower.conduct import Pace
-    from hiso.flower.server import LOG, check
+    from hiso.flower.rounds import Pace
+    from hiso.flower.server_app import LOG, check
     from hiso.flower.submit import Submission
     from hiso.run.summary import shares
 
@@ -97,7 +97,7 @@ def serve(
 
 
 def _answered(folder: RunFolder) -> int:
-    from hiso.federation.ledger import Ledger
+    from hiso.ring.ledger.ledger import Ledger
 
     if not folder.has_run():
         return 0

@@ -26,7 +26,7 @@ def theory(
 
     Writes results.json, results.csv and pictures. Needs the extra `theory`.
     """
-    from hiso.theory.experiment import run_experiment
+    from hiso.lab.theory.experiment import run_experiment
 
     folder = out or Path("runs") / f"theory-{preset.stem}"
     with display.Watcher(Console(stderr=True), quiet=as_json) as watcher:

@@ -44,8 +44,8 @@ def start(
 
     Flags override the TOML file, which should be the same for server and workers, but for `data`.
     """
+    from hiso.flower.daemon import LOG, Resident
     from hiso.flower.logs import log_to
-    from hiso.flower.resident import LOG, Resident
     from hiso.run.settings import parse_settings
 
     given, _ = merge_file(file, settings)
@@ -78,8 +78,8 @@ def stop(folder: Folder) -> None:
 
 
 def _ask(folder: Path, kind: str) -> dict[str, Any]:
-    from hiso.flower.dial import ask
     from hiso.flower.envelope import Envelope
+    from hiso.flower.local_socket import ask
 
     answer = ask(folder, Envelope(kind), timeout=10)
     if answer.kind == "error":

@@ -9,8 +9,8 @@ from functools import cached_property
 from typing import Any, Literal, Self, cast, get_args
 
 from hiso.core import record
-from hiso.core.method import Method
-from hiso.core.methods import METHODS, with_auto_lr, with_label_bias
+from hiso.core.method.base import Method
+from hiso.core.method.registry import METHODS, with_auto_lr, with_label_bias
 from hiso.core.noise import NOISE_FORMAT, Noise
 from hiso.errors import ProtocolError, SettingsError
 
@@ -28,7 +28,7 @@ class Identity:
     equal if their texts are.
 
     Example:
-        >>> from hiso.core.methods import HiSo
+        >>> from hiso.core.method.registry import HiSo
         >>> identity = Identity(method=HiSo(lr=0.01), seed=0, loss={"name": "mse", "version": 1})
         >>> Identity.parse(identity.text) == identity
         True
@@ -40,7 +40,8 @@ class Identity:
         dtype: Precision of forward passes; weights are float32.
         clients: Number of clients M.
         batch_size: Examples per client and local step.
-        directions: Whether all clients measure along the same directions: shared, or per-client.
+        per_client: Whether every client measures along directions of its own. In the text it is
+            `directions`: shared, or per-client.
         model: Fingerprint of the base model.
         task: What is learned: name, prompt, label words.
         data: Fingerprint of the data and how they were cut.
@@ -60,7 +61,7 @@ class Identity:
     dtype: Dtype = "float32"
     clients: int | None = None
     batch_size: int | None = None
-    directions: Literal["shared", "per-client"] | None = None
+    per_client: bool | None = None
     model: Any = None
     task: Any = None
     data: Any = None
@@ -89,6 +90,8 @@ class Identity:
     def _json(self) -> dict[str, Any]:
         method = self.method
         known = {name: getattr(self, name) for name in _PLAIN}
+        own = known.pop("per_client")
+        known["directions"] = None if own is None else _STREAMS[own]
         return {
             "formats": _FORMATS,
             "method": {"name": method.name, "hyper": method.hyper, "feed": method.feed}
@@ -124,6 +127,8 @@ class Identity:
                     f"{', '.join(METHODS)}. Pass a method of your own, or register it"
                 )
             known = {name: values.pop(name) for name in _PLAIN if name in values}
+            if "directions" in values:
+                known["per_client"] = bool(_STREAMS.index(values.pop("directions")))
             identity = cls(method=_make(kind, made), **known, facts=values)
         except (ValueError, KeyError, TypeError, AttributeError, SettingsError) as error:
             raise ProtocolError(f"an identity cannot be read: {error}") from error
@@ -157,7 +162,8 @@ class Identity:
 
 
 _PLAIN = tuple(f.name for f in fields(Identity) if f.name not in ("method", "facts", "text"))
-_KNOWN = {*_PLAIN, "method", "formats"}
+_KNOWN = {*_PLAIN, "method", "formats", "directions"}
+_STREAMS = ("shared", "per-client")
 
 
 def canonical_json(value: Any, what: str) -> str:

@@ -7,8 +7,8 @@ import importlib
 import sys
 from typing import Any
 
-from hiso.core.method import Method
-from hiso.core.methods import register
+from hiso.core.method.base import Method
+from hiso.core.method.registry import register
 from hiso.errors import LoadError
 
 

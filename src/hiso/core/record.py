@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hiso.core.method import Method
+from hiso.core.method.base import Method
 from hiso.errors import ProtocolError, SettingsError
 
 FORMAT = 1
@@ -217,8 +217,8 @@ def check_sequence(
                 "records follow each other without gaps"
             )
         problems = [f"it changes {', '.join(sorted(unknown))}"] if unknown else []
-        if (record.curvature is not None) != method.curvature:
-            problems.append(f"it has {'no ' if method.curvature else ''}curvature scalars")
+        if (record.curvature is not None) != method.measures_curvature:
+            problems.append(f"it has {'no ' if method.measures_curvature else ''}curvature scalars")
         if set(record.facts) != set(method.facts):
             problems.append(f"it has the facts {sorted(record.facts)}, not {sorted(method.facts)}")
         if problems:

@@ -10,19 +10,19 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic import ValidationError as Invalid
 from torch import nn
 
-from hiso.core.adopt import find_trainable
-from hiso.core.backward import Probing, check_backward
 from hiso.core.identity import Dtype, Identity
 from hiso.core.kernels import Backend
-from hiso.core.method import Method
-from hiso.core.methods import ZoSgd
+from hiso.core.measure.backward import Probing, check_backward
+from hiso.core.measure.probe import Scheme
+from hiso.core.method.base import Method
+from hiso.core.method.registry import ZoSgd
 from hiso.core.noise import Noise
-from hiso.core.probe import Scheme
-from hiso.core.replica import Memory
-from hiso.engines.shards import shard_problem
+from hiso.core.replica.adopt import find_trainable
+from hiso.core.replica.replica import Memory
+from hiso.data.shards import shard_problem
 from hiso.errors import SettingsError
-from hiso.federation.aggregate import Weighting
-from hiso.federation.settings import RoundSettings
+from hiso.ring.aggregate import Weighting
+from hiso.ring.round_settings import RoundSettings
 
 
 def _trainable(model: Any) -> nn.Module:
@@ -205,7 +205,7 @@ def _identity(values: Mapping[str, Any]) -> Identity:
     name = values["loss_name"] or getattr(loss, "__qualname__", type(loss).__qualname__)
     return Identity(
         clients=len(shards),
-        directions="per-client" if values["per_client"] else "shared",
+        per_client=values["per_client"],
         data={"examples": [len(shard) for shard in shards]},
         loss={"name": name, "version": values["loss_version"]},
         **{name: values[name] for name in _FOR_IDENTITY},

@@ -17,23 +17,23 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.utils.data import default_collate
 
-from hiso.core.backward import Probing, mean_loss
 from hiso.core.identity import Dtype, Identity
 from hiso.core.kernels import Backend
-from hiso.core.method import Method
+from hiso.core.measure.backward import Probing, mean_loss
+from hiso.core.measure.outcome import Outcome
+from hiso.core.measure.probe import Scheme
+from hiso.core.method.base import Method
 from hiso.core.noise import Noise
-from hiso.core.outcome import Outcome
-from hiso.core.probe import Scheme
-from hiso.core.replica import Memory, Replica
+from hiso.core.replica.replica import Memory, Replica
+from hiso.data.shards import Collate, DataShard
 from hiso.engines.arguments import Arguments, check_arguments
 from hiso.engines.replay import describe_model
-from hiso.engines.shards import Collate, DataShard
 from hiso.engines.simulation import Simulation
 from hiso.errors import RoundAborted, RunConflict
-from hiso.federation.aggregate import Weighting
-from hiso.federation.ledger import Ledger
-from hiso.federation.schema import has_tables
-from hiso.federation.server import Aborted, Closed, Server
+from hiso.ring.aggregate import Weighting
+from hiso.ring.ledger.ledger import Ledger
+from hiso.ring.ledger.schema import has_tables
+from hiso.ring.server import Aborted, Closed, Server
 
 Loss = Callable[[Any, Any], Any]
 """Of the model and a batch: a mean loss, losses [B], or a pair of scores [B, C] and labels [B]."""
@@ -112,7 +112,7 @@ class Federation:
             scheme: Differences taken; see docs/methods.md.
             per_client: Whether every client measures along directions of its own.
             weighting: Whether clients count alike ("plain") or by their examples ("examples").
-            normalise: Smoothing of a mean curvature that divides `lr`; 0 for none.
+            normalise: Smoothing of a mean diagonal that divides `lr`; 0 for none.
             divergence_factor: A round whose loss exceeds this many times that of the first rounds
                 is not recorded, and raises `Diverged`; None for no such guard.
             noise: Law of the directions.

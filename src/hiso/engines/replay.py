@@ -10,10 +10,10 @@ from torch import nn
 from hiso.core.fingerprint import fingerprint
 from hiso.core.identity import Identity
 from hiso.core.kernels import Backend
-from hiso.core.method import Method
-from hiso.core.replica import Memory, Replica
+from hiso.core.method.base import Method
+from hiso.core.replica.replica import Memory, Replica
 from hiso.errors import ProtocolError, RunConflict
-from hiso.federation.ledger import Ledger
+from hiso.ring.ledger.ledger import Ledger
 
 
 def replay(

@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hiso.core.outcome import Outcome
-from hiso.core.probe import Point, Probe
-from hiso.core.replica import Replica
+from hiso.core.measure.outcome import Outcome
+from hiso.core.measure.probe import Point, Probe
+from hiso.core.replica.replica import Replica
 from hiso.errors import NonFiniteLoss, ProtocolError
-from hiso.federation.client import Client, Shard
-from hiso.federation.measure import Backward, Losses
-from hiso.federation.server import Aborted, Closed, Server
+from hiso.ring.client import Client, Shard
+from hiso.ring.passes import Backward, Losses
+from hiso.ring.server import Aborted, Closed, Server
 
 
 class Simulation:

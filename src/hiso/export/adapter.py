@@ -14,14 +14,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from hiso.core.identity import Identity
-from hiso.core.method import Method
+from hiso.core.method.base import Method
 from hiso.core.record import Record
 from hiso.errors import LoadError, ProtocolError
 from hiso.export.columns import Arrays, pack_records, unpack_records
-from hiso.federation.ledger import Ledger
-from hiso.language.gguf import PACKAGED
+from hiso.ring.ledger.ledger import Ledger
 from hiso.run.folder import RunFolder
 from hiso.run.results import kept_position
+from hiso.workloads.text.gguf import PACKAGED
 
 FORMAT = 1
 FILE = "hiso_adapter.safetensors"

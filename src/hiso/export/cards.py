@@ -12,11 +12,11 @@ from typing import Any
 from hiso.export.adapter import FORMAT, Adapter, public_name
 from hiso.export.load import Tuned
 from hiso.export.task import task_of
-from hiso.federation.runfile import Evaluation
-from hiso.language.gguf import PACKAGED
-from hiso.language.task import Task
-from hiso.language.verbalizer import check_labels
-from hiso.run.readable import figure
+from hiso.ring.ledger.runfile import Evaluation
+from hiso.run.formatting import figure
+from hiso.workloads.text.gguf import PACKAGED
+from hiso.workloads.text.task import Task
+from hiso.workloads.text.verbalizer import check_labels
 
 _REVEALS = (
     "This adapter holds no examples and no losses. Its numbers are means over the clients that "

@@ -11,15 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hiso.core.identity import Identity
-from hiso.core.method import Method
-from hiso.core.replica import Replica
+from hiso.core.method.base import Method
+from hiso.core.replica.replica import Replica
 from hiso.errors import LoadError, ProtocolError, SettingsError
 from hiso.export.adapter import Adapter, read_log
-from hiso.language.models import LanguageModel, copy_model, load_model
-from hiso.run.objects import Objects
 from hiso.run.observer import Observer, Silent
 from hiso.run.snapshots import fold
-from hiso.run.words import describe_model
+from hiso.run.workload.objects import Objects
+from hiso.run.workload.text import describe_model
+from hiso.workloads.text.models import LanguageModel, copy_model, load_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

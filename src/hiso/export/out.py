@@ -7,16 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hiso.core.method import Method
+from hiso.core.method.base import Method
 from hiso.export.adapter import CARD, FILE, Adapter, read_log, read_run, write_file
 from hiso.export.cards import Figures, adapter_card, model_card
 from hiso.export.folders import check_free, whole
 from hiso.export.load import Tuned, check_language, load
-from hiso.federation.ledger import Ledger
-from hiso.language.metrics import WITHOUT_BIAS
-from hiso.language.models import quiet
+from hiso.ring.ledger.ledger import Ledger
 from hiso.run.folder import RunFolder, write_text
 from hiso.run.observer import Observer
+from hiso.workloads.text.metrics import WITHOUT_BIAS
+from hiso.workloads.text.models import quiet
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -13,15 +13,15 @@ from numpy.typing import NDArray
 from hiso.errors import Diverged, LoadError
 from hiso.export.load import Tuned
 from hiso.export.task import task_of
-from hiso.language.data import Example
-from hiso.language.generation import stop_tokens, write_answers
-from hiso.language.models import LanguageModel
-from hiso.language.objective import Objective
-from hiso.language.shards import Encoded, encode
-from hiso.language.task import Row, Task
-from hiso.language.verbalizer import prefix, tokens
 from hiso.run.observer import Observer, Silent
-from hiso.run.workload import EVAL_BATCH
+from hiso.run.workload.base import EVAL_BATCH
+from hiso.workloads.text.encode import Encoded, encode
+from hiso.workloads.text.examples import Example
+from hiso.workloads.text.generation import stop_tokens, write_answers
+from hiso.workloads.text.models import LanguageModel
+from hiso.workloads.text.objective import Objective
+from hiso.workloads.text.task import Row, Task
+from hiso.workloads.text.verbalizer import prefix, tokens
 
 CONTINUATION = 32
 """Most tokens that a model of free text writes."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from hiso.core.identity import Identity
-from hiso.language.task import Task
-from hiso.language.tasks import TASKS
+from hiso.workloads.text.task import Task
+from hiso.workloads.text.tasks import TASKS
 
 
 def task_of(identity: Identity) -> Task:

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from hiso.core.identity import Identity
 from hiso.core.record import MAX_STREAM
 from hiso.errors import ProtocolError
-from hiso.federation.validate import is_whole
 from hiso.flower.envelope import Envelope
-from hiso.flower.post import Answer, Post
+from hiso.flower.exchange import Answer, Post
+from hiso.ring.accept.replies import is_whole
 
 log = logging.getLogger(__name__)
 

@@ -17,22 +17,23 @@ from typing import Any
 
 from torch import Tensor
 
-from hiso.core.backward import Probing, check_backward
 from hiso.core.identity import Identity
-from hiso.core.outcome import Outcome
-from hiso.core.replica import Replica
+from hiso.core.measure.backward import Probing, check_backward
+from hiso.core.measure.outcome import Outcome
+from hiso.core.replica.replica import Replica
 from hiso.errors import HisoError, ProtocolError
-from hiso.federation.client import Client
-from hiso.federation.ledger import Ledger
-from hiso.federation.protocol import Plan
-from hiso.federation.wire import plan_from_bytes, reply_to_bytes
 from hiso.flower.envelope import BEHIND, UNKNOWN_RUN, Envelope
+from hiso.ring.client import Client
+from hiso.ring.ledger.ledger import Ledger
+from hiso.ring.messages import Plan
+from hiso.ring.wire import plan_from_bytes, reply_to_bytes
 from hiso.run.folder import RunFolder
 from hiso.run.identity import check_identity, deployed
 from hiso.run.observer import Advance, Silent
 from hiso.run.settings import Settings
 from hiso.run.snapshots import replay, restore_snapshot, save_snapshot
-from hiso.run.workload import adjustments, load_workload, make_replica
+from hiso.run.workload.base import adjustments, make_replica
+from hiso.run.workload.load import load_workload
 
 log = logging.getLogger(__name__)
 

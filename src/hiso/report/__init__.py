@@ -1,1 +1,4 @@
-"""A report of runs: one HTML file that needs nothing else."""
+"""A run, or several, as one page to look at.
+
+Begin with `page.py`; `gather.py` reads the runs, the other modules are the parts of the page.
+"""

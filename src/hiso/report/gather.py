@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from hiso.core.identity import Identity
 from hiso.core.record import Record
 from hiso.errors import HisoError, ProtocolError, SettingsError
-from hiso.federation.ledger import Ledger
-from hiso.federation.protocol import paper_bytes
-from hiso.federation.runfile import Change, Evaluation, ReplyRow
+from hiso.ring.ledger.ledger import Ledger
+from hiso.ring.ledger.runfile import Change, Evaluation, ReplyRow
+from hiso.ring.messages import paper_bytes
 from hiso.run.folder import RunFolder
 from hiso.run.results import Round, Summary, rounds_of
 

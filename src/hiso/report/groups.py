@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from hiso.report.gather import Floats, Run
-from hiso.run.readable import figure
+from hiso.run.formatting import figure
 from hiso.run.settings import Settings
 
 AXES = ("rounds", "bytes", "passes")

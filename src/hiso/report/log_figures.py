@@ -167,7 +167,7 @@ def state_section(histories: Mapping[str, History]) -> Section | None:
         f"alone, and is rebuilt without the model for {' or '.join(f'{n:,}' for n in samples)} "
         f"weights: a sample, of {LARGEST:,} at most."
     )
-    return Section(f"Learned curvature {title}", [figure], text, list(histories), "run")
+    return Section(f"Learned diagonal {title}", [figure], text, list(histories), "run")
 
 
 def _heat_view(history: History) -> View:

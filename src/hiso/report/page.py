@@ -21,8 +21,8 @@ from hiso.report.parts import Figure, Section, Table, line_style
 from hiso.report.standin import state_history
 from hiso.report.tables import costs_section, results_section, settings_section
 from hiso.run.folder import write_text
+from hiso.run.formatting import figure
 from hiso.run.observer import Observer, Silent
-from hiso.run.readable import figure
 
 
 def write_report(

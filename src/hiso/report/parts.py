@@ -18,7 +18,7 @@ DASHES = ("solid", "dash", "dot", "dashdot")
 
 @dataclass(frozen=True)
 class Table:
-    """A table. Numbers are set as `hiso.run.readable.figure` writes them, None as –.
+    """A table. Numbers are set as `hiso.run.formatting.figure` writes them, None as –.
 
     Attributes:
         header: Names of the columns. The first column names the row.

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from hiso.core.replica import Replica
+from hiso.core.replica.replica import Replica
 from hiso.report.gather import Floats, Run
 from hiso.run.observer import Observer
 

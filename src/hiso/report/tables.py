@@ -12,7 +12,7 @@ import numpy as np
 from hiso.report.gather import Run, in_words, metric_names
 from hiso.report.groups import Group, differing, plus_minus
 from hiso.report.parts import Section, Table
-from hiso.run.readable import figure, size
+from hiso.run.formatting import figure, size
 
 
 def results_section(groups: Sequence[Group]) -> Section:

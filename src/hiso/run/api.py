@@ -6,15 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hiso.core.method import Method
-from hiso.core.methods import register
+from hiso.core.method.base import Method
+from hiso.core.method.registry import register
 from hiso.errors import SettingsError
-from hiso.language.task import Task
 from hiso.run import launch as runs
-from hiso.run.objects import Objects
 from hiso.run.observer import Observer
 from hiso.run.results import encode_summary
 from hiso.run.settings import HYPER
+from hiso.run.workload.objects import Objects
+from hiso.workloads.text.task import Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

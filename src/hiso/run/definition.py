@@ -10,9 +10,9 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from hiso.errors import LoadError, SettingsError
-from hiso.language.columns import in_order
-from hiso.language.scores import SCORES
-from hiso.language.task import Task
+from hiso.workloads.text.columns import in_order
+from hiso.workloads.text.scores import SCORES
+from hiso.workloads.text.task import Task
 
 OWN = "own"
 """The name of a task that is defined and not named."""
@@ -22,7 +22,8 @@ class Definition(BaseModel):
     """A task as a table of settings: columns, prompt, label words, scores.
 
     With `label_column` the model chooses among label words; with `answers` it writes what follows
-    the prompt; with neither, the text itself is what it learns. See `hiso.language.task.Task`.
+    the prompt; with neither, the text itself is what it learns. See
+    `hiso.workloads.text.task.Task`.
 
     Attributes:
         text_column: The column that is the text, where there is no template.
@@ -30,7 +31,8 @@ class Definition(BaseModel):
             that names their column.
         label_column: The column of the labels.
         labels: A label word for each value of that column. By default they are made of the values
-            in the data: see `hiso.run.own_task.complete`. A word follows the prompt after a space.
+            in the data: see `hiso.run.workload.own_task.complete`. A word follows the prompt
+            after a space.
         answers: Columns that may hold the right answers; the first one that a row has counts.
         answer_tokens: Most tokens of an answer, the end token among them.
         metrics: Scores of answers: f1, exact_match, rouge1, rouge2, rougeL; the first two if none

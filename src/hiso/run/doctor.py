@@ -14,9 +14,9 @@ import numpy as np
 import torch
 
 from hiso.core.kernels import Backend, Spot, Steps, load_kernels, pack
-from hiso.core.layout import Layout
-from hiso.core.methods import METHODS, HiSo
+from hiso.core.method.registry import METHODS, HiSo
 from hiso.core.noise import TILE
+from hiso.core.noise.layout import Layout
 from hiso.core.record import Record
 from hiso.run.observer import Observer
 
@@ -78,7 +78,9 @@ def _small_fold(method: Any, backend: Backend) -> int:
     kernels = load_kernels(backend, method, "binomial", 7, layout)
     w = torch.arange(layout.tiles * TILE, dtype=torch.float32)
     state = {name: torch.full_like(w, value) for name, value in method.state.items()}
-    steps, _ = pack(method, [sample_record(r, method.curvature) for r in range(3)], method.hyper)
+    steps, _ = pack(
+        method, [sample_record(r, method.measures_curvature) for r in range(3)], method.hyper
+    )
     return kernels.fold(w, state, steps)
 
 

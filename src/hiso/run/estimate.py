@@ -6,14 +6,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from hiso.core.backward import BACKWARD_PASSES
-from hiso.core.method import Method
-from hiso.core.probe import passes
-from hiso.core.replica import Replica
-from hiso.federation.protocol import SCALAR_BYTES
+from hiso.core.measure.backward import BACKWARD_PASSES
+from hiso.core.measure.probe import passes
+from hiso.core.method.base import Method
+from hiso.core.replica.replica import Replica
+from hiso.ring.messages import SCALAR_BYTES
 from hiso.run.settings import Settings
 from hiso.run.summary import peak_memory
-from hiso.run.workload import Workload
+from hiso.run.workload.base import Workload
 
 _LEDGER_BYTES, _ROUND_BYTES = 80_000, 900
 """About what a run's files take at the start, and a round of them beside its scalars."""
@@ -53,9 +53,9 @@ def estimate(
     a_pass = _seconds(lambda: objective(batches))
     left = max(0, settings.rounds - position)
     forward = passes(
-        settings.perturbations,
+        settings.directions,
         settings.scheme or "forward",
-        curvature=method.curvature,
+        with_curvature=method.measures_curvature,
         scores=method.needs == "scores",
     )
     backward = settings.backward_clients >= settings.clients
@@ -63,9 +63,9 @@ def estimate(
     an_example = a_pass / sum(len(batch.examples) for batch in batches)
     tunings = left // settings.eval_every + 1 if settings.eval_every else 0
     examples = tunings * len(workload.dev) + 2 * len(workload.test)
-    kinds = 2 if method.curvature else 1
-    scalars = settings.local_steps * settings.perturbations * kinds + len(method.facts)
-    streams = settings.sample if settings.directions == "per-client" else 1
+    kinds = 2 if method.measures_curvature else 1
+    scalars = settings.local_steps * settings.directions * kinds + len(method.facts)
+    streams = settings.sample if settings.per_client else 1
     up = left * settings.sample * scalars * SCALAR_BYTES
     down = left * settings.clients * streams * scalars * SCALAR_BYTES
     states = 1 + len(method.state)

@@ -16,8 +16,8 @@ from typing import Any
 from safetensors import SafetensorError
 
 from hiso.errors import ProtocolError, RunConflict, StorageError
-from hiso.federation.runfile import Evaluation
-from hiso.federation.schema import has_tables
+from hiso.ring.ledger.runfile import Evaluation
+from hiso.ring.ledger.schema import has_tables
 from hiso.run.results import (
     Round,
     Summary,

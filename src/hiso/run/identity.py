@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from hiso.core.identity import Identity
-from hiso.core.method import Method
-from hiso.core.methods import label_bias
+from hiso.core.method.base import Method
+from hiso.core.method.registry import label_bias
 from hiso.errors import RunConflict, SettingsError
 from hiso.run.settings import Settings
 
@@ -33,7 +33,7 @@ def settings_identity(settings: Settings, method: Method, labels: int) -> Identi
         dtype=settings.dtype,
         clients=settings.clients,
         batch_size=settings.batch_size,
-        directions=settings.directions,
+        per_client=settings.per_client,
         facts={"logit_adjustment": True} if settings.logit_adjustment else {},
     )
 

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from hiso.federation.ledger import Ledger
+from hiso.ring.ledger.ledger import Ledger
 from hiso.run.folder import RunFolder
 from hiso.run.results import encode_line, rounds_of
 

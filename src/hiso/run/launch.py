@@ -11,28 +11,29 @@ from typing import Any
 
 import torch
 
-from hiso.core.method import Method
-from hiso.core.methods import register
-from hiso.core.replica import Replica
+from hiso.core.method.base import Method
+from hiso.core.method.registry import register
+from hiso.core.replica.replica import Replica
 from hiso.engines.simulation import Simulation
 from hiso.errors import Diverged, SettingsError
-from hiso.federation.ledger import Ledger
-from hiso.federation.server import Server
+from hiso.ring.ledger.ledger import Ledger
+from hiso.ring.server import Server
+from hiso.run.choose_mu import settle
 from hiso.run.estimate import Estimate, estimate
 from hiso.run.folder import RunFolder
 from hiso.run.identity import check_identity
 from hiso.run.loop import Loop
-from hiso.run.objects import NOTHING, Objects
 from hiso.run.observer import Observer, Silent
-from hiso.run.opening import Seen, look, open_ledger, prepare, resolve_settings
-from hiso.run.own_task import complete
-from hiso.run.precision import settle
+from hiso.run.prepare import Seen, look, open_ledger, prepare, resolve_settings
 from hiso.run.results import Summary, kept_position, rounds_of
 from hiso.run.resume import check_method
 from hiso.run.settings import Settings, own_method, parse_settings
 from hiso.run.snapshots import save_snapshot, stand
 from hiso.run.summary import summarise
-from hiso.run.workload import Workload, adjustments, load_workload, make_replica, measure_split
+from hiso.run.workload.base import Workload, adjustments, make_replica, measure_split
+from hiso.run.workload.load import load_workload
+from hiso.run.workload.objects import NOTHING, Objects
+from hiso.run.workload.own_task import complete
 
 
 def launch(

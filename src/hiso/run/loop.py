@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from hiso.errors import RoundAborted
-from hiso.federation.runfile import Evaluation
-from hiso.federation.server import Aborted
+from hiso.ring.ledger.runfile import Evaluation
+from hiso.ring.server import Aborted
 from hiso.run.folder import RunFolder
 from hiso.run.observer import Observer
 from hiso.run.results import Round, Summary, lowest

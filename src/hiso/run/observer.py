@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import TYPE_CHECKING, Protocol
 
-from hiso.federation.runfile import Evaluation
+from hiso.ring.ledger.runfile import Evaluation
 from hiso.run.results import Round
 
 if TYPE_CHECKING:

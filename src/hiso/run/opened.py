@@ -10,22 +10,22 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from hiso.core.method import Method
-from hiso.core.methods import register
-from hiso.core.replica import Replica
+from hiso.core.method.base import Method
+from hiso.core.method.registry import register
+from hiso.core.replica.replica import Replica
 from hiso.engines.replay import check_digest, last_agreed
 from hiso.errors import ProtocolError, RunConflict
-from hiso.federation.ledger import Ledger
+from hiso.ring.ledger.ledger import Ledger
 from hiso.run.folder import RunFolder
-from hiso.run.images import load_network
-from hiso.run.objects import Objects
 from hiso.run.observer import Silent
 from hiso.run.results import encode_line, encode_summary, in_order, kept_position, rounds_of
 from hiso.run.settings import Settings, parse_settings
 from hiso.run.snapshots import replay, stand
-from hiso.run.words import describe_model
-from hiso.vision.data import DATA_SETS
-from hiso.vision.models import fingerprint
+from hiso.run.workload.objects import Objects
+from hiso.run.workload.text import describe_model
+from hiso.run.workload.vision import load_network
+from hiso.workloads.vision.images import DATA_SETS
+from hiso.workloads.vision.models import fingerprint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

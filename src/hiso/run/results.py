@@ -13,12 +13,12 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from hiso.core.backward import BACKWARD_PASSES
-from hiso.core.methods import METHODS
-from hiso.core.probe import passes
+from hiso.core.measure.backward import BACKWARD_PASSES
+from hiso.core.measure.probe import passes
+from hiso.core.method.registry import METHODS
 from hiso.errors import ProtocolError
-from hiso.federation.ledger import Ledger
-from hiso.federation.runfile import Evaluation
+from hiso.ring.ledger.ledger import Ledger
+from hiso.ring.ledger.runfile import Evaluation
 
 
 @dataclass(frozen=True)
@@ -197,7 +197,9 @@ def rounds_of(ledger: Ledger, start: int = 0) -> list[Round]:
     for row, record in zip(ledger.rounds(start), ledger.records(start), strict=True):
         scheme, backward = scheme_at(row.round) or "forward", backward_at(row.round) or 0
         directions = int(record.direction.max()) + 1
-        a_step = passes(directions, scheme, curvature=record.curvature is not None, scores=scores)
+        a_step = passes(
+            directions, scheme, with_curvature=record.curvature is not None, scores=scores
+        )
         by_client = [BACKWARD_PASSES if client < backward else a_step for client in row.clients]
         rounds.append(
             Round(

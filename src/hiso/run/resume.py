@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel
 
-from hiso.core.method import Method
+from hiso.core.method.base import Method
 from hiso.errors import RunConflict, SettingsError
-from hiso.federation.ledger import Ledger
+from hiso.ring.ledger.ledger import Ledger
 from hiso.run.settings import CHANGEABLE, Settings, near, parse_settings, parse_values
 
 

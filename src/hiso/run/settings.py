@@ -18,14 +18,14 @@ from pydantic import (
     model_validator,
 )
 
-from hiso.core.backward import check_backward
 from hiso.core.importing import import_method, is_path
-from hiso.core.method import Feed, Method
-from hiso.core.methods import METHODS, auto_lr
+from hiso.core.measure.backward import check_backward
+from hiso.core.method.base import Feed, Method
+from hiso.core.method.registry import METHODS, auto_lr
 from hiso.errors import LoadError, SettingsError
-from hiso.federation.settings import RoundSettings
-from hiso.language.tasks import TASKS
+from hiso.ring.round_settings import RoundSettings
 from hiso.run.definition import OWN, Definition
+from hiso.workloads.text.tasks import TASKS
 
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=1, le=2**16)]
@@ -62,18 +62,18 @@ class Values(BaseModel):
         None,
         description="Learning rate; by default the method's. auto follows the curvature.",
     )
-    nu: Hyper = Field(None, description="Curvature smoothing (hiso, hizoo).")
+    nu: Hyper = Field(None, description="Smoothing of the diagonal (hiso, hizoo).")
     eps: Hyper = Field(None, description="Added to dx² (hiso).")
-    floor: Hyper = Field(None, description="Least curvature (hiso, hizoo).")
+    floor: Hyper = Field(None, description="Least value of the diagonal (hiso, hizoo).")
     beta: Hyper = Field(None, description="Momentum factor (momentum).")
     ridge: Hyper = Field(
         None, description="Added curvature, relative; by default set by sizes (subspace_newton)."
     )
     feed: Feed | None = Field(
-        None, description="Local steps that feed the curvature: first, last or all."
+        None, description="Local steps that feed the diagonal: first, last or all."
     )
     normalise: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.0, description="Smoothing of a mean curvature that divides lr; 0 for none."
+        0.0, description="Smoothing of a mean diagonal that divides lr; 0 for none."
     )
     label_bias: bool = Field(
         False, description="Tune a bias of each label of the task too, beside the weights."
@@ -85,7 +85,7 @@ class Values(BaseModel):
     clients: Positive = Field(6, description="Number of clients M.")
     sample: Positive = Field(2, description="Clients asked in each round, m.")
     rounds: Positive = Field(100, description="Rounds in all.")
-    perturbations: Count = Field(5, description="Directions per local step, P.")
+    directions: Count = Field(5, description="Directions per local step, P.")
     local_steps: Count = Field(1, description="Local steps per round, τ.")
     batch_size: Positive = Field(16, description="Examples per client and local step.")
     mu: Annotated[float, Field(gt=0, allow_inf_nan=False)] | Literal["auto"] = Field(
@@ -94,8 +94,8 @@ class Values(BaseModel):
     scheme: Literal["forward", "central"] | None = Field(
         None, description="Differences taken; by default forward, or what mu = auto picks."
     )
-    directions: Literal["shared", "per-client"] = Field(
-        "shared", description="Whether all clients measure along the same directions."
+    per_client: bool = Field(
+        False, description="Let every client measure along directions of its own."
     )
     backward_clients: Annotated[int, Field(ge=0)] = Field(
         0,
@@ -185,7 +185,7 @@ class Settings(Values):
                 method = self.make_method()
                 settled.make_rounds(method)
                 if self.normalise and ("h" in method.state or method.needs == "scores"):
-                    problems.append(f"normalise: {self.method} has a curvature of its own")
+                    problems.append(f"normalise: {self.method} has curvature of its own")
                 if self.backward_clients:
                     check_backward(method, self.memory)
                     if self.label_bias or self.logit_adjustment:
@@ -245,10 +245,10 @@ class Settings(Values):
             clients=self.clients,
             sample=self.sample,
             steps=self.local_steps,
-            directions=self.perturbations,
+            directions=self.directions,
             mu=float(self.mu),
             scheme=self.scheme or "forward",
-            per_client=self.directions == "per-client",
+            per_client=self.per_client,
             weighting=self.weighting,
             min_replies=self.min_replies,
             divergence_factor=self.divergence_factor,
@@ -277,7 +277,7 @@ CHANGEABLE = frozenset(
         "ridge",
         "mu",
         "scheme",
-        "perturbations",
+        "directions",
         "local_steps",
         "sample",
     }
@@ -298,8 +298,14 @@ def own_method(stored: Mapping[str, Any]) -> Method | None:
     return import_method(path) if is_path(path) else None
 
 
+RENAMED = {"perturbations": "directions"}
+"""Settings that had another name in hiso 0.1."""
+
+
 def near(word: str, known: Any) -> str:
-    """' (did you mean …?)' or a list of what is known."""
+    """' (did you mean …?)', a list of what is known, or what a setting is called now."""
+    if word in RENAMED:
+        return f"; it is called {RENAMED[word]} now"
     close = difflib.get_close_matches(word, list(known), 1)
     return f" (did you mean {close[0]!r}?)" if close else f"; known: {', '.join(known)}"
 
@@ -351,6 +357,8 @@ def _problems(kind: type[Values], values: Mapping[str, Any], error: ValidationEr
             lines += problem["msg"].removeprefix("Value error, ").splitlines()
         else:
             lines.append(f"{key} = {problem['input']!r}: {problem['msg']}")
+            if key == "directions" and problem["input"] in ("shared", "per-client"):
+                lines[-1] += " (directions is their number P; set per_client = true or false)"
     rest = {key: value for key, value in values.items() if key not in bad}
     if len(rest) < len(values):
         try:

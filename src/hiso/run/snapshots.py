@@ -11,9 +11,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from hiso.core.record import Record
-from hiso.core.replica import Replica
+from hiso.core.replica.replica import Replica
 from hiso.errors import ProtocolError
-from hiso.federation.ledger import Ledger
+from hiso.ring.ledger.ledger import Ledger
 from hiso.run.folder import storing
 from hiso.run.observer import Observer
 

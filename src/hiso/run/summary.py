@@ -10,9 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
-from hiso.federation.ledger import Ledger
-from hiso.federation.protocol import SCALAR_BYTES, paper_bytes
-from hiso.federation.runfile import Evaluation
+from hiso.ring.ledger.ledger import Ledger
+from hiso.ring.ledger.runfile import Evaluation
+from hiso.ring.messages import SCALAR_BYTES, paper_bytes
 from hiso.run.results import Round, Summary, kept_position, rounds_of
 
 

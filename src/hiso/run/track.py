@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from hiso.errors import LoadError, SettingsError
-from hiso.federation.ledger import Ledger
-from hiso.federation.runfile import Evaluation
+from hiso.ring.ledger.ledger import Ledger
+from hiso.ring.ledger.runfile import Evaluation
 from hiso.run.folder import RunFolder, write_text
 from hiso.run.observer import Silent
 from hiso.run.results import Round, rounds_of

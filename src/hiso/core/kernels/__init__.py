@@ -20,9 +20,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hiso.core.layout import Layout
-from hiso.core.method import Method
+from hiso.core.method.base import Method
 from hiso.core.noise import BLOCKS_PER_TILE, Noise, check_counter, split_seed
+from hiso.core.noise.layout import Layout
 from hiso.core.record import Record
 
 CPU = torch.device("cpu")

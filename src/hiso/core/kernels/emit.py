@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from hiso.core.method import Method
-from hiso.core.ops import Expr, lift, var
+from hiso.core.method.base import Method
+from hiso.core.method.ops import Expr, lift, var
 
 
 @dataclass(frozen=True)

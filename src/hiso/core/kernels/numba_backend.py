@@ -15,9 +15,9 @@ from torch import Tensor
 
 from hiso.core.kernels import PROJECT_TILES, Spot, Steps, sum_parts
 from hiso.core.kernels.numba_source import load
-from hiso.core.layout import Layout
-from hiso.core.method import Method
+from hiso.core.method.base import Method
 from hiso.core.noise import TILE, Noise, pack_step, split_seed
+from hiso.core.noise.layout import Layout
 
 _SERIAL_TILES = 32
 _TINY = np.float32(1e-40)

@@ -18,7 +18,7 @@ from hiso.core.kernels import (
 )
 from hiso.core.kernels.emit import NUMBA, Pieces, Printer, trace
 from hiso.core.kernels.generated import fill, import_source
-from hiso.core.method import Method
+from hiso.core.method.base import Method
 from hiso.core.noise import TILE, Noise
 
 _LANES = 256
@@ -166,7 +166,7 @@ def _update(method: Method, pieces: Pieces, *, learn: bool) -> list[str]:
     graphs = {**pieces.step_state, **(pieces.round_state if learn else {})}
     printer.lines += [*_loads(names), "w = b_w[j]"]
     printer.lines.append("dx = s1[j]" if pieces.denom is None else "dx = s1[j] / d[j]")
-    if learn and method.curvature:
+    if learn and method.measures_curvature:
         printer.lines.append("sk = s2[j]")
     stores = [f"b_{n}[j] = {printer.name(g)}" for n, g in {"w": pieces.w, **graphs}.items()]
     return [*printer.lines, *stores]
@@ -214,7 +214,7 @@ def source(method: Method, noise: Noise) -> str:
         _FOLD,
         hypers=[f"h_{name} = hyper[s, {i}]" for i, name in enumerate(method.hyper)],
         views=list(views.values()),
-        squares=fill(_SQUARES, noise=noise) if method.curvature else [],
+        squares=fill(_SQUARES, noise=noise) if method.measures_curvature else [],
         denominators=denominators,
         learning=_update(method, pieces, learn=True),
         moving=_update(method, pieces, learn=False),

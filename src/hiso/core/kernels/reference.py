@@ -20,9 +20,9 @@ from hiso.core.kernels import (
     Steps,
     sum_parts,
 )
-from hiso.core.layout import Layout
-from hiso.core.method import Method
+from hiso.core.method.base import Method
 from hiso.core.noise import TILE, Noise
+from hiso.core.noise.layout import Layout
 from hiso.core.noise.reference import direction
 
 _CHUNK = 256
@@ -39,7 +39,7 @@ def mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
 def _float32(value: Any, shape: tuple[int, ...]) -> Floats:
     """What a method's piece gave, as an array; a Python number is one for every weight."""
     if type(value) not in (int, float) and value.dtype != np.float32:
-        raise TypeError(f"a method left float32 for {value.dtype}: use hiso.core.ops")
+        raise TypeError(f"a method left float32 for {value.dtype}: use hiso.core.method.ops")
     return np.broadcast_to(np.asarray(value, np.float32), shape)
 
 
@@ -153,7 +153,7 @@ class ReferenceKernels:
                 spot = Spot(int(steps.round[s]), counter >> 16, stream, counter & 0xFFFF)
                 u = self._direction(spot, tiles)
                 s1 = s1 + steps.coefficient[n] * u
-                if method.curvature:
+                if method.measures_curvature:
                     s2 = s2 + steps.curvature[n] * (u * u)
             dx = s1 if denom is None else s1 / denom
             moved, stepped = method.step(w, moving, dx, hyper)

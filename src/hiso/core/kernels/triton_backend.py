@@ -16,9 +16,9 @@ from torch import Tensor
 
 from hiso.core.kernels import PROJECT_TILES, Spot, Steps, sum_parts
 from hiso.core.kernels.triton_source import load
-from hiso.core.layout import Layout
-from hiso.core.method import Method
+from hiso.core.method.base import Method
 from hiso.core.noise import Noise, pack_step
+from hiso.core.noise.layout import Layout
 
 _LAUNCH = {"enable_fp_fusion": False, "num_warps": 4}
 

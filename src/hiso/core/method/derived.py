@@ -1,0 +1,31 @@
+"""State that derives from the log alone: numbers that whoever has the records can work out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    from hiso.core.record import Record
+
+State = TypeVar("State")
+
+
+class Derived(Protocol[State]):
+    """A pure fold over records. A `Method` is one, and so is `MeanDiagonal`."""
+
+    def remember(self, state: State, record: Record, /) -> State:
+        """The state after a record, from the state before it; changes nothing."""
+        ...
+
+
+def running_mean(mean: float, new: float) -> float:
+    """0.9 · mean + 0.1 · new; `new` itself while the mean is 0, that is, while nothing is known."""
+    return 0.9 * mean + 0.1 * new if mean else new
+
+
+def remember_all(what: Derived[State], records: Iterable[Record], state: State) -> State:
+    """The state after `records`, from the `state` before the first of them."""
+    for record in records:
+        state = what.remember(state, record)
+    return state

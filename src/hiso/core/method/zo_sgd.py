@@ -1,0 +1,19 @@
+"""Plain zeroth-order SGD, which shared over scalars is DeComFL."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from hiso.core.method.base import Method
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZoSgd(Method):
+    """w ← w − lr · (1/P) Σ_p g_p u_p.
+
+    Source: DeComFL (ICLR 2025), Algorithm 1; HiSo with H ≡ 1.
+    Deviation: directions follow `binomial` noise by default, not a normal.
+    """
+
+    name: ClassVar[str] = "zo_sgd"

@@ -1,0 +1,111 @@
+"""Messages under way, on Flower's `push_messages` and `pull_messages`."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from flwr.app import Message
+from flwr.serverapp import Grid
+
+from hiso.errors import ProtocolError
+from hiso.flower.client_app import pack, unpack
+from hiso.flower.envelope import LOST, Envelope
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came back from a node.
+
+    Attributes:
+        node: Flower's id of the node.
+        request: What it was asked.
+        envelope: The answer; an error if there is none.
+        size: Bytes of it.
+    """
+
+    node: int
+    request: Envelope
+    envelope: Envelope
+    size: int
+
+
+@dataclass(frozen=True)
+class _Sent:
+    node: int
+    request: Envelope
+    until: float
+
+
+class Post:
+    """Sends requests to nodes and collects the answers.
+
+    Only what this process has sent is collected: answers to requests of a server that died are
+    never asked for, and Flower drops them when their time is over.
+    """
+
+    def __init__(self, grid: Grid) -> None:
+        self._grid = grid
+        self._sent: dict[str, _Sent] = {}
+        self._failed: list[Answer] = []
+
+    def nodes(self) -> set[int]:
+        """Ids of the nodes that Flower holds to be connected."""
+        return set(self._grid.get_node_ids())
+
+    def send(self, requests: Mapping[int, Envelope], ttl: float, group: str = "") -> dict[int, int]:
+        """Sends a request to each node; gives the bytes of each.
+
+        What Flower fails to take over, as it may when the SuperLink is overloaded, is answered with
+        an error by the next `collect`.
+        """
+        if not requests:
+            return {}
+        messages = [
+            Message(pack(envelope), dst_node_id=node, message_type="query", ttl=ttl, group_id=group)
+            for node, envelope in requests.items()
+        ]
+        until = time.monotonic() + ttl
+        try:
+            ids = self._grid.push_messages(messages)
+            taken = list(zip(ids, requests.items(), strict=True))
+        except Exception as error:  # of types that are not public
+            log.warning("messages could not be sent: %r", error)
+            lost = Envelope.of_error(LOST, f"it could not be sent: {error!r}")
+            self._failed += [Answer(node, request, lost, 0) for node, request in requests.items()]
+            return {}
+        for message_id, (node, request) in taken:
+            if message_id:  # None: the node has just gone; a new hello finds it when it is back
+                self._sent[message_id] = _Sent(node, request, until)
+        return {node: len(request.to_bytes()) for node, request in requests.items()}
+
+    def collect(self) -> list[Answer]:
+        """Answers that have come since the last time."""
+        answers, self._failed = self._failed, []
+        if not self._sent:
+            return answers
+        for message in self._grid.pull_messages(list(self._sent)):
+            sent = self._sent.pop(message.metadata.reply_to_message_id, None)
+            if sent is not None:
+                answers.append(_answer(sent, message))
+        for message_id, sent in list(self._sent.items()):
+            if time.monotonic() > sent.until:
+                del self._sent[message_id]
+                late = Envelope.of_error(LOST, "no answer came in time")
+                answers.append(Answer(sent.node, sent.request, late, 0))
+        return answers
+
+
+def _answer(sent: _Sent, message: Message) -> Answer:
+    if message.has_error():
+        reason = f"Flower: code {message.error.code}, {message.error.reason}"
+        return Answer(sent.node, sent.request, Envelope.of_error(LOST, reason), 0)
+    try:
+        envelope = unpack(message)
+    except ProtocolError as error:
+        return Answer(sent.node, sent.request, Envelope.of_exception(error), 0)
+    return Answer(sent.node, sent.request, envelope, len(envelope.to_bytes()))

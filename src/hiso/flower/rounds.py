@@ -1,0 +1,283 @@
+"""The server's rounds over Flower: who is asked, what is done with what comes back, how long."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from hiso.core.identity import Identity
+from hiso.errors import ProtocolError, RunConflict, SettingsError
+from hiso.flower.envelope import BEHIND, BUSY, LOST, MISSING, UNKNOWN_RUN, Envelope
+from hiso.flower.exchange import Answer, Post
+from hiso.flower.sites import Site, Sites
+from hiso.ring.accept.replies import is_whole
+from hiso.ring.messages import Plan
+from hiso.ring.server import Aborted, Closed, Server
+from hiso.ring.wire import plan_to_bytes, reply_from_bytes
+from hiso.run.identity import check_identity
+
+log = logging.getLogger(__name__)
+
+_POLL = 0.05
+_TRIES = 10
+"""Times that a client is sent the plan of one round."""
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How long the server waits.
+
+    Attributes:
+        round_seconds: Longest wait for the replies of a round, and for a client that was lost.
+        start_with: Clients that must be there before the first round of a run.
+    """
+
+    round_seconds: float
+    start_with: int
+
+
+def agree_on_identity(
+    post: Post, sites: Sites, expected: Callable[[int], Identity], start_with: int
+) -> Identity:
+    """Waits for `start_with` clients that were set up alike; gives the identity that they have.
+
+    Args:
+        post: The messages.
+        sites: The clients.
+        expected: The part of the identity that the server's own settings tell, for a task with
+            a number of labels; raises a `SettingsError` where that number does not do.
+        start_with: How many must be alike.
+    """
+    while True:
+        _greet(post, sites)
+        for site in list(sites.by_client.values()):
+            if wrong := differences(expected, site.identity):
+                reason = wrong + " (here, then there). Give both the same settings"
+                sites.refuse(site, f"client {site.client} was set up for another run: {reason}")
+        votes = Counter(site.identity for site in sites.by_client.values())
+        for identity, count in votes.most_common(1):
+            if count >= start_with:
+                return identity
+        time.sleep(_POLL)
+
+
+def differences(expected: Callable[[int], Identity], there: Identity) -> str:
+    """How a client's identity is not the one `expected` here, in words; empty if it is."""
+    try:
+        wanted = expected(there.method.labels)
+    except SettingsError as error:
+        return str(error)
+    wanted = replace(wanted, model=there.model, task=there.task, data=there.data)
+    return "; ".join(wanted.differences(there))
+
+
+def _greet(post: Post, sites: Sites) -> list[Answer]:
+    """Says hello to whom it concerns, takes the answers, and gives those to other requests."""
+    sites.look()
+    answers = post.collect()
+    for answer in answers:
+        if answer.request.kind == "hello":
+            sites.greet(answer)
+    return [answer for answer in answers if answer.request.kind != "hello"]
+
+
+@dataclass
+class _Asked:
+    """A client that is asked in the open round."""
+
+    plan: Plan
+    request: Envelope | None = None
+    node: int = 0
+    tries: int = 0
+    done: bool = False
+    up: int = 0
+    down: int = 0
+
+
+class Conductor:
+    """Runs the rounds of a server with the clients that can be reached."""
+
+    def __init__(self, post: Post, sites: Sites, server: Server, pace: Pace) -> None:
+        self._post, self._sites, self._server, self._pace = post, sites, server, pace
+        self._ledger = server.ledger
+        self._asked: dict[int, _Asked] = {}
+        self._accepted = 0
+
+    def round(self) -> Closed | Aborted:
+        """Runs one round, with whoever answers in time.
+
+        It ends when every client that was asked has answered, except those out of reach for long;
+        or after `round_seconds`. A client that was lost and returns is sent the plan again, and
+        answers from memory if it has measured already.
+
+        Raises:
+            Diverged: The round's loss has exploded. Nothing was recorded.
+        """
+        began = time.monotonic()
+        self._asked = {plan.client: _Asked(plan) for plan in self._server.ask()}
+        self._accepted, number = 0, self._ledger.position
+        while not self._is_over(began):
+            for answer in self._hear():
+                self._take(answer)
+            self._send(began)
+            time.sleep(_POLL)
+        closed = self._server.close({"round": time.monotonic() - began})
+        self._note_sizes(number)
+        if isinstance(closed, Aborted):
+            log.warning("round %d came to nothing: %s", closed.round, closed.reason)
+        else:
+            for reason in closed.set_aside.values():
+                log.error("%s", reason)
+        return closed
+
+    def finish(self) -> tuple[int | None, int]:
+        """Brings everybody to the end of the log.
+
+        Returns:
+            The digest that more than half of them have there, or None; and how many answered.
+        """
+        began, digests, self._asked = time.monotonic(), dict[int, int](), {}
+        end = self._ledger.position
+        while time.monotonic() - began < self._pace.round_seconds:
+            for answer in self._hear():
+                if (client := self._asked_by(answer)) is None:
+                    continue
+                asked, facts = self._asked[client], answer.envelope.facts
+                asked.done = True
+                asked.up += answer.size
+                digest = str(facts.get("digest"))
+                if facts.get("position") == end and re.fullmatch("[0-9a-f]{16}", digest):
+                    digests[client] = int(digest, 16)
+                else:
+                    log.warning("client %d at the end: %s", client, facts.get("reason"))
+            for client, site in self._sites.by_client.items():
+                if client not in self._asked:
+                    self._asked[client] = _Asked(self._server.rest(client, self._stands(site)))
+            self._send(began, kind="fold")
+            here = self._sites.by_client.keys() & self._asked.keys()
+            if self._asked and all(self._asked[client].done for client in here):
+                break
+            time.sleep(_POLL)
+        self._note_sizes(end)
+        for digest, votes in Counter(digests.values()).most_common(1):
+            if 2 * votes > len(digests):
+                return digest, len(digests)
+        return None, len(digests)
+
+    def _hear(self) -> list[Answer]:
+        answers = _greet(self._post, self._sites)
+        for site in list(self._sites.by_client.values()):
+            try:
+                check_identity(self._ledger.identity, site.identity)
+            except RunConflict as error:
+                self._sites.refuse(site, f"client {site.client}: {error}")
+        return answers
+
+    def _is_over(self, began: float) -> bool:
+        now, patience = time.monotonic(), self._pace.round_seconds
+        if now - began > patience:
+            return True
+        for client, asked in self._asked.items():
+            lost = self._sites.lost.get(client)
+            here = client in self._sites.by_client or (lost is not None and now - lost < patience)
+            if here and not asked.done:
+                return False
+        return self._accepted >= min(self._server.settings.min_replies, len(self._asked))
+
+    def _send(self, began: float, kind: str = "round") -> None:
+        requests: dict[int, Envelope] = {}
+        for client, asked in self._asked.items():
+            site = self._sites.by_client.get(client)
+            if (
+                asked.done
+                or site is None
+                or (asked.request is not None and asked.node == site.node)
+            ):
+                continue
+            if asked.tries == _TRIES:
+                self._refuse(client, asked, f"no answer to {_TRIES} messages")
+                continue
+            stands = self._stands(site)
+            if stands < asked.plan.round - len(asked.plan.records):
+                asked.plan = self._server.rejoin(client, stands)
+            facts = {"identity": self._ledger.identity.text} if site.run != asked.plan.run else {}
+            asked.request = Envelope(kind, facts, plan_to_bytes(asked.plan))
+            asked.node, asked.tries = site.node, asked.tries + 1
+            requests[site.node] = asked.request
+        left = self._pace.round_seconds - (time.monotonic() - began)
+        group = str(self._ledger.position)
+        for node, size in self._post.send(requests, max(left, 5.0), group).items():
+            for client, asked in self._asked.items():
+                if asked.node == node:
+                    asked.down += size
+                    if kind == "round":
+                        self._server.sent(client)
+
+    def _stands(self, site: Site) -> int:
+        """Where a replica stands on this log; 0 if it has folded another one."""
+        at, ledger = site.position, self._ledger
+        on_it = at <= ledger.position and ledger.chain_at(at).hex() == site.chain
+        return at if on_it else 0
+
+    def _asked_by(self, answer: Answer) -> int | None:
+        """The client whose open request this answers."""
+        return next((c for c, a in self._asked.items() if a.request is answer.request), None)
+
+    def _take(self, answer: Answer) -> None:
+        if (client := self._asked_by(answer)) is None:
+            if answer.envelope.kind == "reply":  # of a round that is over
+                self._tell(answer)
+            return
+        asked, facts = self._asked[client], answer.envelope.facts
+        asked.up += answer.size
+        if answer.envelope.kind == "reply":
+            asked.done = True
+            if site := self._sites.by_client.get(client):
+                site.position, site.run = asked.plan.round, asked.plan.run
+                site.chain = asked.plan.chain.hex()
+            self._tell(answer, client)
+            return
+        kind, reason = facts.get("error"), str(facts.get("reason"))
+        site = self._sites.by_client.get(client)
+        if kind in (MISSING, BUSY, LOST):
+            asked.request = None
+            self._sites.lose(answer.node, reason, again=True)
+        elif kind == UNKNOWN_RUN and site is not None:
+            asked.request, site.run = None, None
+        elif kind == BEHIND and site is not None and is_whole(facts.get("position"), 0, 2**32):
+            asked.request, site.position = None, facts["position"]
+            site.chain, site.run = str(facts.get("chain")), asked.plan.run
+        else:
+            self._refuse(client, asked, f"{kind}: {reason}")
+
+    def _tell(self, answer: Answer, client: int | None = None) -> None:
+        try:
+            reply = reply_from_bytes(answer.envelope.body)
+        except ProtocolError as error:
+            self._ledger.refuse(client, self._ledger.position, str(error))
+            log.error("client %s is refused: %s", client, error)
+            return
+        if client is not None and reply.client != client:
+            reason = f"client {client} was asked, and answered as client {reply.client}"
+            self._ledger.refuse(client, self._ledger.position, reason)
+            log.error("%s", reason)
+            return
+        if client is None and (late := self._asked.get(reply.client)) is not None:
+            late.up += answer.size
+        verdict = self._server.tell(reply)
+        self._accepted += verdict.accepted
+        if not verdict.accepted:
+            log.error("client %d is refused: %s", reply.client, verdict.reason)
+
+    def _refuse(self, client: int, asked: _Asked, reason: str) -> None:
+        asked.done = True
+        self._ledger.refuse(client, asked.plan.round, reason)
+        log.error("client %d does not take part in round %d: %s", client, asked.plan.round, reason)
+
+    def _note_sizes(self, number: int) -> None:
+        sizes = {client: (a.up, a.down) for client, a in self._asked.items() if a.down}
+        self._ledger.note_messages(number, sizes)

@@ -1,0 +1,254 @@
+"""The client's side of a round: catch up, measure, answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hiso.core.identity import Identity
+from hiso.core.measure.backward import check_backward
+from hiso.core.measure.probe import Probe
+from hiso.core.record import Record, check_sequence
+from hiso.errors import ProtocolError, SettingsError
+from hiso.ring.messages import Plan, Reply
+from hiso.ring.passes import Backward, Losses, Writable, measure
+from hiso.ring.wire import hash_question
+
+
+class Shard(Protocol):
+    """A client's private data."""
+
+    @property
+    def examples(self) -> int:
+        """Number of examples."""
+        ...
+
+    def batch(self, round: int, step: int) -> Any:
+        """The batch of a local step: a pure function of its arguments."""
+        ...
+
+
+class Replica(Writable, Protocol):
+    """What a client needs of `hiso.core`'s replica."""
+
+    @property
+    def position(self) -> int:
+        """Number of records folded."""
+        ...
+
+    @property
+    def chain(self) -> bytes:
+        """Chain hash at that position."""
+        ...
+
+    @property
+    def identity(self) -> Identity:
+        """That of the run whose log is folded."""
+        ...
+
+    @property
+    def hyper(self) -> Mapping[str, float]:
+        """Hyper-parameters in force at that position."""
+        ...
+
+    @property
+    def derived(self) -> Mapping[str, float]:
+        """What the method remembers of the log up to that position."""
+        ...
+
+    def digest(self) -> int:
+        """Fingerprint of weights and state, unsigned 64 bits."""
+        ...
+
+    def replay(self, records: Sequence[Record]) -> None:
+        """Folds the records, the first of which is that of round `position`."""
+        ...
+
+
+class Client:
+    """One client: `answer` turns a plan into a reply.
+
+    A plan that comes again is answered with the same reply, without measuring; one whose
+    measurement was interrupted is measured from the start. Clients in one process may share a
+    replica: records that it has folded already are skipped.
+
+    An engine that lets clients share forward passes does what `answer` does in three pieces:
+    `begin` gives the probe of a plan, the engine tells it all its losses, `finish` gives the reply.
+
+    Example:
+        >>> for plan in server.ask():
+        ...     server.tell(clients[plan.client].answer(plan))
+
+    Attributes:
+        index: Index i of the client.
+        shard: Its data.
+        replica: The replica.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        shard: Shard,
+        replica: Replica,
+        losses: Losses,
+        *,
+        keep: Callable[[Sequence[Record], int], None] | None = None,
+        backward: Backward | None = None,
+        adjust: NDArray[np.float64] | None = None,
+    ) -> None:
+        """A client that stands where its replica does.
+
+        Args:
+            index: Index i of the client.
+            shard: Its data.
+            replica: The replica.
+            losses: What the replica's model makes of batches.
+            keep: Called with new records before they are folded, and with the replica's digest
+                before them: the client's own copy of the log.
+            backward: Answer by backward passes through this loss; by default by forward passes
+                alone. It is the client's own choice: plan, reply and record are the same.
+            adjust: Added to the scores of labels wherever it measures, float64 [C]: for logit
+                adjustment the `log_shares` of its own labels. None for nothing.
+
+        Raises:
+            SettingsError: The client has no examples, `check_backward` refuses the method, or a
+                backward pass is to have adjusted scores, which it has not.
+        """
+        if shard.examples < 1:
+            raise SettingsError(
+                f"client {index} has {shard.examples} examples: give it at least one"
+            )
+        if backward is not None:
+            check_backward(replica.identity.method)
+            if adjust is not None:
+                raise SettingsError(f"client {index}: a backward pass takes scores as they are")
+        self._adjust = adjust
+        self.index, self.shard, self.replica = index, shard, replica
+        self._losses, self._keep, self._backward = losses, keep, backward
+        self._asked = b""
+        self._probe: Probe | None = None
+        self._digest = 0
+        self._reply: Reply | None = None
+
+    def answer(self, plan: Plan) -> Reply:
+        """Folds what the replica lacks, measures what the plan asks for, and replies.
+
+        Raises:
+            ProtocolError: As `begin`.
+            NonFiniteLoss: A loss is NaN or infinite.
+        """
+        probe = self.begin(plan)
+        self.measure(probe, plan.changes)
+        return self.finish()
+
+    def measure(self, probe: Probe, changes: Mapping[str, float]) -> None:
+        """Measures all that the probe still asks for, on batches of its round.
+
+        Raises:
+            NonFiniteLoss: A loss is NaN or infinite.
+        """
+        batches = self.batches(probe.round)
+        measure(self.replica, probe, batches, self._losses, changes, self._backward)
+
+    @property
+    def forward(self) -> bool:
+        """Whether it answers by forward passes alone."""
+        return self._backward is None
+
+    def batches(self, round: int) -> Callable[[int], Any]:
+        """The batch of each local step of a round."""
+        return lambda step: self.shard.batch(round, step)
+
+    def begin(self, plan: Plan) -> Probe:
+        """Catches up, and gives the probe of the plan's round.
+
+        After `finish`, the same plan gives the finished probe, whose `ask()` is None.
+
+        Raises:
+            ProtocolError: As `catch_up`.
+        """
+        asked = hash_question(plan)
+        if self._reply is not None and self._probe is not None and self._reply.asked == asked:
+            return self._probe
+        self.catch_up(plan)
+        self._digest = int(self.replica.digest())
+        self._asked, self._reply = asked, None
+        replica = self.replica
+        method = replica.identity.method
+        self._probe = plan.probe(method, replica.hyper, replica.derived, self._adjust)
+        return self._probe
+
+    def finish(self) -> Reply:
+        """The reply, once the probe has been told all its losses. Asking twice gives the same.
+
+        Raises:
+            RuntimeError: No probe has been begun, or it still asks for losses.
+        """
+        probe = self._probe
+        if probe is None or probe.ask() is not None:
+            raise RuntimeError(f"client {self.index} has no finished probe to reply with")
+        if self._reply is None:
+            self._reply = Reply(
+                run=self.replica.identity.run,
+                round=probe.round,
+                client=self.index,
+                asked=self._asked,
+                digest=self._digest,
+                scalars=probe.scalars.copy(),
+                curvature=None if probe.curvature is None else probe.curvature.copy(),
+                loss=float(probe.loss),
+                examples=self.shard.examples,
+                facts=dict(probe.facts),
+            )
+        return self._reply
+
+    def catch_up(self, plan: Plan) -> None:
+        """Folds the records of a plan that the replica lacks; then it stands at the plan's round.
+
+        Raises:
+            ProtocolError: The plan is for another run or client, does not fit the replica's log,
+                or has records that the method cannot fold. Nothing was kept or folded.
+        """
+        if missing := self._missing(plan):
+            if self._keep is not None:  # first: a replica can be rebuilt from the log
+                self._keep(missing, int(self.replica.digest()))
+            self.replica.replay(missing)
+
+    def _missing(self, plan: Plan) -> list[Record]:
+        at = self.replica.position
+        missing = [record for record in plan.records if record.round >= at]
+        problems: list[str] = []
+        mine = self.replica.identity.run
+        if plan.run != mine:
+            problems.append(f"it belongs to run {plan.run}, the replica to run {mine}")
+        if plan.client != self.index:
+            problems.append(f"it is addressed to client {plan.client}")
+        if plan.round < at:
+            problems.append(
+                f"the replica is past that round, at position {at}: if the run was rolled back, "
+                f"restore a snapshot of position {plan.round} or earlier, or the base model"
+            )
+        elif plan.round > at + len(missing):
+            problems.append(
+                f"the replica stands at position {at}, but the plan's records begin at "
+                f"{plan.round - len(missing)}: ask the server to resend from {at} (`rejoin`)"
+            )
+        else:
+            chain = self.replica.chain
+            for record in missing:
+                chain = record.chain(chain)
+            if chain != plan.chain and not problems:
+                problems.append(
+                    f"the log has chain hash {plan.chain.hex()[:16]} at that round, the replica's "
+                    f"(position {at}) leads to {chain.hex()[:16]}: it has folded other records. "
+                    "Restore a snapshot of this run or the base model, then rejoin"
+                )
+        if problems:
+            raise ProtocolError(
+                f"client {self.index} cannot probe round {plan.round}: " + "; ".join(problems)
+            )
+        check_sequence(missing, at, self.replica.identity.method, self.replica.hyper)
+        return missing

@@ -1,0 +1,379 @@
+"""The ledger: the log of a run, with the replies that led to it, in one SQLite file."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hiso.core.identity import Identity, canonical_json
+from hiso.core.method.derived import Derived, State, remember_all
+from hiso.core.record import Record
+from hiso.errors import ProtocolError
+from hiso.ring.ledger.runfile import RunFile
+from hiso.ring.ledger.schema import (
+    ROLLED_BACK,
+    Database,
+    blob,
+    check_seal,
+    columns,
+    damaged,
+    hexadecimal,
+    integer,
+    numbers,
+    optional,
+    real,
+    text,
+)
+from hiso.ring.messages import SCALAR_BYTES, Reply
+
+
+@dataclass(frozen=True)
+class RoundRow:
+    """A committed round, for people.
+
+    Attributes:
+        round: The round.
+        loss: Mean loss of the clients that count, before the round's step; None in a client's
+            copy of the log.
+        bytes_up: Bytes of scalars that went up.
+        bytes_down: Bytes of scalars that went down, catch-up included.
+        seconds: Wall time by name, as the engine measured it.
+        clients: Clients whose replies count, ascending.
+        set_aside: Why each of the others does not count.
+    """
+
+    round: int
+    loss: float | None
+    bytes_up: int
+    bytes_down: int
+    seconds: dict[str, float]
+    clients: list[int]
+    set_aside: dict[int, str]
+
+
+class Ledger(RunFile):
+    """The log of a run. One process writes; any number may read at the same time.
+
+    Position r is the state before record r: at 0 the log is empty, at `position` it is whole.
+    A method that writes is one transaction, on the disk when it returns.
+
+    Example:
+        >>> with Ledger.create(path, Identity(method=HiSo(), seed=0), {"rounds": 100}) as ledger:
+        ...     ledger.position
+        0
+    """
+
+    def chain_at(self, round: int) -> bytes:
+        """Chain hash of the log before `round`, in 0..position; 32 bytes.
+
+        Raises:
+            ProtocolError: The log is not that long.
+        """
+        if round == 0:
+            return self.root
+        chain = self._db.first(blob, "SELECT chain FROM records WHERE round = ?", round - 1)
+        if chain is None:
+            raise ProtocolError(f"the log has positions 0..{self.position}, not {round}")
+        return chain
+
+    def check_replica(self, identity: Identity, position: int, chain: bytes) -> None:
+        """Makes sure that a replica is one of this run, and stands on its log.
+
+        Args:
+            identity: The replica's.
+            position: Where it stands.
+            chain: Its chain hash there.
+
+        Raises:
+            ProtocolError: It is not; says what differs.
+        """
+        if identity.root != self.root:
+            different = "; ".join(self.identity.differences(identity))
+            raise ProtocolError(
+                f"the replica is of another run than {self.path} ({different}; first the ledger's, "
+                "then the replica's): make it from ledger.identity"
+            )
+        if self.chain_at(position) != chain:
+            raise ProtocolError(
+                f"the replica has folded other records than {self.path} has before position "
+                f"{position}: make a new one from ledger.identity, and replay the log"
+            )
+
+    def digest_at(self, round: int) -> int | None:
+        """The quorum's digest of the replica before `round`; None while no quorum told it."""
+        query = "SELECT digest FROM records WHERE round = ?"
+        return self._db.first(optional(hexadecimal), query, round)
+
+    def last_digest(self, until: int | None = None) -> tuple[int, int] | None:
+        """The last position (up to `until`) whose digest is known, and that digest."""
+        query = "SELECT max(round), digest FROM records WHERE digest NOT NULL AND round <= ?"
+        kinds = columns(optional(integer), optional(hexadecimal))
+        position, known = self._db.one(kinds, query, self.position if until is None else until)
+        return None if position is None else (position, known)
+
+    def records(self, start: int = 0, stop: int | None = None) -> list[Record]:
+        """Records `start` to `stop` (exclusive; by default the end of the log), in order.
+
+        Raises:
+            ProtocolError: A record is malformed or missing.
+        """
+        query = "SELECT round, bytes FROM records WHERE round >= ? AND round < ? ORDER BY round"
+        stop = self.position if stop is None else min(stop, self.position)
+        rows = self._db.rows(columns(integer, Record.from_bytes), query, start, stop)
+        if [number for number, _ in rows] != list(range(max(start, 0), stop)):
+            raise damaged(self.path, f"of the rounds {start} to {stop - 1}, some are not there")
+        return [record for _, record in rows]
+
+    def hyper_at(self, position: int | None = None) -> dict[str, float]:
+        """Hyper-parameters in force before the record at `position`, by default the next one.
+
+        Raises:
+            ProtocolError: The identity names no method with its hyper-parameters.
+        """
+        try:
+            stored = self.facts["method"]["hyper"].items()
+            hyper = {name: float(value) for name, value in stored}
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ProtocolError(
+                f'the identity in {self.path} names no "method": {{"hyper": …}} of numbers '
+                f"({error!r}): it was not made for a federated run, or is damaged"
+            ) from error
+        for record in self.records(0, position):
+            hyper |= record.changes
+        return hyper
+
+    def derived_at(self, what: Derived[State], start: State, position: int | None = None) -> State:
+        """What derives from the records before `position`, by default from all."""
+        return remember_all(what, self.records(0, position), start)
+
+    def commit(
+        self,
+        record: Record,
+        replies: Sequence[Reply],
+        *,
+        digest: int,
+        set_aside: Mapping[int, str],
+        loss: float,
+        bytes_up: int,
+        bytes_down: int,
+        seconds: Mapping[str, float],
+    ) -> None:
+        """Appends the record of a round, with what led to it.
+
+        Args:
+            record: The next record.
+            replies: All valid replies of the round; each client now stands at this round.
+            digest: The quorum's digest of the replica before the record, unsigned 64 bits.
+            set_aside: For each client whose reply does not count, the reason.
+            loss: Mean loss of the clients that count.
+            bytes_up: Bytes of scalars that went up.
+            bytes_down: Bytes of scalars that went down, catch-up included.
+            seconds: Wall time by name.
+
+        Raises:
+            ProtocolError: The record is not the next one of this log; nothing was written.
+        """
+        spent = canonical_json(dict(seconds), "seconds")
+        with self._write() as db:
+            attempt = self.attempt(record.round)
+            self._append(db, record, digest, loss, bytes_up, bytes_down, spent)
+            for r in replies:
+                kappa = None if r.curvature is None else r.curvature.astype("<f4").tobytes()
+                row = (record.round, r.client, attempt, set_aside.get(r.client))
+                row += (f"{r.digest:016x}", r.loss, r.examples, *r.scalars.shape)
+                told = canonical_json(dict(r.facts), "facts") if r.facts else None
+                db.insert("replies", (*row, r.scalars.astype("<f4").tobytes(), kappa, told))
+                _stand(db, r.client, record.round)
+
+    def follow(self, records: Sequence[Record], digest: int) -> None:
+        """Appends records that were committed elsewhere: a client's own copy of the log.
+
+        Args:
+            records: The next records.
+            digest: That of the replica before the first of them, unsigned 64 bits.
+
+        Raises:
+            ProtocolError: They are not the next ones; nothing was written.
+        """
+        with self._write() as db:
+            for number, record in enumerate(records):
+                down = SCALAR_BYTES * record.scalars
+                self._append(db, record, None if number else digest, None, 0, down, "{}")
+
+    def _append(
+        self,
+        db: Database,
+        record: Record,
+        digest: int | None,
+        loss: float | None,
+        bytes_up: int,
+        bytes_down: int,
+        seconds: str,
+    ) -> None:
+        if record.round != self.position:
+            raise ProtocolError(
+                f"record of round {record.round} does not come next: the log of {self.path} "
+                f"goes on with round {self.position}. Does another process write to it?"
+            )
+        chain = record.chain(self.chain_at(record.round))
+        known = None if digest is None else f"{digest:016x}"
+        row = (record.round, record.to_bytes(), chain, known, loss, bytes_up, bytes_down)
+        db.insert("records", (*row, seconds, time.time()))
+
+    def note_messages(self, round: int, sizes: Mapping[int, tuple[int, int]]) -> None:
+        """Notes for each client the bytes (up, down) of whole messages that a round took."""
+        with self._write() as db:
+            for client, (up, down) in sizes.items():
+                db.insert("messages", (round, client, up, down))
+
+    def message_bytes(self) -> tuple[int, int]:
+        """Bytes (up, down) of whole messages."""
+        query = "SELECT coalesce(sum(bytes_up), 0), coalesce(sum(bytes_down), 0) FROM messages"
+        return self._db.one(_BYTES, query)
+
+    def abort(
+        self, round: int, attempt: int, reason: str, replied: Sequence[int], *, up: int, down: int
+    ) -> None:
+        """Notes that an attempt at a round came to nothing, and what it cost in bytes.
+
+        Args:
+            round: The round, which is still the next one.
+            attempt: The attempt.
+            reason: Why.
+            replied: Clients that sent a valid reply and so stand at the round.
+            up: Bytes of scalars that went up.
+            down: Bytes of scalars that went down.
+        """
+        with self._write() as db:
+            db.insert("aborts", (round, attempt, reason, up, down, time.time()))
+            for client in replied:
+                _stand(db, client, round)
+
+    def attempt(self, round: int) -> int:
+        """Number of attempts at `round` that were aborted, which numbers the next one."""
+        query = "SELECT coalesce(max(attempt) + 1, 0) FROM aborts WHERE round = ?"
+        return self._db.one(integer, query, round)
+
+    def client_position(self, client: int) -> int:
+        """Position at which a client's replica stood when it last sent a valid reply, or 0."""
+        query = "SELECT position FROM clients WHERE client = ?"
+        return self._db.first(integer, query, client) or 0
+
+    def last_agreed(self, client: int) -> int | None:
+        """The last position at which a client's digest was the quorum's, or None."""
+        query = "SELECT max(round) FROM replies WHERE client = ? AND set_aside IS NULL"
+        return self._db.one(optional(integer), query, client)
+
+    def rounds(self, start: int = 0) -> list[RoundRow]:
+        """Every committed round from `start` on, for people."""
+        query = """
+            SELECT r.round, p.client, p.set_aside, r.seconds, r.loss, r.bytes_up, r.bytes_down
+            FROM records r LEFT JOIN replies p USING (round)
+            WHERE r.round >= ? ORDER BY r.round, p.client"""
+        rows: dict[int, RoundRow] = {}
+
+        def add(number: int, client: Any, reason: Any, seconds: Any, *figures: Any) -> None:
+            if number not in rows:
+                loss, up, down = _FIGURES(*figures)
+                rows[number] = RoundRow(number, loss, up, down, numbers(seconds), [], {})
+            if reason is not None:
+                rows[number].set_aside[integer(client)] = text(reason)
+            elif client is not None:
+                rows[number].clients.append(integer(client))
+
+        self._db.rows(add, query, start)
+        return list(rows.values())
+
+    def answered(self) -> int:
+        """Number of valid replies that committed rounds had, abandoned ones too."""
+        tables = ("replies", "abandoned_replies")
+        return sum(self._db.one(integer, f"SELECT count(*) FROM {table}") for table in tables)
+
+    def losses(self, start: int = 0, stop: int | None = None) -> list[float]:
+        """Mean loss of rounds `start` to `stop` (exclusive; by default the end), where known."""
+        query = """
+            SELECT loss FROM records
+            WHERE round >= ? AND round < ? AND loss NOT NULL ORDER BY round"""
+        return self._db.rows(real, query, start, self.position if stop is None else stop)
+
+    def traffic(self) -> tuple[int, int]:
+        """Bytes of scalars (up, down) that the run has cost, aborts and abandoned rounds too."""
+        tables = ("records", "aborts", "abandoned_records", "abandoned_aborts")
+        parts = " UNION ALL ".join(f"SELECT bytes_up, bytes_down FROM {t}" for t in tables)
+        query = f"SELECT coalesce(sum(bytes_up), 0), coalesce(sum(bytes_down), 0) FROM ({parts})"
+        return self._db.one(_BYTES, query)
+
+    def rollback(self, position: int) -> None:
+        """Goes back to `position`. Later rounds, aborts and evaluations are kept as abandoned.
+
+        Settings stay as they are: what was changed later holds from `position` on.
+
+        Raises:
+            ProtocolError: The log is not that long.
+        """
+        with self._write() as db:
+            self.check_rollback(position)
+            tables = [f"SELECT generation FROM abandoned_{table}" for table in ROLLED_BACK]
+            union = " UNION ALL ".join(tables)
+            query = f"SELECT coalesce(max(generation), 0) + 1 FROM ({union})"
+            generation = db.one(integer, query)
+            for table, column in ROLLED_BACK.items():
+                where = f"FROM {table} WHERE {column} {'>' if column == 'position' else '>='} ?"
+                db.execute(
+                    f"INSERT INTO abandoned_{table} SELECT ?, * {where}", (generation, position)
+                )
+                db.execute(f"DELETE {where}", (position,))
+            for table in ("clients", "changes"):
+                db.execute(f"UPDATE {table} SET position = min(position, ?)", (position,))
+
+    def check_rollback(self, position: int) -> None:
+        """Makes sure that there is such a position.
+
+        Raises:
+            ProtocolError: The log is not that long.
+        """
+        if not 0 <= position <= self.position:
+            raise ProtocolError(
+                f"cannot roll back to position {position}: the log has 0..{self.position}"
+            )
+
+    def verify(self) -> None:
+        """Recomputes the chain from the bytes of every record, and the hash of the settings.
+
+        Raises:
+            ProtocolError: Names the first bad round, or the settings.
+        """
+        chain = self.root
+        query = "SELECT round, bytes, chain FROM records ORDER BY round"
+        for expected, (number, data, stored) in enumerate(self._db.rows(_as_it_is, query)):
+            problem = None
+            try:
+                record = Record.from_bytes(blob(data))
+                chain = record.chain(chain)
+                if (number, record.round) != (expected, expected):
+                    problem = f"the record in its place is that of round {record.round}"
+                elif chain != stored:
+                    problem = "its bytes do not give the chain hash that was stored with it"
+            except (ProtocolError, TypeError) as error:
+                problem = str(error)
+            if problem:
+                raise ProtocolError(
+                    f"{self.path} is damaged from round {expected} on: {problem}. Restore the "
+                    f"file from a copy, or go back to position {expected}, before the damage",
+                    position=expected,
+                )
+        check_seal(self._db)
+
+
+_BYTES = columns(integer, integer)
+_FIGURES = columns(optional(real), integer, integer)
+
+
+def _as_it_is(*row: Any) -> tuple[Any, ...]:
+    return row
+
+
+def _stand(db: Database, client: int, position: int) -> None:
+    db.execute("INSERT OR REPLACE INTO clients VALUES (?, ?)", (client, position))

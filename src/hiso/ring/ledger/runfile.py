@@ -1,0 +1,276 @@
+"""What a run's file holds beside the log: identity, settings, evaluations, refusals."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hiso.core.identity import Identity, canonical_json
+from hiso.core.importing import import_method, is_path
+from hiso.core.method.base import Method
+from hiso.core.method.registry import METHODS
+from hiso.core.record import chain_root
+from hiso.errors import HisoError, ProtocolError
+from hiso.ring.ledger.schema import (
+    Database,
+    blob,
+    check_seal,
+    columns,
+    create_file,
+    integer,
+    mapping,
+    numbers,
+    open_file,
+    optional,
+    parsed,
+    read_file,
+    real,
+    seal,
+    text,
+)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Metrics of the replica at a position of the log, on one split."""
+
+    position: int
+    split: str
+    metrics: dict[str, float]
+
+
+_NOW = {"perturbations": "directions"}
+"""Names of settings in files of hiso 0.1, and what they are called now."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """A setting that took a new value at a position of the log."""
+
+    position: int
+    key: str
+    old: Any
+    new: Any
+
+
+@dataclass(frozen=True, eq=False)
+class ReplyRow:
+    """A valid reply to a committed round.
+
+    Attributes:
+        round: The round.
+        client: The client.
+        loss: Mean loss of the client's first batch of the round.
+        scalars: The directional derivatives g that it measured, float32 [τ, P].
+        set_aside: Why it does not count; None if it does.
+    """
+
+    round: int
+    client: int
+    loss: float
+    scalars: NDArray[np.float32]
+    set_aside: str | None
+
+
+class RunFile:
+    """A run's file. A method that writes is one transaction, on the disk when it returns.
+
+    Attributes:
+        path: The file.
+        facts: The identity as JSON, also where its method is not known here.
+        root: Chain hash of the empty log, `chain_root` of the identity's canonical text, 32 bytes.
+
+    Raises:
+        ProtocolError: What is read is not what hiso wrote: the file is damaged.
+        StorageError: The disk is full, or the file cannot be read or written; what was committed
+            before is kept. `close` may raise it too.
+        RunConflict: Another process has kept the file locked for a minute.
+    """
+
+    def __init__(self, db: Database, method: type[Method] | None = None) -> None:
+        """Use `create`, `open` or `read`."""
+        self.path, self._db, self._method = db.path, db, method
+        with ExitStack() as stack:
+            stack.enter_context(db)
+            self.facts = db.one(mapping, "SELECT identity FROM run")
+            self._identity = db.one(text, "SELECT identity FROM run")
+            stack.pop_all()
+        self.root = chain_root(self._identity.encode())
+
+    @classmethod
+    def create(cls, path: Path | str, identity: Identity, settings: Mapping[str, Any]) -> Self:
+        """Starts the ledger of a new run. `settings` are plain JSON.
+
+        Raises:
+            RunConflict: The file exists already.
+            SettingsError: Something is not JSON, or not finite.
+        """
+        texts = identity.text, canonical_json(settings, "settings")
+        return cls(create_file(Path(path), *texts), type(identity.method))
+
+    @classmethod
+    def open(cls, path: Path | str, *, method: type[Method] | None = None) -> Self:
+        """Opens the ledger of a run to go on, or to follow while another process goes on.
+
+        Args:
+            path: The file.
+            method: The class of the run's method, if it is of your own and not registered.
+
+        Raises:
+            ProtocolError: There is no such file, or it is not a ledger of this format.
+        """
+        return cls(open_file(Path(path)), method)
+
+    @classmethod
+    def read(cls, path: Path | str, *, method: type[Method] | None = None) -> Self:
+        """The ledger as it stands, read into memory: it never changes, and cannot be written to.
+
+        It keeps no writer waiting and makes no files, so the medium may be read-only.
+
+        Args:
+            path: The file.
+            method: As for `open`.
+
+        Raises:
+            ProtocolError: There is no such file, or it is not a ledger of this format.
+        """
+        return cls(read_file(Path(path)), method)
+
+    def close(self) -> None:
+        """Closes the file, which alone is the run then; the ledger cannot be used any more."""
+        self._db.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        self._db.__exit__(kind, error, tb)
+
+    @cached_property
+    def identity(self) -> Identity:
+        """What makes the run this run; it never changes.
+
+        Raises:
+            ProtocolError: It is not one that this hiso can run; see `Identity.parse`. Or its
+                method, which the settings name by an import path, cannot be imported.
+        """
+        return Identity.parse(self._identity, self._method or self._imported())
+
+    def _imported(self) -> type[Method] | None:
+        """The method's class, where the settings have its import path and it is not known yet."""
+        made = self.facts.get("method")
+        if isinstance(made, dict) and made.get("name") in METHODS:
+            return None
+        path = self.settings.get("method")
+        if not isinstance(path, str) or not is_path(path):
+            return None
+        try:
+            return type(import_method(path))
+        except HisoError as error:
+            raise ProtocolError(f"the method of {self.path} is not here: {error}") from error
+
+    @property
+    def run(self) -> str:
+        """The run's id, the hex digits of `root`."""
+        return self.root.hex()
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings in force.
+
+        Raises:
+            ProtocolError: They are not as they were written.
+        """
+        check_seal(self._db)
+        return _named_as_now(self._db.one(mapping, "SELECT settings FROM run"))
+
+    @property
+    def position(self) -> int:
+        """Number of records, which is the next round."""
+        return self._db.one(integer, "SELECT coalesce(max(round) + 1, 0) FROM records")
+
+    def refuse(self, client: int | None, round: int | None, reason: str) -> None:
+        """Notes a reply that was refused; client and round as it claimed, where it made sense."""
+        with self._write() as db:
+            db.insert("refusals", (client, round, reason, time.time()))
+
+    def refusals(self) -> list[tuple[int | None, int | None, str]]:
+        """(client, round, reason) of every refused reply, oldest first."""
+        kinds = columns(optional(integer), optional(integer), text)
+        return self._db.rows(kinds, "SELECT client, round, reason FROM refusals ORDER BY rowid")
+
+    def replies(self) -> Iterator[ReplyRow]:
+        """Every valid reply to a committed round, by round, then client."""
+        query = """
+            SELECT round, client, loss, scalars, steps, directions, set_aside
+            FROM replies ORDER BY round, client"""
+        return iter(self._db.rows(_reply_row, query))
+
+    def record_evaluation(self, position: int, split: str, metrics: Mapping[str, float]) -> None:
+        """Keeps the metrics of the replica at `position`; a second time replaces the first."""
+        row = (position, split, canonical_json(dict(metrics), "metrics"), time.time())
+        with self._write() as db:
+            db.execute("INSERT OR REPLACE INTO evaluations VALUES (?, ?, ?, ?)", row)
+
+    def evaluations(self) -> list[Evaluation]:
+        """Every evaluation, by position, then split."""
+        query = "SELECT position, split, metrics FROM evaluations ORDER BY position, split"
+        rows = self._db.rows(columns(integer, text, numbers), query)
+        return [Evaluation(*row) for row in rows]
+
+    def change(self, settings: Mapping[str, Any]) -> list[Change]:
+        """Merges changed settings into those in force, and logs each that differs."""
+        with self._write() as db:
+            now, position, changes = self.settings, self.position, list[Change]()
+            for key, new in settings.items():
+                texts = tuple(canonical_json(value, key) for value in (now.get(key), new))
+                if texts[0] != texts[1]:
+                    changes.append(Change(position, key, now.get(key), json.loads(texts[1])))
+                    db.insert("changes", (position, key, *texts, time.time()))
+            merged = canonical_json({**now, **settings}, "settings")
+            db.execute("UPDATE run SET settings = ?", (merged,))
+            seal(db)
+        return changes
+
+    def changes(self) -> list[Change]:
+        """Every change of a setting, oldest first."""
+        query = "SELECT position, key, old, new FROM changes ORDER BY rowid"
+        rows = self._db.rows(columns(integer, text, parsed, parsed), query)
+        return [replace(c, key=_NOW.get(c.key, c.key)) for c in (Change(*row) for row in rows)]
+
+    @contextmanager
+    def _write(self) -> Iterator[Database]:
+        with self._db.transaction():
+            yield self._db
+
+
+def _named_as_now(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings under today's names. `directions` was once what `per_client` is."""
+    values = dict(settings)
+    if isinstance(shared := values.get("directions"), str):
+        del values["directions"]
+        values["per_client"] = shared == "per-client"
+    return {_NOW.get(key, key): value for key, value in values.items()}
+
+
+def _reply_row(
+    round: Any, client: Any, loss: Any, scalars: Any, steps: Any, directions: Any, reason: Any
+) -> ReplyRow:
+    flat = np.frombuffer(blob(scalars), "<f4").astype(np.float32)
+    table = flat.reshape(integer(steps), integer(directions))
+    return ReplyRow(integer(round), integer(client), real(loss), table, optional(text)(reason))

@@ -1,0 +1,80 @@
+"""What a server needs to know for its rounds; all of it may change from round to round."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import get_args
+
+import numpy as np
+
+from hiso.core.measure.probe import Scheme
+from hiso.core.record import MAX_STREAM
+from hiso.errors import SettingsError
+from hiso.ring.aggregate import Weighting
+from hiso.ring.messages import probe_problems
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundSettings:
+    """How rounds are run from now on.
+
+    Attributes:
+        clients: Number of clients M.
+        sample: Number of clients m that are asked in a round.
+        steps: Number of local steps τ.
+        directions: Number of directions P.
+        mu: Perturbation size μ.
+        scheme: Forward or central differences.
+        per_client: Whether every client measures along directions of its own.
+        weighting: Whether clients count alike or by their number of examples.
+        min_replies: Replies that a round needs to count; with fewer it is aborted.
+        divergence_factor: A round whose mean loss exceeds this many times the median of the
+            first five rounds' is not recorded (squared, until there are five); None for no
+            such guard.
+        normalise: Smoothing ν of the mean diagonal h̄ (`MeanDiagonal`), which divides `lr`, and
+            its root `mu`: HiSo with one number in place of its diagonal, on a method without
+            one. 0 for neither. It stays for the whole run.
+        hyper: Hyper-parameters of the method that are to hold from now on; those not named stay.
+
+    Raises:
+        SettingsError: A value is out of range or at odds with another one.
+    """
+
+    clients: int
+    sample: int
+    steps: int
+    directions: int
+    mu: float
+    scheme: Scheme = "forward"
+    per_client: bool = False
+    weighting: Weighting = "plain"
+    min_replies: int = 1
+    divergence_factor: float | None = None
+    normalise: float = 0.0
+    hyper: Mapping[str, float] = field(default_factory=dict[str, float])
+
+    def __post_init__(self) -> None:
+        problems = list(self._problems())
+        if problems:
+            raise SettingsError("round settings: " + "; ".join(problems))
+
+    def _problems(self) -> Iterator[str]:
+        if not 1 <= self.clients <= MAX_STREAM:
+            yield f"clients = {self.clients} must lie in [1, {MAX_STREAM}]"
+        if not 1 <= self.sample <= self.clients:
+            yield f"sample = {self.sample} must lie in [1, clients = {self.clients}]"
+        if not 1 <= self.min_replies <= self.sample:
+            yield f"min_replies = {self.min_replies} must lie in [1, sample = {self.sample}]"
+        yield from probe_problems(self.steps, self.directions, self.mu, self.scheme)
+        if self.weighting not in get_args(Weighting):
+            yield f"weighting = {self.weighting!r} must be " + " or ".join(get_args(Weighting))
+        if self.divergence_factor is not None and not self.divergence_factor > 1:
+            yield f"divergence_factor = {self.divergence_factor} must be above 1, or None"
+        if not 0 <= self.normalise < 1:
+            yield f"normalise = {self.normalise} must lie in [0, 1)"
+        if self.normalise and "lr" not in self.hyper:
+            yield f"normalise = {self.normalise} divides lr: name lr among hyper"
+        for name, value in self.hyper.items():
+            if not 0 <= value <= float(np.finfo(np.float32).max):
+                yield f"hyper-parameter {name} = {value} must be a finite number >= 0"

@@ -1,0 +1,358 @@
+"""The server's side of a round: sample, validate, agree, aggregate, commit. No I/O but the ledger.
+
+A server holds nothing that is not in the ledger except the replies of the open round: kill it at
+any instant, make a new one on the same ledger, and the log that comes out is the same.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from hiso.core.keys import choose
+from hiso.core.record import MAX_ROUND, Record
+from hiso.errors import Diverged, ProtocolError, SettingsError
+from hiso.ring.accept.divergence import GUARD_ROUNDS, STUCK_ROUNDS, excess, last_good, stuck
+from hiso.ring.accept.quorum import agree
+from hiso.ring.accept.replies import is_whole, reply_problems
+from hiso.ring.aggregate import aggregate, client_weights
+from hiso.ring.ledger.ledger import Ledger
+from hiso.ring.mean_diagonal import MeanDiagonal
+from hiso.ring.messages import SCALAR_BYTES, Plan, Reply
+from hiso.ring.round_settings import RoundSettings
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a reply counts, and if not, everything that is wrong with it."""
+
+    accepted: bool
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Closed:
+    """A round that was committed.
+
+    Attributes:
+        record: Its record.
+        clients: Clients whose replies count, ascending.
+        loss: Their mean loss before the round's step, weighted as the scalars are.
+        digest: The replica's digest before the record, as the quorum has it.
+        set_aside: For each client whose replica differs, since when and what to do.
+        bytes_up: 4 bytes for each scalar (g, κ) of the valid replies.
+        bytes_down: 4 bytes for each scalar (coefficients, κ, changes) of the plans that were sent.
+    """
+
+    record: Record
+    clients: list[int]
+    loss: float
+    digest: int
+    set_aside: dict[int, str]
+    bytes_up: int
+    bytes_down: int
+
+    @property
+    def number(self) -> int:
+        """The round's number, from 0."""
+        return self.record.round
+
+
+@dataclass(frozen=True)
+class Aborted:
+    """An attempt at a round that came to nothing; the next `ask` tries again with a new sample.
+
+    Attributes:
+        round: The round, which stays the next one.
+        attempt: The attempt, from 0.
+        reason: Why, and what to do.
+        bytes_up: As in `Closed`.
+        bytes_down: As in `Closed`.
+    """
+
+    round: int
+    attempt: int
+    reason: str
+    bytes_up: int
+    bytes_down: int
+
+
+class Server:
+    """Runs the rounds of one ledger: `ask` opens a round, `tell` takes replies, `close` ends it.
+
+    Example:
+        >>> settings = RoundSettings(clients=6, sample=2, steps=1, directions=5, mu=1e-3)
+        >>> server = Server(ledger, settings)
+        >>> for plan in server.ask():
+        ...     server.tell(answer(plan))
+        >>> result = server.close()
+
+    Attributes:
+        ledger: The ledger. Make a new server after a rollback.
+        settings: Settings from the next `ask` on; assign others between rounds for a schedule.
+    """
+
+    def __init__(self, ledger: Ledger, settings: RoundSettings) -> None:
+        """Goes on where the ledger ends.
+
+        Raises:
+            ProtocolError: The ledger's identity is not one that this hiso can run.
+            SettingsError: `normalise` with a method that has a diagonal or solves by curvature.
+        """
+        self.ledger, self.settings = ledger, settings
+        self._method = ledger.identity.method
+        hyper = ledger.hyper_at()
+        self._hyper = {name: float(np.float32(value)) for name, value in hyper.items()}
+        if settings.normalise and self._method.needs == "scores":
+            raise SettingsError(
+                f"normalise divides lr by a diagonal, which {self._method.name} has done already"
+            )
+        self._mean = MeanDiagonal(settings.normalise) if settings.normalise else None
+        self._mean_now = 1.0
+        if self._mean is not None:
+            self._mean_now = ledger.derived_at(self._mean, self._mean.start)
+        self._derived = self._method.derived
+        if self._derived:
+            self._derived = ledger.derived_at(self._method, self._derived)
+        self._plans: dict[int, Plan] = {}  # of the open round; none is open if empty
+        self._opened = settings
+        self._attempt = 0
+        self._replies: dict[int, Reply] = {}
+        self._scalars_down = Counter[int]()
+
+    @property
+    def hyper(self) -> dict[str, float]:
+        """Hyper-parameters in force at the end of the log, as float32 has them."""
+        return dict(self._hyper)
+
+    def ask(self) -> list[Plan]:
+        """Opens the next round, or the next attempt at it; asking twice gives the same plans.
+
+        Each plan holds the records that its client lacks, as far as the server knows: a client
+        that answered in round q stands at position q, before record q.
+
+        Raises:
+            SettingsError: The settings name a hyper-parameter that the method does not have.
+            Diverged: In the last rounds nothing has changed the loss, though it is no good one.
+        """
+        if not self._plans:
+            s, round = self.settings, self.ledger.position
+            self._check_that_it_moves()
+            attempt, changes = self.ledger.attempt(round), self._changes()
+            sampled = choose(
+                self.ledger.identity.seed, "sample", round, attempt, size=s.clients, count=s.sample
+            )
+            stands = {client: self.ledger.client_position(client) for client in sampled}
+            records = self.ledger.records(min(stands.values()))
+            common = self._plan()
+            self._plans = {
+                client: replace(
+                    common,
+                    client=client,
+                    records=tuple(records[len(records) - (round - stands[client]) :]),
+                    stream=client + 1 if s.per_client else 0,
+                    changes=changes,
+                )
+                for client in sampled
+            }
+            self._opened, self._attempt = s, attempt
+            self._replies, self._scalars_down = {}, Counter()
+        return list(self._plans.values())
+
+    def rejoin(self, client: int, position: int) -> Plan:
+        """The open round's plan again, for a client whose replica stands at another position.
+
+        A position of 0 is the base model.
+
+        Raises:
+            ProtocolError: The client was not asked, or the log is not that long.
+        """
+        plan = self._plans.get(client)
+        if plan is None or not 0 <= position <= plan.round:
+            raise ProtocolError(
+                f"client {client} cannot rejoin at position {position}: clients "
+                f"{sorted(self._plans)} are asked, for round {self.ledger.position}"
+            )
+        plan = replace(plan, records=tuple(self.ledger.records(position)))
+        self._plans[client] = plan
+        return plan
+
+    def sent(self, client: int) -> None:
+        """Notes that a client's plan, as it is now, was sent: `bytes_down` counts each sending.
+
+        A loop that loses no messages need not call it: a plan that was answered counts once.
+        """
+        self._scalars_down[client] += self._plans[client].scalars
+
+    def drop(self) -> None:
+        """Forgets the open round, if one is: the next `ask` opens it anew, as settings then are."""
+        self._plans = {}
+
+    def rest(self, client: int, position: int) -> Plan:
+        """A plan that brings a replica from `position` to the end of the log; no round is opened.
+
+        Raises:
+            ProtocolError: The log is not that long.
+        """
+        self.ledger.chain_at(position)
+        records = tuple(self.ledger.records(position))
+        return replace(self._plan(), client=client, records=records)
+
+    def _plan(self) -> Plan:
+        """What all plans for the end of the log have in common."""
+        s, end = self.settings, self.ledger.position
+        return Plan(
+            run=self.ledger.run,
+            round=end,
+            client=0,
+            records=(),
+            chain=self.ledger.chain_at(end),
+            steps=s.steps,
+            directions=s.directions,
+            mu=s.mu if self._mean is None else self._mean.mu(self._mean_now, s.mu),
+            scheme=s.scheme,
+            stream=0,
+        )
+
+    def tell(self, reply: object) -> Verdict:
+        """Takes a reply if everything about it is right; otherwise only logs why not."""
+        if self._plans:
+            problems = list(reply_problems(reply, self._plans, self._replies, self._method))
+        else:
+            problems = ["no round is open: the reply came too late, or was not asked for"]
+        if not problems and isinstance(reply, Reply):
+            kappa = None if reply.curvature is None else reply.curvature.copy()
+            facts = dict(reply.facts)
+            reply = replace(reply, scalars=reply.scalars.copy(), curvature=kappa, facts=facts)
+            self._replies[reply.client] = reply
+            return Verdict(True)
+        reason = "; ".join(problems)
+        named = (reply.client, reply.round) if isinstance(reply, Reply) else (None, None)
+        client, round = (x if is_whole(x, 0, MAX_ROUND) else None for x in named)
+        self.ledger.refuse(client, round, reason)
+        return Verdict(False, reason)
+
+    def close(self, seconds: Mapping[str, float] | None = None) -> Closed | Aborted:
+        """Ends the round: commits its record, or aborts this attempt at it.
+
+        The digest that more than half of the valid replies have is the right one; the others are
+        set aside. Valid replies are finite float32 numbers, and so are their means.
+
+        Args:
+            seconds: Wall time by name, for people.
+
+        Returns:
+            What was committed; or `Aborted` if no digest has a majority, or fewer than
+            `min_replies` replies are left.
+
+        Raises:
+            Diverged: The mean loss is out of all proportion. Nothing was recorded, and the round
+                is open no more.
+            RuntimeError: No round is open.
+        """
+        if not self._plans:
+            raise RuntimeError("no round is open: call ask() first")
+        plans, self._plans = self._plans, {}
+        first = next(iter(plans.values()))
+        replies = [self._replies[client] for client in sorted(self._replies)]
+        up = SCALAR_BYTES * sum(reply.count for reply in replies)
+        answered = {client: plans[client].scalars for client in self._replies}
+        down = SCALAR_BYTES * sum((answered | self._scalars_down).values())
+        agreed = agree(replies, plans, self._opened.min_replies, self.ledger.last_agreed)
+        good = agreed.good
+        if agreed.shortage is not None:
+            clients = [reply.client for reply in replies]
+            self.ledger.abort(
+                first.round, self._attempt, agreed.shortage, clients, up=up, down=down
+            )
+            return Aborted(first.round, self._attempt, agreed.shortage, up, down)
+        weights = client_weights(good, self._opened.weighting)
+        loss = float(np.average([reply.loss for reply in good], weights=weights))
+        self._guard(first.round, loss)
+        record = aggregate(
+            first.round,
+            good,
+            weighting=self._opened.weighting,
+            per_client=self._opened.per_client,
+            changes=first.changes,
+            method=self._method,
+        )
+        derived = self._method.remember(self._derived, record)
+        record = replace(record, changes={**first.changes, **self._learned(derived)})
+        self.ledger.commit(
+            record,
+            replies,
+            digest=agreed.digest,
+            set_aside=agreed.set_aside,
+            loss=loss,
+            bytes_up=up,
+            bytes_down=down,
+            seconds=seconds or {},
+        )
+        self._hyper |= record.changes
+        self._derived = derived
+        if self._mean is not None:
+            self._mean_now = self._mean.remember(self._mean_now, record)
+        clients = [reply.client for reply in good]
+        return Closed(record, clients, loss, agreed.digest, agreed.set_aside, up, down)
+
+    def _changes(self) -> dict[str, float]:
+        hyper = {**self.settings.hyper, **self._follow(self.settings, self._derived)}
+        if self._mean is not None:
+            hyper = self._mean.hyper(self._mean_now, hyper)
+        wanted = {name: float(np.float32(value)) for name, value in hyper.items()}
+        unknown = sorted(wanted.keys() - self._hyper.keys())
+        if unknown:
+            raise SettingsError(
+                f"the method of this run has no hyper-parameter {', '.join(unknown)}: "
+                f"it has {', '.join(sorted(self._hyper))}"
+            )
+        return {name: value for name, value in wanted.items() if value != self._hyper[name]}
+
+    def _learned(self, derived: Mapping[str, float]) -> dict[str, float]:
+        """Hyper-parameters that follow from the log with the round, but not from that before it."""
+        before = self._follow(self._opened, self._derived)
+        after = self._follow(self._opened, derived)
+        return {name: value for name, value in after.items() if name not in before}
+
+    def _follow(self, s: RoundSettings, derived: Mapping[str, float]) -> dict[str, float]:
+        """Hyper-parameters that follow from a round with these settings and from the log."""
+        batch = self.ledger.identity.batch_size
+        given = {**self._method.hyper, **s.hyper}
+        examples = None if batch is None else s.sample * batch
+        return self._method.follow(given, derived, s.directions, examples)
+
+    def _guard(self, round: int, loss: float) -> None:
+        first = self.ledger.losses(stop=GUARD_ROUNDS)
+        last = [*self.ledger.losses(start=round - GUARD_ROUNDS + 1), loss]
+        if problem := excess(first, last, self._opened.divergence_factor):
+            text = f"round {round}: {problem}. Nothing of the round was recorded."
+            raise self.diverged(Diverged(text, round=round))
+
+    def _check_that_it_moves(self) -> None:
+        end = self.ledger.position
+        first, last = self.ledger.losses(stop=GUARD_ROUNDS), self.ledger.losses(start=end - 1)
+        records = self.ledger.records(end - STUCK_ROUNDS)
+        if last and (problem := stuck(first, records, last[0])):
+            raise self.diverged(Diverged(f"{problem}."))
+
+    def diverged(self, error: Diverged) -> Diverged:
+        """The same error with the last good position, and half of the lr that is set.
+
+        With `normalise`, the lr that is set is the one before it is divided.
+        """
+        records, losses = self.ledger.records(), [row.loss for row in self.ledger.rounds()]
+        if not any(record.coefficient.any() for record in records):
+            advice = "No weight has moved yet: start another run with another mu, or in float32."
+            return type(error)(f"{error} {advice}", round=error.round, client=error.client)
+        lr = (self.settings.hyper.get("lr") or self._hyper["lr"]) / 2
+        return type(error)(
+            str(error),
+            position=last_good(records, losses),
+            lr=lr,
+            round=error.round,
+            client=error.client,
+        )

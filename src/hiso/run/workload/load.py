@@ -1,0 +1,50 @@
+"""Which workload the settings ask for."""
+
+from __future__ import annotations
+
+from hiso.core.method.base import Method
+from hiso.errors import SettingsError
+from hiso.run.observer import Observer
+from hiso.run.settings import Settings
+from hiso.run.workload.base import Workload
+from hiso.run.workload.objects import NOTHING, Objects
+from hiso.run.workload.text import load_words
+from hiso.run.workload.vision import load_images
+from hiso.workloads.vision.images import DATA_SETS
+
+
+def load_workload(
+    settings: Settings,
+    method: Method,
+    observer: Observer,
+    *,
+    own: int | None = None,
+    objects: Objects = NOTHING,
+) -> Workload:
+    """Loads model and data.
+
+    Args:
+        settings: The settings.
+        method: The method.
+        observer: Who watches.
+        own: The client whose data these are, all of them; by default they are divided among
+            all clients.
+        objects: Objects of the user's own, in place of what settings name.
+
+    Raises:
+        LoadError: Something cannot be loaded as asked, or an object is missing.
+        SettingsError: The data allow no such partition, or the texts no such length; or there
+            is no such device.
+    """
+    objects.check(settings)
+    if settings.task in DATA_SETS:
+        if settings.task_definition is not None:
+            raise SettingsError(f"task = {settings.task} is one of images: name yours otherwise")
+        if objects.settings:
+            raise SettingsError(
+                f"task = {settings.task} takes model and data by their names, no objects: "
+                "hiso.Federation takes any module and any data"
+            )
+
+        return load_images(settings, method, observer, own)
+    return load_words(settings, method, observer, own, objects)

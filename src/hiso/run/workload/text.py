@@ -1,0 +1,122 @@
+"""A workload of text: a language model on a task."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from hiso.core.fingerprint import hash_names
+from hiso.core.identity import Identity
+from hiso.core.method.base import Method
+from hiso.data.batches import Shard
+from hiso.errors import SettingsError
+from hiso.run.identity import settings_identity
+from hiso.run.observer import Advance, Observer
+from hiso.run.settings import Settings
+from hiso.run.workload.base import EVAL_BATCH, device_of, some
+from hiso.run.workload.divide import divide
+from hiso.run.workload.objects import NOTHING, Objects
+from hiso.workloads.text.classifiers import check_classes
+from hiso.workloads.text.encode import Encoded, encode
+from hiso.workloads.text.metrics import evaluate
+from hiso.workloads.text.models import LanguageModel
+from hiso.workloads.text.objective import Objective, Rows
+from hiso.workloads.text.task import Task
+
+
+@dataclass(frozen=True)
+class Words:
+    """A `Workload`: its language model and task, and what every workload has."""
+
+    lm: LanguageModel
+    task: Task
+    shards: list[Shard[Encoded]]
+    dev: Sequence[Encoded]
+    test: Sequence[Encoded]
+    source: str
+    identity: Identity
+
+    @property
+    def module(self) -> nn.Module:
+        """The language model."""
+        return self.lm.model
+
+    @property
+    def labels(self) -> int:
+        """See `Workload.labels`."""
+        return len(self.task.labels)
+
+    def objective(self, rows: Rows, *, joint: bool) -> Objective:
+        """See `Workload.objective`."""
+        return Objective(self.lm, self.task, joint=joint, rows=rows)
+
+    def evaluate(
+        self,
+        objective: Objective,
+        examples: Sequence[Encoded],
+        biases: NDArray[np.float64] | None,
+        advance: Advance,
+    ) -> dict[str, float]:
+        """See `Workload.evaluate`."""
+        return evaluate(objective, examples, EVAL_BATCH, advance, biases)
+
+
+def load_words(
+    settings: Settings,
+    method: Method,
+    observer: Observer,
+    own: int | None,
+    objects: Objects = NOTHING,
+) -> Words:
+    """See `hiso.run.workload.load.load_workload`."""
+    task = objects.load_task(settings)
+    with observer.phase(f"loading data for {task.name}"):
+        splits = objects.load_splits(settings, task)
+    with observer.phase(f"loading model {settings.model}"):
+        lm = objects.load_model(settings)
+        lm.model.to(device_of(settings))  # pyright: ignore[reportArgumentType]
+    check_classes(lm, task)
+    if lm.context is not None and settings.max_length > lm.context:
+        raise SettingsError(
+            f"max_length is {settings.max_length}, but {lm.name} reads no more than {lm.context} "
+            f"tokens. Set max_length to {lm.context} or less."
+        )
+    tokenise = partial(encode, classifier=lm.classes is not None)
+    with observer.phase("tokenising and partitioning"):
+        dev, test = (
+            some(tokenise(examples, task, lm.tokenizer, settings.max_length), count)
+            for examples, count in (
+                (splits.dev, settings.dev_examples),
+                (splits.test, settings.test_examples),
+            )
+        )
+        train = tokenise(splits.train, task, lm.tokenizer, settings.max_length)
+        shards, partition = divide(splits.train, train, settings, own)
+    more: dict[str, Any] = {"answer_tokens": task.answer_tokens} if task.answers else {}
+    if settings.task_definition is not None:
+        more |= {"classes": list(task.classes)}
+    identity = replace(
+        settings_identity(settings, method, len(task.labels)),
+        model=describe_model(lm, objects),
+        task={"name": task.name, "template": task.template, "labels": list(task.labels), **more},
+        data={"fingerprint": splits.fingerprint, "max_length": settings.max_length},
+        partition=partition,
+        joint=settings.joint,
+    )
+    return Words(lm, task, shards, dev, test, splits.source, identity)
+
+
+def describe_model(lm: LanguageModel, objects: Objects) -> dict[str, str]:
+    """What an identity says of a base model; of an object also what is trained, if not all is."""
+    if objects.model is None:
+        return {"fingerprint": lm.fingerprint}
+    names = {name: parameter.requires_grad for name, parameter in lm.model.named_parameters()}
+    trained = [name for name, trainable in names.items() if trainable]
+    part = {} if len(trained) == len(names) else {"trained": hash_names(trained)}
+    return {"fingerprint": lm.fingerprint, **part}

@@ -1,1 +1,0 @@
-"""Experiments on what the theory says: rounds against dimension, and what h learns of curvature."""

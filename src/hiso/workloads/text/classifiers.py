@@ -1,0 +1,187 @@
+"""Models with a classification head: its scores, and whether they are those of a task's labels.
+
+Such a model may look at all positions, so that its inputs are texts as its tokenizer frames them,
+padded on the right under an attention mask. Its last linear layer, here called the head, gives the
+scores. That they do not depend on padding is checked once, when the model is loaded.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from hiso.errors import LoadError, SettingsError
+from hiso.workloads.text.task import Task
+from hiso.workloads.text.verbalizer import frame, tokens
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from hiso.workloads.text.models import LanguageModel
+
+MAKE = """  torch.manual_seed(0)
+  model = AutoModelForSequenceClassification.from_pretrained({name!r}, num_labels=2)
+  model.save_pretrained("with-head")
+  AutoTokenizer.from_pretrained({name!r}).save_pretrained("with-head")"""
+"""How a model gets a classification head, once, so that all copies have the same one."""
+
+_SENTENCE = "The quick brown fox jumps over the lazy dog."
+
+
+def has_classes(names: Iterable[str] | None) -> bool:
+    """Whether architectures are those of a model with a classification head."""
+    return any(name.endswith("ForSequenceClassification") for name in names or ())
+
+
+def check_loaded(missing: Iterable[str], name: str) -> None:
+    """Makes sure that all weights were in the files of a classifier, and none made at random.
+
+    Args:
+        missing: Names of the weights that were not.
+        name: The model's.
+
+    Raises:
+        LoadError: Some were not.
+    """
+    if found := sorted(missing):
+        raise LoadError(
+            f"{name} calls itself a classifier, but has no weights for {', '.join(found)}: "
+            "transformers would make others each time it is loaded. Make them once, with "
+            f"num_labels as many as the task has labels, and name the new folder:\n"
+            f"{MAKE.format(name=name)}"
+        )
+
+
+def class_scores(model: PreTrainedModel, ids: Tensor, mask: Tensor) -> Tensor:
+    """The model's own scores of the classes.
+
+    Args:
+        model: A model with a classification head.
+        ids: Token ids padded on the right, int64 [B, T].
+        mask: 1 where there is a token and 0 on padding, int64 [B, T].
+
+    Returns:
+        [B, C]: float32 under `float32_head`, else in the model's dtype.
+    """
+    known = inspect.signature(model.forward).parameters
+    more = {"use_cache": False} if "use_cache" in known else {}
+    return model(input_ids=ids, attention_mask=mask, **more).logits
+
+
+@contextmanager
+def float32_head(head: nn.Linear, rows: Callable[[nn.Parameter, Tensor], Tensor]) -> Iterator[None]:
+    """Lets a head compute in float32, whatever the model computes in.
+
+    Args:
+        head: The linear layer.
+        rows: Given its weight or bias and row numbers, these rows in float32.
+    """
+
+    def replace(_: Any, inputs: tuple[Tensor, ...], __: Any) -> Tensor:
+        wanted = torch.arange(head.out_features, device=inputs[0].device)
+        parameters = dict(head.named_parameters())
+        found = {name: rows(parameter, wanted) for name, parameter in parameters.items()}
+        return nn.functional.linear(inputs[0].float(), found["weight"], found.get("bias"))
+
+    hook = head.register_forward_hook(replace)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+@torch.inference_mode()
+def find_head(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> str:
+    """The name of the linear layer whose outputs are the scores.
+
+    Raises:
+        LoadError: There is none, or padding changes the scores.
+    """
+    unsupported = f"the architecture of {name} ({type(model).__name__}) is not supported yet: "
+    before, after = frame(tokenizer)
+    body = tokens(tokenizer, _SENTENCE)
+    text, longer = before + body + after, before + (body * 2)[: len(body) + 3] + after
+    pad: Any = model.config.pad_token_id
+    padding = [pad] * (len(longer) - len(text))
+    mask = torch.ones((2, len(longer)), dtype=torch.int64)
+    mask[0, len(text) :] = 0
+    try:
+        with _outputs(model) as found:
+            alone = class_scores(model, torch.tensor([text]), mask[:1, : len(text)])[0]
+            outputs = dict(found)
+        beside = class_scores(model, torch.tensor([text + padding, longer]), mask)[0]
+    except (AttributeError, IndexError, TypeError, RuntimeError, ValueError) as error:
+        raise LoadError(f"{unsupported}{error}") from error
+    if not torch.allclose(beside, alone, rtol=1e-3, atol=1e-3 * float(alone.abs().max())):
+        raise LoadError(f"{unsupported}padding changes its scores.")
+    heads = [
+        layer
+        for layer, output in outputs.items()
+        if (output.reshape(-1, len(alone)) == alone).all(1).any()
+    ]
+    if not heads:
+        raise LoadError(f"{unsupported}its scores are not those of a linear layer.")
+    return heads[-1]
+
+
+@contextmanager
+def _outputs(model: PreTrainedModel) -> Iterator[dict[str, Tensor]]:
+    """Outputs by name of the linear layers that give as many numbers as there are classes."""
+    found: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Callable[..., None]:
+        def hook(_: Any, __: Any, output: Tensor) -> None:
+            found[name] = output
+
+        return hook
+
+    hooks = [
+        layer.register_forward_hook(keep(name))
+        for name, layer in model.named_modules()
+        if isinstance(layer, nn.Linear) and layer.out_features == model.config.num_labels
+    ]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def check_classes(lm: LanguageModel, task: Task) -> None:
+    """Makes sure that the classes of a model, if it has such, are the labels of a task.
+
+    Raises:
+        SettingsError: The task has no labels, or another number of them, or the model's
+            configuration names its classes as the task does, but in another order.
+    """
+    if lm.classes is None:
+        return
+    if not task.labels:
+        raise SettingsError(
+            f"{lm.name} is a classifier, and task '{task.name}' has no labels: free text and "
+            "answers take a causal language model."
+        )
+    if lm.classes != len(task.labels):
+        raise SettingsError(
+            f"{lm.name} has {lm.classes} classes, but task '{task.name}' has {len(task.labels)} "
+            f"labels. Save a model with num_labels={len(task.labels)}."
+        )
+    names: Any = lm.model.config.id2label or {}
+    theirs = [_key(names.get(number, "")) for number in range(lm.classes)]
+    for mine in (task.classes, task.labels):
+        keys = [_key(name) for name in mine]
+        if theirs != keys and sorted(theirs) == sorted(keys):
+            raise SettingsError(
+                f"the classes of {lm.name} are in the order {', '.join(theirs)}, but the labels of "
+                f"task '{task.name}' in the order {', '.join(keys)}. Use a hiso.Task with its "
+                "labels and classes in the model's order."
+            )
+
+
+def _key(name: str) -> str:
+    return name.strip().casefold()

@@ -1,0 +1,169 @@
+"""Examples as token ids."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hiso.errors import LoadError, SettingsError
+from hiso.workloads.text.examples import Example
+from hiso.workloads.text.task import Task
+from hiso.workloads.text.verbalizer import all_tokens, check_labels, frame, prefix, tokens
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+_AT_ONCE = 1024
+"""Examples tokenised at a time: as lists, tokens of long texts take many times their memory."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Encoded:
+    """One example as the model sees it.
+
+    Attributes:
+        ids: Token ids of the prompt (of the whole text, for free text), int32 [T]. In a task of
+            answers those of the answer to be learned follow.
+        label: Number of the right label; None for free text and for answers.
+        start: Where in `ids` the answer begins; 0 if there is none.
+        answers: The right answers, as text.
+    """
+
+    ids: NDArray[np.int32]
+    label: int | None
+    start: int = 0
+    answers: tuple[str, ...] = ()
+
+
+def encode(
+    examples: Sequence[Example],
+    task: Task,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    *,
+    classifier: bool = False,
+) -> list[Encoded]:
+    """Token ids of every example, in the same order, at most `max_length` each.
+
+    Prompts that are too long lose tokens at their start, so that the question at their end
+    stays; those of a task of answers lose the end of their context, since much of a text is said
+    in its first sentences; free text loses its end. What the tokenizer puts in front of every
+    text (a begin-of-text token, say) is kept in any case, and what it puts behind is left out.
+    In mode "sequence" the label's tokens count towards `max_length`, and in a task of answers
+    `answer_tokens` do, whatever the length of an answer, so that its prompt does not depend on
+    it. Free text and answers that are not cut end with the end token, if there is one.
+
+    For a `classifier`, a model with a classification head, what the tokenizer puts behind every
+    text ([SEP], say) is kept too, and prompts lose tokens at their start; label words do not count.
+
+    Raises:
+        SettingsError: `max_length` is too short for the question.
+        LoadError: Tokenisation leaves nothing of an example to learn from.
+    """
+    if classifier:
+        return _encode_whole(examples, task, tokenizer, max_length)
+    before = prefix(tokenizer)
+    if task.is_text:
+        return _encode_text(examples, tokenizer, before, max_length)
+    if task.answers:
+        return _encode_answers(examples, task, tokenizer, before, max_length)
+    room = max_length - len(before) - check_labels(task, tokenizer).longest
+    _check_room(task, tokenizer, max_length, room)
+    bodies = all_tokens(tokenizer, [example.prompt for example in examples])
+    return [
+        Encoded(np.asarray(before + body[-room:], np.int32), example.label)
+        for example, body in zip(examples, bodies, strict=True)
+    ]
+
+
+def _encode_whole(
+    examples: Sequence[Example],
+    task: Task,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+) -> list[Encoded]:
+    before, after = frame(tokenizer)
+    room = max_length - len(before) - len(after)
+    _check_room(task, tokenizer, max_length, room)
+    bodies = all_tokens(tokenizer, [example.prompt for example in examples])
+    empty = [example for example, body in zip(examples, bodies, strict=True) if not body]
+    if empty:
+        raise LoadError(
+            f"{len(empty)} example(s) have no tokens, the first of them {empty[0].prompt!r}. "
+            "Remove them."
+        )
+    return [
+        Encoded(np.asarray(before + body[-room:] + after, np.int32), example.label)
+        for example, body in zip(examples, bodies, strict=True)
+    ]
+
+
+def _encode_text(
+    examples: Sequence[Example],
+    tokenizer: PreTrainedTokenizerBase,
+    before: list[int],
+    max_length: int,
+) -> list[Encoded]:
+    if max_length < 2:
+        raise SettingsError(f"max_length is {max_length}: free text needs 2 tokens or more.")
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    bodies = all_tokens(tokenizer, [example.prompt for example in examples])
+    encoded = [
+        Encoded(np.asarray((before + body + end)[:max_length], np.int32), None) for body in bodies
+    ]
+    short = [example for example, e in zip(examples, encoded, strict=True) if len(e.ids) < 2]
+    if short:
+        raise LoadError(
+            f"{len(short)} example(s) are shorter than the 2 tokens that a loss on free text "
+            f"needs, the first of them {short[0].prompt!r}. Remove or join them."
+        )
+    return encoded
+
+
+def _encode_answers(
+    examples: Sequence[Example],
+    task: Task,
+    tokenizer: PreTrainedTokenizerBase,
+    before: list[int],
+    max_length: int,
+) -> list[Encoded]:
+    room = max_length - len(before) - task.answer_tokens
+    _check_room(task, tokenizer, max_length, room)
+    cue = tokens(tokenizer, task.cue)
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    encoded: list[Encoded] = []
+    for low in range(0, len(examples), _AT_ONCE):
+        part = examples[low : low + _AT_ONCE]
+        bodies = all_tokens(tokenizer, [example.prompt for example in part])
+        questions = all_tokens(tokenizer, [example.prompt[example.context :] for example in part])
+        learned = all_tokens(tokenizer, [f"{task.cue} {example.answers[0]}" for example in part])
+        for example, body, question, answer in zip(part, bodies, questions, learned, strict=True):
+            # In place, as label words are, unless the tokenizer joins the cue to the answer.
+            joined = answer[: len(cue)] != cue
+            own = tokens(tokenizer, f" {example.answers[0]}") if joined else answer[len(cue) :]
+            prompt = before + _shorten(body, len(question), room)
+            ids = np.asarray(prompt + (own + end)[: task.answer_tokens], np.int32)
+            encoded.append(Encoded(ids, None, len(prompt), example.answers))
+    return encoded
+
+
+def _shorten(body: list[int], question: int, room: int) -> list[int]:
+    """`room` tokens at most: the last `question` ones, and as many from the beginning as fit."""
+    if len(body) <= room:
+        return body
+    head = max(0, room - question)
+    return body[:head] + body[len(body) - room + head :]
+
+
+def _check_room(task: Task, tokenizer: PreTrainedTokenizerBase, max_length: int, room: int) -> None:
+    fixed = len(tokens(tokenizer, task.cue))
+    if room <= fixed:
+        raise SettingsError(
+            f"max_length {max_length} leaves no room for the text: the end of the prompt of task "
+            f"'{task.name}' takes {max_length - room + fixed} tokens. Set max_length higher."
+        )
