@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hiso.language.models import load_model
+from hiso.workloads.text.models import load_model
 
 WIDTH = 8192
 SHARES = {"0.1 %": 1e-3, "1 %": 1e-2}
