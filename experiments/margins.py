@@ -116,7 +116,8 @@ def main(out: Path, count: int) -> None:
     masked = {name: np.zeros((count, WIDTH), np.float32) for name in sets}
     margins = np.zeros(count)
     d = sum(p.numel() for p in gradients.parameters.values())
-    signs = torch.randint(0, 2, (d,), generator=torch.Generator().manual_seed(7)) * 2 - 1
+    random_bits = torch.Generator().manual_seed(7)
+    signs = torch.randint(0, 2, (d,), generator=random_bits, dtype=torch.int8) * 2 - 1
     for i, (text, _) in enumerate(rows):
         margin = gradients.margin(text)
         margins[i] = margin.item()
