@@ -21,7 +21,7 @@ from hiso.workloads.text.objective import Objective
 
 from ..identities import identity_of
 
-DIRECTIONS = 24
+DIRECTIONS = 12
 REAL = {"batch_size": 4, "max_length": 32, "test_examples": 1, "dev_examples": 1}
 
 
@@ -49,7 +49,7 @@ def along(workload: Words, settings: Settings, dtype: str, mu: float, scheme: st
     probe = Probe(client=0, round=0, steps=1, directions=DIRECTIONS, mu=mu, scheme=scheme)
     batch = workload.shards[0].batch(0, 0)
     while (point := probe.ask()) is not None:
-        replica.write(point, round=0, mu=probe.mu)
+        replica.write(point, mu=probe.mu)
         probe.tell(objective([batch])[0])
     replica.release()
     return probe.scalars[0]

@@ -4,40 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from hiso.core.measure.backward import BACKWARD_PASSES
 from hiso.core.measure.probe import passes
 from hiso.core.method.base import Method
 from hiso.core.replica.replica import Replica
 from hiso.ring.messages import SCALAR_BYTES
+from hiso.run.results import Estimate
 from hiso.run.settings import Settings
 from hiso.run.summary import peak_memory
 from hiso.run.workload.base import Workload
 
 _LEDGER_BYTES, _ROUND_BYTES = 80_000, 900
 """About what a run's files take at the start, and a round of them beside its scalars."""
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """What the rounds that are left will take, about.
-
-    Attributes:
-        rounds: How many are left.
-        seconds: In forward passes, evaluations among them; the rest of a round is a few percent.
-        bytes_up: Scalars of all clients.
-        bytes_down: Scalars to all clients, each of whom needs every round's.
-        memory_bytes: Peak of resident memory so far, with model, state and one pass.
-        disk_bytes: Growth of the run's folder, snapshots among it.
-    """
-
-    rounds: int
-    seconds: float
-    bytes_up: int
-    bytes_down: int
-    memory_bytes: int
-    disk_bytes: int
 
 
 def estimate(

@@ -19,13 +19,13 @@ from hiso.errors import Diverged, SettingsError
 from hiso.ring.ledger.ledger import Ledger
 from hiso.ring.server import Server
 from hiso.run.choose_mu import settle
-from hiso.run.estimate import Estimate, estimate
+from hiso.run.estimate import estimate
 from hiso.run.folder import RunFolder
 from hiso.run.identity import check_identity
 from hiso.run.loop import Loop
 from hiso.run.observer import Observer, Silent
 from hiso.run.prepare import Seen, look, open_ledger, prepare, resolve_settings
-from hiso.run.results import Summary, kept_position, rounds_of
+from hiso.run.results import Estimate, Summary, kept_position, rounds_of
 from hiso.run.resume import check_method
 from hiso.run.settings import Settings, own_method, parse_settings
 from hiso.run.snapshots import save_snapshot, stand

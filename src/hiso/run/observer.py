@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from hiso.ring.ledger.runfile import Evaluation
-from hiso.run.results import Round
-
-if TYPE_CHECKING:
-    from hiso.run.estimate import Estimate
+from hiso.run.results import Estimate, Round
 
 Advance = Callable[[int], None]
 

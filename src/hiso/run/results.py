@@ -127,6 +127,27 @@ _SUMMARY = TypeAdapter(Summary)
 _WHERE_KNOWN = ("kept", "peak_gpu_memory_bytes", "sent_bytes_up", "sent_bytes_down")
 
 
+@dataclass(frozen=True)
+class Estimate:
+    """What the rounds that are left will take, about.
+
+    Attributes:
+        rounds: How many are left.
+        seconds: In forward passes, evaluations among them; the rest of a round is a few percent.
+        bytes_up: Scalars of all clients.
+        bytes_down: Scalars to all clients, each of whom needs every round's.
+        memory_bytes: Peak of resident memory so far, with model, state and one pass.
+        disk_bytes: Growth of the run's folder, snapshots among it.
+    """
+
+    rounds: int
+    seconds: float
+    bytes_up: int
+    bytes_down: int
+    memory_bytes: int
+    disk_bytes: int
+
+
 def encode_line(line: Round | Evaluation) -> dict[str, Any]:
     """A line of metrics.jsonl; of an evaluation, the metrics stand beside the rest by name."""
     if isinstance(line, Round):

@@ -55,6 +55,10 @@ class Values(BaseModel):
     max_length: Annotated[int, Field(ge=2)] = Field(
         64, description="Tokens kept of an example; its end survives."
     )
+    prompt_style: Literal["plain", "chat"] = Field(
+        "plain",
+        description="Prompts as they are, or as the user's turn in the tokenizer's chat template.",
+    )
     method: str = Field(
         "hiso", description=f"One of {', '.join(METHODS)}; or package.module:Name of your own."
     )
