@@ -54,7 +54,7 @@ def chosen(folder, choice: Choice, seed: int = 0):
 
 
 def test_the_identity_of_a_full_run_is_what_it_was(tmp_path, base):
-    settings = parse_settings({})
+    settings = parse_settings({"method": "hiso"})
     assert settings_identity(settings, settings.make_method(), 2).text == (
         '{"batch_size":16,"clients":6,"directions":"shared","dtype":"float32","formats":{"noise":1,'
         '"record":1},"method":{"feed":"first","hyper":{"eps":1e-08,"floor":0.25,"lr":0.0003,'

@@ -215,6 +215,7 @@ def test_a_language_model_from_preset_to_picture(tmp_path, tiny_model, reviews):
         'experiment = "language"\npositions = [0, 3]\nexamples = 20\nsampled = 3000\n'
         'layers = ["model.norm.weight"]\nlayer_examples = 3\nprobes = 2\neigenvalues = 2\n'
         f'[run]\nmodel = "{tiny_model}"\ndata = "{reviews}"\nlr = 0.001\nclients = 4\n'
+        'method = "hiso"\n'
         "directions = 2\nbatch_size = 4\nmax_length = 24\neval_every = 0\n"
     )
     results = run_experiment(path, tmp_path / "out", Silent())
@@ -229,6 +230,10 @@ def test_a_language_model_from_preset_to_picture(tmp_path, tiny_model, reviews):
     assert _is_picture(tmp_path / "out" / "language.svg")
     again = run_experiment(path, tmp_path / "out", Silent())
     assert again["rows"] == results["rows"]
-    path.write_text(path.read_text() + "rounds = 9\n")
+    whole = path.read_text()
+    path.write_text(whole + "rounds = 9\n")
     with pytest.raises(SettingsError, match="leave rounds away"):
+        run_experiment(path, tmp_path / "other", Silent())
+    path.write_text(whole.replace('"hiso"', '"zo_sgd"'))
+    with pytest.raises(SettingsError, match="zo_sgd learns no diagonal h"):
         run_experiment(path, tmp_path / "other", Silent())

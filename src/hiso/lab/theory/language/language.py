@@ -83,6 +83,8 @@ def run_language(
     positions = sorted(preset.positions)
     given = {**preset.run, "rounds": max(1, positions[-1])}
     settings = parse_settings(given, "run")
+    if "h" not in settings.make_method().state:
+        raise SettingsError(f"run: {settings.method} learns no diagonal h; use hiso or hizoo")
     with one_thread():
         if positions[-1]:
             launch(given, folder / "run", observer=observer)
