@@ -236,4 +236,4 @@ def test_a_language_model_from_preset_to_picture(tmp_path, tiny_model, reviews):
         run_experiment(path, tmp_path / "other", Silent())
     path.write_text(whole.replace('"hiso"', '"zo_sgd"'))
     with pytest.raises(SettingsError, match="zo_sgd learns no diagonal h"):
-        run_experiment(path, tmp_path / "other", Silent())
+        run_experiment(path, tmp_path / "third", Silent())
