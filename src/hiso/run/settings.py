@@ -44,67 +44,71 @@ class Values(BaseModel):
     )
     task: str = Field(
         "rotten_tomatoes",
-        description="What to learn: a task's name; or package.module:name of your own.",
+        description="Name of a task, or package.module:name of your own task.",
     )
     data: str | None = Field(
-        None, description="File, folder or Hugging Face id of other data than the task's own."
+        None,
+        description="File, folder or Hugging Face id of data that replace the task's own data.",
     )
     task_definition: Definition | None = Field(
         None, description="Table: columns, prompt and label words of a task of your own."
     )
     max_length: Annotated[int, Field(ge=2)] = Field(
-        64, description="Tokens kept of an example; its end survives."
+        64, description="Most tokens of an example; a longer prompt keeps its end."
     )
     method: str = Field(
         "hiso", description=f"One of {', '.join(METHODS)}; or package.module:Name of your own."
     )
     lr: Hyper | Literal["auto"] = Field(
         None,
-        description="Learning rate; by default the method's. auto follows the curvature.",
+        description="Learning rate; default: the method's own. auto: set from the "
+        "curvature in every round.",
     )
-    nu: Hyper = Field(None, description="Smoothing of the diagonal (hiso, hizoo).")
-    eps: Hyper = Field(None, description="Added to dx² (hiso).")
-    floor: Hyper = Field(None, description="Least value of the diagonal (hiso, hizoo).")
+    nu: Hyper = Field(None, description="Update rate ν of the diagonal h (hiso, hizoo).")
+    eps: Hyper = Field(None, description="Constant ε added to dx² (hiso).")
+    floor: Hyper = Field(None, description="Smallest value of the diagonal h (hiso, hizoo).")
     beta: Hyper = Field(None, description="Momentum factor (momentum).")
     ridge: Hyper = Field(
-        None, description="Added curvature, relative; by default set by sizes (subspace_newton)."
+        None,
+        description="Ridge, relative to the mean curvature; 0: set from P, sample and "
+        "batch size (subspace_newton).",
     )
     feed: Feed | None = Field(
-        None, description="Local steps that feed the diagonal: first, last or all."
+        None, description="Local steps from which h is updated: first, last or all."
     )
     normalise: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.0, description="Smoothing of a mean diagonal that divides lr; 0 for none."
+        0.0, description="Update rate ν of a mean diagonal that divides lr; 0 for none."
     )
-    label_bias: bool = Field(
-        False, description="Tune a bias of each label of the task too, beside the weights."
-    )
+    label_bias: bool = Field(False, description="Also tune one bias for each label of the task.")
     logit_adjustment: bool = Field(
         False,
-        description="Let clients add the logs of their labels' shares to the scores they measure.",
+        description="Clients add the log of each label's share in their data to the scores "
+        "that they measure.",
     )
     clients: Positive = Field(6, description="Number of clients M.")
-    sample: Positive = Field(2, description="Clients asked in each round, m.")
-    rounds: Positive = Field(100, description="Rounds in all.")
+    sample: Positive = Field(2, description="Clients sampled in each round, m.")
+    rounds: Positive = Field(100, description="Total number of rounds.")
     directions: Count = Field(5, description="Directions per local step, P.")
     local_steps: Count = Field(1, description="Local steps per round, τ.")
     batch_size: Positive = Field(16, description="Examples per client and local step.")
     mu: Annotated[float, Field(gt=0, allow_inf_nan=False)] | Literal["auto"] = Field(
-        1e-3, description="Perturbation size μ; auto measures which one suits model and dtype."
+        1e-3, description="Perturbation size μ; auto measures which value suits model and dtype."
     )
     scheme: Literal["forward", "central"] | None = Field(
-        None, description="Differences taken; by default forward, or what mu = auto picks."
+        None, description="Finite differences; default: forward, or what mu = auto chooses."
     )
-    per_client: bool = Field(
-        False, description="Let every client measure along directions of its own."
-    )
+    per_client: bool = Field(False, description="Every client measures along its own directions.")
     backward_clients: Annotated[int, Field(ge=0)] = Field(
         0,
-        description="Clients, from the first on, that answer by a backward pass.",
+        description="This many clients, the first ones, use a backward pass instead of "
+        "forward differences.",
     )
     weighting: Literal["plain", "examples"] = Field(
-        "plain", description="Whether clients count alike or by their examples."
+        "plain", description="Weights of the clients in the mean: equal, or by number of examples."
     )
-    min_replies: Positive = Field(1, description="Replies a round needs.")
+    min_replies: Positive = Field(
+        1, description="Smallest number of replies that completes a round."
+    )
     partition: Literal["iid", "dirichlet", "column"] = Field(
         "iid", description="How the training examples are divided among clients."
     )
@@ -112,51 +116,57 @@ class Values(BaseModel):
         1.0, description="Concentration of the Dirichlet partition."
     )
     partition_column: str | None = Field(
-        None, description="Column of the column partition, one value per client."
+        None, description="Column for partition = column; each client gets the rows with one value."
     )
     seed: Annotated[int, Field(ge=0, lt=2**64)] = Field(
         0, description="Key of all randomness: directions, batches, sampling, partition."
     )
-    noise: Literal["binomial", "gaussian"] = Field("binomial", description="Law of directions.")
+    noise: Literal["binomial", "gaussian"] = Field(
+        "binomial", description="Distribution of the directions' elements."
+    )
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         "float32", description="Precision of forward passes; weights stay float32."
     )
     memory: Literal["full", "lean"] = Field(
-        "full", description="Keep a compute copy of the model, or make it layer by layer."
+        "full",
+        description="full: keep a perturbed copy of the whole model; lean: make it layer by layer.",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="Where the model runs; auto takes a GPU if there is one."
+        "auto", description="Device of the model; auto takes a GPU if there is one."
     )
     joint: bool = Field(
-        True, description="Let clients that measure at the same point share a forward pass."
+        True, description="Clients that measure at the same point share a forward pass."
     )
     eval_every: Annotated[int, Field(ge=0)] = Field(
         20, description="Rounds between evaluations on the tuning split; 0 for none."
     )
     dev_examples: Annotated[Positive | None, ZeroIsNone] = Field(
-        200, description="Examples of the tuning split used; 0 for all."
+        200, description="Number of examples used from the tuning split; 0 for all."
     )
     test_examples: Annotated[Positive | None, ZeroIsNone] = Field(
-        None, description="Examples of the test split used, before and after; 0 for all."
+        None,
+        description="Number of examples used from the test split, before and after; 0 for all.",
     )
     client_examples: Annotated[int, Field(ge=0)] = Field(
-        0, description="Training examples of each client that the final model is evaluated on."
+        0,
+        description="Number of training examples of each client on which the final model "
+        "is evaluated.",
     )
     keep: Literal["last", "best"] = Field(
         "last",
-        description="The model that a run comes to: that of its last round, or the one with the "
-        "lowest loss on the tuning split.",
+        description="Final model of a run: the one after the last round, or the one with "
+        "the lowest loss on the tuning split.",
     )
     patience: Annotated[int, Field(ge=0)] = Field(
-        0, description="Stop after so many evaluations without a new lowest loss; 0 for never."
+        0, description="Stop after this many evaluations without a new lowest loss; 0 for never."
     )
     divergence_factor: Annotated[Annotated[float, Field(gt=1)] | None, ZeroIsNone] = Field(
         3.0,
-        description="Stop when the loss exceeds this many times that of the first rounds; "
-        "0 for never.",
+        description="Stop when the loss exceeds this many times the loss of the first "
+        "rounds; 0 for never.",
     )
     snapshot_every: Annotated[int, Field(ge=0)] = Field(
-        0, description="Rounds between snapshots of the replica; 0 for none (replay suffices)."
+        0, description="Rounds between snapshots of the replica; 0 for none (replay works without)."
     )
 
     @model_validator(mode="before")
