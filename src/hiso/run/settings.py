@@ -57,7 +57,8 @@ class Values(BaseModel):
         64, description="Most tokens of an example; a longer prompt keeps its end."
     )
     method: str = Field(
-        "hiso", description=f"One of {', '.join(METHODS)}; or package.module:Name of your own."
+        "hiso",
+        description=f"One of {', '.join(METHODS)}; or package.module:Name of your own method.",
     )
     lr: Hyper | Literal["auto"] = Field(
         None,
@@ -101,7 +102,7 @@ class Values(BaseModel):
     backward_clients: Annotated[int, Field(ge=0)] = Field(
         0,
         description="This many clients, the first ones, use a backward pass instead of "
-        "forward differences.",
+        "finite differences.",
     )
     weighting: Literal["plain", "examples"] = Field(
         "plain", description="Weights of the clients in the mean: equal, or by number of examples."
