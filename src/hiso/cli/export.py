@@ -1,4 +1,4 @@
-"""`hiso export`, `apply` and `diff`: what leaves a run, and what can be done with it."""
+"""`hiso export`, `apply` and `diff`: exporting the model of a run, and using adapters."""
 
 from __future__ import annotations
 
@@ -34,7 +34,9 @@ def export(
     run: Run,
     model: Annotated[
         Path | None,
-        typer.Option(help="Write the model here, as transformers loads it.", show_default=False),
+        typer.Option(
+            help="Write the model here, as a folder for transformers.", show_default=False
+        ),
     ] = None,
     adapter: Annotated[
         Path | None,
@@ -42,11 +44,11 @@ def export(
     ] = None,
     position: Annotated[
         int | None,
-        typer.Option(min=0, help="Position of the log; by default where its model is kept."),
+        typer.Option(min=0, help="Position of the log; default: that of the final model."),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Take the model of a run out: as a folder for transformers, or as an adapter of some KB."""
+    """Export the model of a run as a folder for transformers, or as an adapter of some KB."""
     if (model is None) == (adapter is None):
         raise typer.BadParameter("give one of them", param_hint="--model / --adapter")
     from hiso.export.out import export_adapter, export_model
@@ -66,7 +68,7 @@ def apply(
     base: Base = None,
     as_json: Json = False,
 ) -> None:
-    """Make the tuned model of an adapter and its base model, and write it for transformers."""
+    """Rebuild the tuned model from an adapter and its base model; write it for transformers."""
     from hiso.export.out import apply
 
     with display.Watcher(Console(stderr=True), quiet=as_json) as watcher:
@@ -75,7 +77,7 @@ def apply(
 
 
 def _without_bias(done: dict[str, Any]) -> str:
-    """What the weights of a run with label biases lack."""
+    """A note that the exported weights do not contain the label biases."""
     told = "The weights do without the label biases; README.md there has them."
     if (without := done.get("accuracy_without_bias")) is not None:
         told += f" Test accuracy {done['accuracy']:.4f} with them, {without:.4f} without."
@@ -83,7 +85,7 @@ def _without_bias(done: dict[str, Any]) -> str:
 
 
 def diff(a: Place, b: Place, as_json: Json = False) -> None:
-    """Say where the logs of two runs or adapters part. Loads no model."""
+    """Show where the logs of two runs or adapters begin to differ. Loads no model."""
     from hiso.export.diff import diff
 
     told = diff(a, b)

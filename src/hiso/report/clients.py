@@ -1,4 +1,4 @@
-"""What can be told of single clients."""
+"""The section about single clients."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CLIENT = {"title": {"text": "client"}, "tickformat": "d"}
 NAMED = re.compile(r"client (\d+)")
 
 Ends = Mapping[int, tuple[float | None, float]]
-"""Of each client, a figure from early in the run, if there is one, and one from late."""
+"""For each client, an early figure of the run, if there is one, and a late figure."""
 
 
 def clients_section(named: Mapping[str, Run]) -> Section | None:
@@ -39,7 +39,7 @@ def clients_section(named: Mapping[str, Run]) -> Section | None:
 
 
 def _participation(runs: Mapping[str, Run]) -> Figure:
-    """In how many rounds each client's reply counted, or was set aside."""
+    """For each client, in how many rounds its reply was used or set aside."""
     views: dict[str, View] = {}
     wasted = False
     for name, run in runs.items():
@@ -137,5 +137,5 @@ def _ends_view(ends: Ends) -> View:
 
 
 def _ticks(clients: Sequence[int]) -> dict[str, Any]:
-    """A tick for every client, where there is room."""
+    """A tick for every client, if there is room."""
     return {"xaxis.dtick": 1 if len(clients) <= 12 else None}

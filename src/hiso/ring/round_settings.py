@@ -30,10 +30,10 @@ class RoundSettings:
         weighting: Whether clients have equal weights or are weighted by their number of examples.
         min_replies: Smallest number of good replies; with fewer, the attempt is aborted.
         divergence_factor: A round whose mean loss exceeds this many times the median of the
-            first five rounds' is not recorded (squared, until there are five); None for no limit.
-            normalise: Update rate ν of the mean diagonal h̄ (`MeanDiagonal`): `lr` is divided by
-                h̄ and `mu` by √h̄. This is HiSo with one number, for a method without a diagonal.
-                0 for no division. Fixed for the whole run.
+            first nine rounds' is not recorded (squared, until there are nine); None for no limit.
+        normalise: Update rate ν of the mean diagonal h̄ (`MeanDiagonal`): `lr` is divided by h̄
+            and `mu` by √h̄. This is HiSo with one number, for a method without a diagonal. 0 for
+            no division. Fixed for the whole run.
         hyper: New values for hyper-parameters of the method; the others stay unchanged.
 
     Raises:
