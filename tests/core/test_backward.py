@@ -13,12 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from hiso.core.kernels import PROJECT_TILES, Spot, load_kernels
+from hiso.core.kernels import PROJECT_TILES, load_kernels
 from hiso.core.measure.backward import check_backward, mean_loss
-from hiso.core.measure.probe import Point, Probe
+from hiso.core.measure.probe import Probe
 from hiso.core.method.registry import HiSo, HiZoo, Momentum, SubspaceNewton, ZoSgd, auto_lr
 from hiso.core.noise import TILE
 from hiso.core.noise.layout import Layout
+from hiso.core.noise.point import Point
 from hiso.core.noise.reference import direction
 from hiso.core.replica.replica import Replica
 from hiso.errors import NonFiniteLoss, SettingsError
@@ -53,11 +54,11 @@ def moved(method, **arguments) -> Replica:
     return replica
 
 
-def directions(replica: Replica, spot: Spot, count: int) -> np.ndarray:
+def directions(replica: Replica, point: Point, count: int) -> np.ndarray:
     """z_p = u_p/denom in float64, by the equations alone, [P, padded]."""
     tiles = range(replica.layout.tiles)
     u = [
-        direction("binomial", SEED, round=spot.round, step=spot.step, stream=spot.stream,
+        direction("binomial", SEED, round=point.round, step=point.step, stream=point.stream,
                   direction=p, tiles=tiles)
         for p in range(count)
     ]  # fmt: skip
@@ -80,7 +81,7 @@ def wide(replica: Replica, w: np.ndarray) -> TinyNet:
 @pytest.mark.parametrize("method", METHODS, ids=lambda m: m.name)
 def test_the_limit_of_central_differences(method):
     replica = moved(method)
-    replica.write(Point(2), round=5)
+    replica.write(Point(5, 2))
     loss, g = replica.project(lambda: loss_of(replica.module), stream=4, directions=3)
     w = replica.weights.double().numpy()
 
@@ -89,7 +90,7 @@ def test_the_limit_of_central_differences(method):
         logits = module(IDS)
         return float(nn.functional.cross_entropy(logits, (IDS * 7) % 61).detach())
 
-    for p, z in enumerate(directions(replica, Spot(5, 2, 4, 0), 3)):
+    for p, z in enumerate(directions(replica, Point(5, 2, 4, 0), 3)):
         near, far = ((at(w + mu * z) - at(w - mu * z)) / (2 * mu) for mu in (1e-4, 2e-4))
         assert g[p] == pytest.approx((4 * near - far) / 3, rel=1e-4, abs=1e-6)
     assert loss == pytest.approx(at(w), rel=1e-6)
@@ -99,10 +100,10 @@ def test_the_limit_of_central_differences(method):
 @pytest.mark.parametrize("method", METHODS, ids=lambda m: m.name)
 def test_the_directional_derivative_that_autograd_gives(method, backend):
     replica = moved(method, backend=backend)
-    replica.write(Point(0), round=3)
+    replica.write(Point(3, 0))
     _, g = replica.project(lambda: loss_of(replica.module), stream=0, directions=4)
     module = wide(replica, replica.weights.double().numpy())
-    for p, z in enumerate(directions(replica, Spot(3, 0, 0, 0), 4)):
+    for p, z in enumerate(directions(replica, Point(3, 0, 0, 0), 4)):
         t = torch.zeros((), dtype=torch.float64, requires_grad=True)
         at = {
             e.name: module.get_parameter(e.name)
@@ -121,16 +122,16 @@ def test_a_forward_difference_comes_near(method):
     replica = moved(method)
     losses = []
     for sign in (1, -1):
-        replica.write(Point(1, 2, 0, sign), round=9, mu=1e-2)
+        replica.write(Point(9, 1, 2, 0, sign), mu=1e-2)
         with torch.no_grad():
             losses.append(float(loss_of(replica.module)))
-    replica.write(Point(1), round=9)
+    replica.write(Point(9, 1))
     _, g = replica.project(lambda: loss_of(replica.module), stream=2, directions=1)
     assert g[0] == pytest.approx((losses[0] - losses[1]) / 2e-2, rel=0.02, abs=1e-3)
 
 
 LAYOUT = Layout.of([("a", (5,)), ("b", (3 * PROJECT_TILES * TILE + 77,)), ("c", (TILE,))])
-SPOTS = [Spot(7, 2, 3, 0), Spot(7, 2, 3, 2**16 - 1)]
+POINTS = [Point(7, 2, 3, 0), Point(7, 2, 3, 2**16 - 1)]
 
 
 @pytest.mark.parametrize("noise", ["binomial", "gaussian"])
@@ -148,11 +149,11 @@ def test_the_kernel_is_the_sum_of_products(backend, method, noise):
     for entry in layout:
         v = torch.randn(entry.numel, generator=generator)
         state = dict.fromkeys(method.state, h.to(device))
-        found = kernels.project(v.to(device), state, method.hyper, SPOTS, entry.tiles)
+        found = kernels.project(v.to(device), state, method.hyper, POINTS, entry.tiles)
         d = h[entry.offset : entry.offset + entry.numel].double().numpy()
         d = np.sqrt(d) if method.round_state else 1.0
-        for g, spot in zip(found, SPOTS, strict=True):
-            u = direction(noise, SEED, round=7, step=2, stream=3, direction=spot.direction,
+        for g, point in zip(found, POINTS, strict=True):
+            u = direction(noise, SEED, round=7, step=2, stream=3, direction=point.direction,
                           tiles=entry.tiles)[: entry.numel]  # fmt: skip
             terms = v.double().numpy() * u.astype(np.float64) / d
             assert g == pytest.approx(math.fsum(terms.tolist()), abs=1e-6 * np.abs(terms).sum())
@@ -167,9 +168,9 @@ def test_any_number_of_threads_gives_the_same_bits(count, seed):
     v = torch.randn(entry.numel, generator=generator)
     state = {"h": torch.rand(LAYOUT.tiles * TILE, generator=generator) + 0.3}
     with threads(1):
-        expected = kernels.project(v, state, HiSo().hyper, SPOTS, entry.tiles)
+        expected = kernels.project(v, state, HiSo().hyper, POINTS, entry.tiles)
     with threads(count):
-        found = kernels.project(v, state, HiSo().hyper, SPOTS, entry.tiles)
+        found = kernels.project(v, state, HiSo().hyper, POINTS, entry.tiles)
     assert found.tobytes() == expected.tobytes()
 
 
@@ -177,7 +178,7 @@ def test_what_is_not_finite_gives_a_number_that_is_not():
     kernels = load_kernels("numba", ZoSgd(), "binomial", SEED, LAYOUT)
     v = torch.zeros(TILE)
     v[3], v[8] = math.inf, -math.inf
-    found = kernels.project(v, {}, ZoSgd().hyper, SPOTS, LAYOUT.entries[2].tiles)
+    found = kernels.project(v, {}, ZoSgd().hyper, POINTS, LAYOUT.entries[2].tiles)
     assert not np.isfinite(found).any()
 
 
@@ -186,7 +187,7 @@ def test_half_precision_comes_near(dtype):
     narrow, full = moved(HiSo(lr=0.05), dtype=dtype), moved(HiSo(lr=0.05))
     found = []
     for replica in (narrow, full):
-        replica.write(Point(0), round=3)
+        replica.write(Point(3, 0))
         found.append(replica.project(lambda r=replica: loss_of(r.module), stream=0, directions=8))
     scale = np.linalg.norm(found[1][1])
     assert np.linalg.norm(found[0][1] - found[1][1]) < 0.02 * scale
@@ -198,7 +199,7 @@ def test_rows_of_the_master_weights_pass_gradients_on():
     found = []
     for dtype in ("float32", "bfloat16"):
         replica = moved(ZoSgd(lr=0.05), dtype=dtype)
-        replica.write(Point(0), round=3)
+        replica.write(Point(3, 0))
 
         def loss(r: Replica = replica) -> torch.Tensor:
             rows = r.rows(r.module.head, torch.tensor([1, 60]))
@@ -252,7 +253,7 @@ def test_a_parameter_that_the_loss_ignores_has_no_gradient(tiny):
 
 def test_where_there_is_no_gradient_it_is_refused(tiny):
     replica = Replica(tiny, identity_of(ZoSgd(), seed=1))
-    for point in (None, Point(0, 0, 0, 1)):
+    for point in (None, Point(0, 0, 0, 0, 1)):
         replica.write(point, mu=0.1)
         with pytest.raises(RuntimeError):
             replica.project(lambda: loss_of(tiny), stream=0, directions=2)

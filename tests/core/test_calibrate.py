@@ -9,8 +9,8 @@ from torch import nn
 
 from hiso.core.measure.calibrate import judge, scalars
 from hiso.core.measure.outcome import Outcome
-from hiso.core.measure.probe import Point
 from hiso.core.method.registry import HiSo, ZoSgd
+from hiso.core.noise.point import Point
 from hiso.core.replica.replica import Replica
 from hiso.errors import ProtocolError
 
@@ -34,7 +34,7 @@ def test_scalars_of_a_quadratic():
 
     found = scalars(replica, outcome, mu, 6)
     for p in range(6):
-        replica.write(Point(0, 0, p, 1), round=0, mu=1.0)
+        replica.write(Point(0, 0, 0, p, 1), mu=1.0)
         z = net.weight[0].double() - w
         slope = float(((a * w + b) * z).sum())
         assert found["central"][p] == pytest.approx(slope, rel=1e-4, abs=1e-4)

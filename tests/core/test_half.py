@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from hiso.core.kernels import Spot, load_kernels
+from hiso.core.kernels import load_kernels
 from hiso.core.method.registry import ZoSgd
 from hiso.core.noise import TILE
 from hiso.core.noise.layout import Layout
+from hiso.core.noise.point import Point
 
 
 def patterns() -> torch.Tensor:
@@ -31,7 +32,7 @@ def test_rounding_is_to_nearest_even_everywhere(dtype):
     w[: values.numel()] = values
     out = torch.empty_like(w, dtype=dtype)
     kernels = load_kernels("numba", ZoSgd(), "binomial", 0, layout)
-    kernels.perturb(out, w, {}, {"lr": 0.0}, Spot(0, 0, 0, 0), 0.0, range(layout.tiles))
+    kernels.perturb(out, w, {}, {"lr": 0.0}, Point(0), 0.0, range(layout.tiles))
     ours = out[: values.numel()].view(torch.int16)
     # w + 0·u turns -0 into +0 where 0·u is +0, so zeros are compared by value
     expected = values.to(dtype)
@@ -47,6 +48,6 @@ def test_nan_stays_nan(dtype):
     w[:8] = float("nan")
     out = torch.zeros(TILE, dtype=dtype)
     kernels = load_kernels("numba", ZoSgd(), "binomial", 0, layout)
-    kernels.perturb(out, w, {}, {"lr": 0.0}, Spot(0, 0, 0, 0), 1.0, range(1))
+    kernels.perturb(out, w, {}, {"lr": 0.0}, Point(0), 1.0, range(1))
     assert out[:8].isnan().all()
     assert not out[8:].isnan().any()

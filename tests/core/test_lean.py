@@ -9,15 +9,15 @@ import pytest
 import torch
 from torch import nn
 
-from hiso.core.measure.probe import Point
 from hiso.core.method.registry import HiSo
+from hiso.core.noise.point import Point
 from hiso.core.replica.replica import Replica
 from hiso.errors import SettingsError
 
 from ..identities import identity_of
 from .conftest import TinyNet, make_record
 
-POINTS = (None, Point(0, 0, 1, 1), Point(1, 3, 0, -1))
+POINTS = (None, Point(1, 0, 0, 1, 1), Point(1, 1, 3, 0, -1))
 
 
 def replicas(dtype: torch.dtype) -> list[Replica]:
@@ -42,7 +42,7 @@ def test_outputs_and_rows_are_those_of_full_memory(dtype):
         for use in (False, True):
             outputs = []
             for replica, walk in zip((full, lean), walks, strict=True):
-                replica.write(point, round=1, mu=0.1, walk=walk if use else None)
+                replica.write(point, mu=0.1, walk=walk if use else None)
                 rows = replica.rows(replica.module.embed, index)
                 outputs.append((replica.module(ids), rows))
             assert torch.equal(outputs[0][0], outputs[1][0])
@@ -62,7 +62,7 @@ def test_parameters_exist_only_while_their_module_runs():
 
     for part in net:
         part.register_forward_hook(count, prepend=True)
-    replica.write(Point(0, 0, 0, 1), mu=0.1)
+    replica.write(Point(0, 0, 0, 0, 1), mu=0.1)
     net(torch.zeros(2, 30))
     assert alive == [1240, 0, 2050, 255]
     assert sum(p.numel() for p in net.parameters()) == 0

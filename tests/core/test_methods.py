@@ -132,13 +132,13 @@ def test_methods(method, steps, directions):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("method", [ZoSgd(), HiSo(), HiZoo()], ids=lambda m: m.name)
 def test_perturbation_is_the_reference_bits(method, dtype, noise):
-    from hiso.core.measure.probe import Point
+    from hiso.core.noise.point import Point
 
     copies = []
     for backend in ("numba", "reference"):
         replica = make_replica(method, backend, dtype=dtype, noise=noise)
         replica.replay(history(method, 2, 1, rounds=3))
-        replica.write(Point(1, 3, 2, -1), round=9, mu=1e-2)
+        replica.write(Point(9, 1, 3, 2, -1), mu=1e-2)
         copies.append(replica.module.embed.detach().clone())
     assert copies[0].dtype == dtype
     assert torch.equal(*copies)

@@ -9,10 +9,11 @@ import pytest
 import torch
 from scipy import stats
 
-from hiso.core.kernels import Spot, load_kernels
+from hiso.core.kernels import load_kernels
 from hiso.core.method.registry import ZoSgd
 from hiso.core.noise import NOISE_FORMAT, TILE, split_seed
 from hiso.core.noise.layout import Layout
+from hiso.core.noise.point import Point
 from hiso.core.noise.reference import direction, philox
 
 NOISES = ("binomial", "gaussian")
@@ -61,16 +62,16 @@ def test_numba_draws_the_reference_bits(noise, seed):
     layout = Layout.of([("w", (40 * TILE,))])
     kernels = load_kernels("numba", ZoSgd(), noise, seed, layout)
     w = torch.zeros(40 * TILE)
-    for spot in (Spot(0, 0, 0, 0), Spot(2**32 - 1, 2**16 - 1, 2**32 - 1, 2**16 - 1)):
+    for point in (Point(0), Point(2**32 - 1, 2**16 - 1, 2**32 - 1, 2**16 - 1)):
         out = torch.empty(40 * TILE)
-        kernels.perturb(out, w, {}, {"lr": 0.1}, spot, 1.0, range(40))
+        kernels.perturb(out, w, {}, {"lr": 0.1}, point, 1.0, range(40))
         expected = direction(
             noise,
             seed,
-            round=spot.round,
-            step=spot.step,
-            stream=spot.stream,
-            direction=spot.direction,
+            round=point.round,
+            step=point.step,
+            stream=point.stream,
+            direction=point.direction,
             tiles=range(40),
         )
         assert np.array_equal(out.numpy(), expected)

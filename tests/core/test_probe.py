@@ -7,7 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from hiso.core.measure.probe import Point, Probe, passes
+from hiso.core.measure.probe import Probe, passes
+from hiso.core.noise.point import Point
 from hiso.errors import NonFiniteLoss
 
 
@@ -33,7 +34,9 @@ def quadratic(mu: float, slope: float = 3.0, curve: float = 4.0):
 def test_forward_difference_is_eq_8():
     probe = Probe(client=0, round=0, steps=2, directions=3, mu=0.5)
     asked = run(probe, quadratic(0.5))
-    assert asked == [Point(k, 0, p, s) for k in (0, 1) for p, s in ((0, 0), (0, 1), (1, 1), (2, 1))]
+    assert asked == [
+        Point(0, k, 0, p, s) for k in (0, 1) for p, s in ((0, 0), (0, 1), (1, 1), (2, 1))
+    ]
     t = 0.5 * np.arange(1, 4)
     assert np.allclose(probe.scalars, (3 * t + 2 * t * t) / 0.5)
     assert probe.loss == 1.0
@@ -43,7 +46,7 @@ def test_forward_difference_is_eq_8():
 def test_central_difference_cancels_curvature():
     probe = Probe(client=0, round=0, steps=1, directions=2, mu=0.5, scheme="central", stream=3)
     asked = run(probe, quadratic(0.5))
-    assert asked == [Point(0, 3, p, s) for p in (0, 1) for s in (1, -1)]
+    assert asked == [Point(0, 0, 3, p, s) for p in (0, 1) for s in (1, -1)]
     assert probe.scalars.tolist() == [[3.0, 6.0]]
 
 
@@ -66,7 +69,7 @@ def test_non_finite_loss_names_client_round_and_direction(bad):
     probe.tell(0.7)
     with pytest.raises(NonFiniteLoss, match=r"client 4 in round 17, local step 0, at direction 1"):
         probe.tell(bad)
-    assert probe.ask() == Point(0, 0, 1, 1)
+    assert probe.ask() == Point(17, 0, 0, 1, 1)
 
 
 def test_telling_too_much_is_a_defect():

@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import nn
 
-from hiso.core.measure.probe import Point, Probe
+from hiso.core.measure.probe import Probe
 from hiso.core.method.registry import HiSo, HiZoo, Momentum, ZoSgd
+from hiso.core.noise.point import Point
 from hiso.core.replica.replica import Replica
 from hiso.errors import NonFiniteLoss, ProtocolError, SettingsError
 
@@ -43,7 +44,7 @@ def test_weights_tied_by_storage_alone_are_one():
     module[1].weight.data = module[0].weight.data
     replica = Replica(module, identity_of(ZoSgd()))
     assert len(replica.layout.entries) == 1
-    replica.write(Point(0, 0, 0, 1), mu=0.1)
+    replica.write(Point(0, 0, 0, 0, 1), mu=0.1)
     assert torch.equal(module[0].weight, module[1].weight)
 
 
@@ -58,7 +59,7 @@ def test_a_probe_never_writes_w(tiny, dtype):
     at_w = tiny.embed.detach().clone()
     for p in range(6):
         for sign in (1, -1):
-            replica.write(Point(0, 0, p, sign), round=1, mu=1e-1)
+            replica.write(Point(1, 0, 0, p, sign), mu=1e-1)
             assert not torch.equal(tiny.embed, at_w)
     replica.write()
     assert torch.equal(tiny.embed, at_w)
@@ -75,7 +76,7 @@ def test_a_perturbation_is_mu_u_over_the_denominator(tiny):
 
     replica = Replica(tiny, identity_of(HiSo(), seed=5))
     replica.replay([make_record(RNG, replica.method, 0)])
-    replica.write(Point(2, 1, 3, -1), round=1, mu=0.5)
+    replica.write(Point(1, 2, 1, 3, -1), mu=0.5)
     u = direction("binomial", 5, round=1, step=2, stream=1, direction=3, tiles=range(3))
     z = u.astype(np.float64) / np.sqrt(replica.state["h"].double().numpy())
     expected = replica.weights.double().numpy() - 0.5 * z
@@ -90,7 +91,7 @@ def test_rows_are_float32_from_the_master_weights(sign):
     rows = []
     for replica in (wide, narrow):
         replica.replay([make_record(np.random.default_rng(0), replica.method, 0)])
-        replica.write(Point(0, 0, 2, sign), round=1, mu=1e-2)
+        replica.write(Point(1, 0, 0, 2, sign), mu=1e-2)
         rows.append(replica.rows(replica.module.head, index))
     assert rows[1].dtype == torch.float32
     assert torch.equal(*rows)
@@ -150,7 +151,7 @@ def test_a_directional_derivative_matches_autograd(tiny):
     probe = Probe(client=0, round=4, steps=1, directions=4, mu=1e-3, scheme="central")
     with torch.no_grad():
         while (point := probe.ask()) is not None:
-            replica.write(point, round=4, mu=probe.mu)
+            replica.write(point, mu=probe.mu)
             probe.tell(float(nn.functional.cross_entropy(tiny(ids).double(), ids)))
     for p in range(4):
         u = torch.from_numpy(
@@ -267,9 +268,9 @@ def test_a_point_on_a_walk_is_a_point_at_its_weights(dtype):
     walk = replica.walk()
     walk.step(round=3, step=0, stream=0, coefficients=np.ones(2, np.float32))
     other.restore({"weights": walk.weights, **other.state}, other.position, b"", other.hyper)
-    for point in (None, Point(1, 0, 2, 1), Point(1, 4, 2, -1)):
-        replica.write(point, round=3, mu=0.1, walk=walk)
-        other.write(point, round=3, mu=0.1)
+    for point in (None, Point(3, 1, 0, 2, 1), Point(3, 1, 4, 2, -1)):
+        replica.write(point, mu=0.1, walk=walk)
+        other.write(point, mu=0.1)
         assert torch.equal(replica.module.embed, other.module.embed)
         rows = [r.rows(r.module.embed, index) for r in (replica, other)]
         assert torch.equal(*rows)
@@ -391,24 +392,16 @@ def test_typos_are_refused(tiny, fields):
         Replica(tiny, identity_of(ZoSgd()), backend="tritom")  # pyright: ignore[reportArgumentType]
 
 
-def test_coordinates_must_fit_the_counter():
-    replica = make_replica(ZoSgd())
-    ones = np.ones(1, np.float32)
-    for point, round in (
-        (Point(0, 0, 65536, 1), 0),
-        (Point(65536, 0, 0, 1), 0),
-        (Point(0, 2**32, 0, 1), 0),
-        (Point(0, 0, 0, 1), 2**32),
-    ):
-        with pytest.raises(ValueError, match="must lie in"):
-            replica.write(point, round=round, mu=0.1)
-        with pytest.raises(ValueError, match="must lie in"):
-            replica.walk().step(
-                round=round,
-                step=point.step + (point.direction > 0) * 65536,
-                stream=point.stream,
-                coefficients=ones,
-            )
+@pytest.mark.parametrize(
+    ("round", "step", "stream", "directions"),
+    [(0, 0, 0, 65537), (0, 65536, 0, 1), (0, 0, 2**32, 1), (2**32, 0, 0, 1)],
+)
+def test_coordinates_must_fit_the_counter(round, step, stream, directions):
+    with pytest.raises(ValueError, match="must lie in"):
+        Point(round, step, stream, directions - 1, 1)
+    ones = np.ones(directions, np.float32)
+    with pytest.raises(ValueError, match="must lie in"):
+        make_replica(ZoSgd()).walk().step(round=round, step=step, stream=stream, coefficients=ones)
 
 
 def test_a_walk_takes_coefficients_of_any_float_type():

@@ -109,15 +109,15 @@ def test_a_denominator_may_read_hyper_parameters():
         def denom(self, state, hyper):
             return hyper["scale"]
 
-    from hiso.core.measure.probe import Point
+    from hiso.core.noise.point import Point
 
     for backend in ("numba", "reference"):
         replica = make_replica(Scaled(), backend)
-        replica.write(Point(0, 0, 1, 1), round=3, mu=0.5, changes={"scale": 4.0})
+        replica.write(Point(3, 0, 0, 1, 1), mu=0.5, changes={"scale": 4.0})
         wide = replica.module.body.detach() - replica.weights[4096 : 4096 + 37 * 37].view(37, 37)
-        replica.write(Point(0, 0, 1, 1), round=3, mu=0.5)
+        replica.write(Point(3, 0, 0, 1, 1), mu=0.5)
         near = replica.module.body.detach() - replica.weights[4096 : 4096 + 37 * 37].view(37, 37)
         assert torch.allclose(near, 2 * wide, atol=1e-6)
         assert wide.abs().max() > 0.1
         with pytest.raises(ValueError, match="no hyper-parameter scal"):
-            replica.write(Point(0, 0, 1, 1), changes={"scal": 4.0})
+            replica.write(Point(0, 0, 0, 1, 1), changes={"scal": 4.0})

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from hiso.core.measure.probe import Point
 from hiso.core.method.registry import HiSo, HiZoo, Momentum, ZoSgd
+from hiso.core.noise.point import Point
 from hiso.core.replica.replica import Replica
 
 from ..identities import identity_of
@@ -47,7 +47,7 @@ def test_perturbations_give_the_bits_of_numba(method, dtype):
     written = []
     for replica in (triton_replica(method, dtype=dtype), make_replica(method, dtype=dtype)):
         replica.replay(history(method, 2, 1, rounds=2))
-        replica.write(Point(1, 3, 2, -1), round=9, mu=1e-2)
+        replica.write(Point(9, 1, 3, 2, -1), mu=1e-2)
         rows = replica.rows(replica.module.embed, torch.tensor([1, 60]).to(replica.weights.device))
         written.append((replica.module.embed.detach().cpu(), rows.cpu()))
     assert torch.equal(written[0][0], written[1][0])

@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from hiso.core.kernels import pack
-from hiso.core.measure.probe import Point, Probe
+from hiso.core.measure.probe import Probe
 from hiso.core.method.registry import HiSo, HiZoo, Momentum, ZoSgd
+from hiso.core.noise.point import Point
 from hiso.core.record import Record
 from hiso.core.replica.replica import Replica
 from hiso.ring.passes import measure
@@ -127,5 +128,5 @@ def direction(step: int, number: int) -> torch.Tensor:
     with torch.no_grad():
         replica.weights.zero_()
         replica._watch.note_buffers()
-    replica.write(Point(step, 4, number, 1), mu=1.0)
+    replica.write(Point(0, step, 4, number, 1), mu=1.0)
     return replica.module.weight.detach().flatten().double()

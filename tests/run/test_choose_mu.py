@@ -49,7 +49,7 @@ def along(workload: Words, settings: Settings, dtype: str, mu: float, scheme: st
     probe = Probe(client=0, round=0, steps=1, directions=DIRECTIONS, mu=mu, scheme=scheme)
     batch = workload.shards[0].batch(0, 0)
     while (point := probe.ask()) is not None:
-        replica.write(point, round=0, mu=probe.mu)
+        replica.write(point, mu=probe.mu)
         probe.tell(objective([batch])[0])
     replica.release()
     return probe.scalars[0]

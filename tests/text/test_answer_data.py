@@ -10,7 +10,7 @@ from hiso.workloads.text.examples import load_examples
 from hiso.workloads.text.task import Source
 from hiso.workloads.text.tasks import get_task
 
-from .test_data import write_csv
+from .test_examples import write_csv
 
 SQUAD, DROP, XSUM = get_task("squad"), get_task("drop"), get_task("xsum")
 

@@ -7,13 +7,12 @@ import os
 import warnings
 from collections.abc import Sequence
 from contextlib import redirect_stderr
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import Literal, Protocol
+
+import numpy as np
 
 from hiso.core.keys import permutation, raw_bits
 from hiso.errors import SettingsError
-
-if TYPE_CHECKING:
-    from flwr_datasets.partitioner import Partitioner
 
 Scheme = Literal["iid", "dirichlet", "column"]
 
@@ -62,33 +61,30 @@ def partition(
         SettingsError: No such partition is possible.
     """
     _check(examples, clients, scheme, alpha, column)
+    if scheme == "iid":
+        order = permutation(seed, "partition", size=len(examples))
+        return [sorted(part.tolist()) for part in np.array_split(order, clients)]
+    if scheme == "dirichlet":
+        return _dirichlet([str(example.label) for example in examples], clients, alpha, seed)
+    rows: dict[str | None, list[int]] = {value: [] for value in sorted(set(column or ()), key=str)}
+    for row, value in enumerate(column or ()):
+        rows[value].append(row)
+    return list(rows.values())
+
+
+def _dirichlet(labels: list[str], clients: int, alpha: float, seed: int) -> list[list[int]]:
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     from datasets import Dataset
-    from flwr_datasets.partitioner import (
-        DirichletPartitioner,
-        IidPartitioner,
-        NaturalIdPartitioner,
-    )
+    from flwr_datasets.partitioner import DirichletPartitioner
 
-    indices = list(range(len(examples)))
-    partitioner: Partitioner
-    if scheme == "iid":
-        indices = permutation(seed, "partition", size=len(examples)).tolist()
-        keys = [""] * len(examples)
-        partitioner = IidPartitioner(clients)
-    elif scheme == "dirichlet":
-        keys = [str(example.label) for example in examples]
-        partitioner = DirichletPartitioner(
-            num_partitions=clients,
-            partition_by="key",
-            alpha=float(alpha),
-            min_partition_size=1,
-            seed=int(raw_bits(seed, "partition", (), 1)[0]),
-        )
-    else:
-        keys = list(column or ())
-        partitioner = NaturalIdPartitioner("key")
-    partitioner.dataset = Dataset.from_dict({"key": keys, "index": indices})
+    partitioner = DirichletPartitioner(
+        num_partitions=clients,
+        partition_by="key",
+        alpha=float(alpha),
+        min_partition_size=1,
+        seed=int(raw_bits(seed, "partition", (), 1)[0]),
+    )
+    partitioner.dataset = Dataset.from_dict({"key": labels, "index": list(range(len(labels)))})
     try:
         # Hides the partitioner's progress bars, and its warnings about repeated attempts.
         with redirect_stderr(io.StringIO()), warnings.catch_warnings():
@@ -96,7 +92,7 @@ def partition(
             shards = [partitioner.load_partition(client)["index"] for client in range(clients)]
     except ValueError as error:
         raise SettingsError(
-            f"a Dirichlet partition of {len(examples):,} examples with alpha {alpha} leaves some "
+            f"a Dirichlet partition of {len(labels):,} examples with alpha {alpha} leaves some "
             f"of {clients:,} clients without examples. Raise alpha, use fewer clients, or use the "
             "scheme iid."
         ) from error

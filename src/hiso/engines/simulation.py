@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hiso.core.measure.outcome import Outcome
-from hiso.core.measure.probe import Point, Probe
+from hiso.core.measure.probe import Probe
+from hiso.core.noise.point import Point
 from hiso.core.replica.replica import Replica
 from hiso.errors import NonFiniteLoss, ProtocolError
 from hiso.ring.client import Client, Shard
@@ -154,7 +155,7 @@ class Simulation:
                 return
             for point, numbers in wanted.items():
                 _, probe, changes = jobs[numbers[0]]
-                self.replica.write(point, round=probe.round, mu=probe.mu, changes=changes)
+                self.replica.write(point, mu=probe.mu, changes=changes)
                 outcomes = self._timed_losses([batches[number] for number in numbers])
                 for number, outcome in zip(numbers, outcomes, strict=True):
                     jobs[number][1].tell(outcome)

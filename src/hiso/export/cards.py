@@ -129,12 +129,13 @@ def _use(task: Task, tuned: Tuned) -> str:
         "tokenizer = AutoTokenizer.from_pretrained(folder)",
         f"model = {auto}.from_pretrained(folder)",
         f"prompt = {json.dumps(task.template)}.format({filled})",
-        'inputs = tokenizer(prompt, return_tensors="pt")',
+        *_inputs(task),
     ]
-    if classifier or (task.labels and check_labels(task, tuned.tokenizer).mode == "token"):
+    verbalizer = check_labels(task, tuned.tokenizer) if task.labels and not classifier else None
+    if classifier or (verbalizer is not None and verbalizer.mode == "token"):
         lines.append(f"words = {json.dumps(task.labels)}")
-        first = "first = [tokenizer(w, add_special_tokens=False).input_ids[0] for w in words]"
-        lines += [] if classifier else [first]
+        if verbalizer is not None:
+            lines.append(f"first = {verbalizer.first}  # the tokens that the words begin with")
         lines.append(f"scores = model(**inputs).logits[0{'' if classifier else ', -1, first'}]")
         if tuned.biases is not None:
             lines.append(f"scores = scores + scores.new_tensor({tuned.biases.tolist()})")
@@ -142,6 +143,15 @@ def _use(task: Task, tuned: Tuned) -> str:
     else:
         lines.append("print(tokenizer.decode(model.generate(**inputs, max_new_tokens=32)[0]))")
     return "\n".join(["```python", *lines, "```"])
+
+
+def _inputs(task: Task) -> list[str]:
+    if task.chat is None:
+        return ['inputs = tokenizer(prompt, return_tensors="pt")']
+    return [
+        f"prompt = {json.dumps(task.chat.before)} + prompt + {json.dumps(task.chat.after)}",
+        'inputs = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")',
+    ]
 
 
 def _data(log: Adapter, figures: Figures | None) -> str:

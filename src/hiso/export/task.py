@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hiso.core.identity import Identity
-from hiso.workloads.text.task import Task
+from hiso.workloads.text.task import Chat, Task
 from hiso.workloads.text.tasks import TASKS
 
 
@@ -14,8 +14,10 @@ def task_of(identity: Identity) -> Task:
     """
     said = identity.task
     labels, answer_tokens = tuple(said["labels"]), said.get("answer_tokens", 0)
+    chat = Chat(**said["chat"]) if "chat" in said else None
     known = TASKS.get(said["name"])
     if known is not None:
+        known = known if chat is None else known.in_chat(chat)
         mine = known.template, known.labels, known.answer_tokens
         if mine == (said["template"], labels, answer_tokens):
             return known
@@ -25,4 +27,5 @@ def task_of(identity: Identity) -> Task:
         labels=labels,
         answers=("answer",) if answer_tokens else (),
         answer_tokens=answer_tokens,
+        chat=chat,
     )

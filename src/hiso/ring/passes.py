@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hiso.core.measure.outcome import Outcome
-from hiso.core.measure.probe import Point, Probe
+from hiso.core.measure.probe import Probe
+from hiso.core.noise.point import Point
 
 Losses = Callable[[Sequence[Any]], Sequence[Any]]
 """Evaluates the model with its present parameters on several batches: for each batch an `Outcome`,
@@ -38,7 +39,6 @@ class Writable(Protocol):
         self,
         point: Point | None = None,
         *,
-        round: int = 0,
         mu: float = 0.0,
         walk: Any = None,
         changes: Mapping[str, float] | None = None,
@@ -90,12 +90,12 @@ def measure(
             walked, current = walked + 1, None
         current = batch(point.step) if current is None else current
         if backward is not None:
-            replica.write(Point(point.step), round=probe.round, walk=walk, changes=changes)
+            replica.write(Point(probe.round, point.step), walk=walk, changes=changes)
             loss = partial(backward, current)
             found = replica.project(loss, stream=probe.stream, directions=probe.shape[1])
             probe.tell_step(*found)
             continue
-        replica.write(point, round=probe.round, mu=probe.mu, walk=walk, changes=changes)
+        replica.write(point, mu=probe.mu, walk=walk, changes=changes)
         probe.tell(Outcome.of(losses([current])[0]))
 
 

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from hiso.core.kernels import Backend, Spot, Steps, load_kernels, pack
+from hiso.core.kernels import Backend, Steps, load_kernels, pack
 from hiso.core.method.registry import METHODS, HiSo
 from hiso.core.noise import TILE
 from hiso.core.noise.layout import Layout
+from hiso.core.noise.point import Point
 from hiso.core.record import Record
 from hiso.run.observer import Observer
 
@@ -93,9 +94,7 @@ def _speed() -> dict[str, Any]:
     steps: Steps = pack(method, [sample_record(r) for r in range(10)], method.hyper)[0]
     tiles = range(layout.tiles)
     replay = _seconds(lambda: kernels.fold(w, state, steps))
-    perturb = _seconds(
-        lambda: kernels.perturb(out, w, state, method.hyper, Spot(0, 0, 0, 0), 1e-3, tiles)
-    )
+    perturb = _seconds(lambda: kernels.perturb(out, w, state, method.hyper, Point(0), 1e-3, tiles))
     copy = _seconds(lambda: out.copy_(w))
     return {
         "replay, G weights·directions/s": 50 * _WEIGHTS / replay / 1e9,

@@ -56,6 +56,11 @@ class Values(BaseModel):
     max_length: Annotated[int, Field(ge=2)] = Field(
         64, description="Most tokens of an example; a longer prompt keeps its end."
     )
+    prompt_style: Literal["plain", "chat"] = Field(
+        "plain",
+        description="plain: prompts unchanged; chat: as the user's turn in the tokenizer's chat "
+        "template.",
+    )
     method: str = Field(
         "hiso",
         description=f"One of {', '.join(METHODS)}; or package.module:Name of your own method.",

@@ -67,7 +67,8 @@ def test_defaults_are_flowers(method, strategy):
 def test_facts_are_what_the_method_has_and_make_the_same_settings(method):
     settings = parse_baseline({"method": method, "lr": 0.5, "seed": 2**63})
     facts = json.loads(json.dumps(settings.facts()))
-    assert facts.keys() == accepted(method) - {"task_definition"}  # there only if it is given
+    rare = {"task_definition", "prompt_style"}  # there only if they are given
+    assert facts.keys() == accepted(method) - rare
     assert (facts["lr"], facts["seed"]) == (0.5, 2**63)
     assert parse_baseline(facts).facts() == facts
     assert ("mu" in facts) == (method == "fedzo")

@@ -18,7 +18,7 @@ from hiso.lab.theory.dimension.expected import Expected
 from hiso.lab.theory.dimension.problems import Separable, Shard, Shifts, normals
 from hiso.lab.theory.dimension.race import race
 from hiso.lab.theory.dimension.spectra import Spectrum
-from hiso.lab.theory.fit import fit_slope, rank_correlation, ranks
+from hiso.lab.theory.fit import fit_slope, rank_correlation
 from hiso.ring.round_settings import RoundSettings
 
 RULES = RoundSettings(clients=4, sample=2, steps=1, directions=5, mu=1e-4)
@@ -201,14 +201,6 @@ def test_a_power_law_is_found():
     assert noisy.error > 0.01
     with pytest.raises(ValueError, match="three points"):
         fit_slope([1, 2], [1, 2])
-
-
-@settings(deadline=None)
-@given(st.lists(st.integers(0, 5), min_size=2, max_size=30))
-def test_ranks_are_scipys(values):
-    from scipy.stats import rankdata
-
-    np.testing.assert_allclose(ranks(values), rankdata(values) - 1)
 
 
 def test_rank_correlation_is_scipys_and_its_error_is_that_of_chance():

@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hiso.core.method.base import Method
-from hiso.core.noise import BLOCKS_PER_TILE, Noise, check_counter, split_seed
+from hiso.core.noise import BLOCKS_PER_TILE, Noise, split_seed
 from hiso.core.noise.layout import Layout
+from hiso.core.noise.point import Point
 from hiso.core.record import Record
 
 CPU = torch.device("cpu")
@@ -102,23 +103,6 @@ def _join(parts: Sequence[NDArray[Any]], dtype: str) -> NDArray[Any]:
     return np.concatenate([np.zeros(0, dtype), *parts]).astype(dtype)
 
 
-@dataclass(frozen=True)
-class Spot:
-    """Which direction a perturbation follows.
-
-    Raises:
-        ValueError: A coordinate does not fit the noise format's counter.
-    """
-
-    round: int
-    step: int
-    stream: int
-    direction: int
-
-    def __post_init__(self) -> None:
-        check_counter(self.round, self.step, self.stream, self.direction)
-
-
 def sum_parts(parts: NDArray[np.float64]) -> NDArray[np.float64]:
     """Sums of the columns of partial sums [parts, P], each rounded once: float64 [P]."""
     return np.array([_exact_sum(column) for column in parts.T.tolist()])
@@ -142,11 +126,14 @@ class Kernels(Protocol):
         w: Tensor,
         state: Mapping[str, Tensor],
         hyper: Mapping[str, float],
-        spot: Spot,
+        point: Point,
         mu: float,
         tiles: range,
     ) -> None:
-        """out ← cast(w + (mu·u)/denom) on `tiles`; `out` holds just these, in its own dtype."""
+        """out ← cast(w + (mu·u)/denom) on `tiles`; `out` holds just these, in its own dtype.
+
+        u is the direction of `point`, whose sign plays no part: `mu` may be negative.
+        """
         ...
 
     def fold(self, w: Tensor, state: Mapping[str, Tensor], steps: Steps) -> int:
@@ -158,10 +145,10 @@ class Kernels(Protocol):
         v: Tensor,
         state: Mapping[str, Tensor],
         hyper: Mapping[str, float],
-        spots: Sequence[Spot],
+        points: Sequence[Point],
         tiles: range,
     ) -> NDArray[np.float64]:
-        """Σ_j v_j · u_pj/denom_j over the weights on `tiles`, for each spot p: float64 [P].
+        """Σ_j v_j · u_pj/denom_j over the weights on `tiles`, for each point p: float64 [P].
 
         `v` is float32 and holds the weights of these tiles, one entry of the layout: no padding is
         needed behind the last. Products and sums are float64, a partial sum for every

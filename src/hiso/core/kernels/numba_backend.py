@@ -13,11 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hiso.core.kernels import PROJECT_TILES, Spot, Steps, sum_parts
+from hiso.core.kernels import PROJECT_TILES, Steps, sum_parts
 from hiso.core.kernels.numba_source import load
 from hiso.core.method.base import Method
 from hiso.core.noise import TILE, Noise, pack_step, split_seed
 from hiso.core.noise.layout import Layout
+from hiso.core.noise.point import Point
 
 _SERIAL_TILES = 32
 _TINY = np.float32(1e-40)
@@ -88,7 +89,7 @@ class NumbaKernels:
         w: Tensor,
         state: Mapping[str, Tensor],
         hyper: Mapping[str, float],
-        spot: Spot,
+        point: Point,
         mu: float,
         tiles: range,
     ) -> None:
@@ -100,9 +101,9 @@ class NumbaKernels:
             np.array([hyper[name] for name in self.method.hyper], np.float32),
             self.layout.valid,
             np.float32(mu),
-            np.uint64(pack_step(spot.step, spot.direction)),
-            np.uint64(spot.stream),
-            np.uint64(spot.round),
+            np.uint64(pack_step(point.step, point.direction)),
+            np.uint64(point.stream),
+            np.uint64(point.round),
             *self._key,
             tiles.start * TILE,
         )
@@ -134,12 +135,12 @@ class NumbaKernels:
         v: Tensor,
         state: Mapping[str, Tensor],
         hyper: Mapping[str, float],
-        spots: Sequence[Spot],
+        points: Sequence[Point],
         tiles: range,
     ) -> NDArray[np.float64]:
         """See `Kernels.project`."""
         parts = range(-(-len(tiles) // PROJECT_TILES))
-        sums = np.zeros((len(parts), len(spots)))
+        sums = np.zeros((len(parts), len(points)))
         arguments = (
             tiles.start,
             tiles.stop,
@@ -147,9 +148,9 @@ class NumbaKernels:
             *self._buffers(v, state),
             np.array([hyper[name] for name in self.method.hyper], np.float32),
             self.layout.valid,
-            np.array([pack_step(spot.step, spot.direction) for spot in spots], np.uint64),
-            np.array([spot.stream for spot in spots], np.uint64),
-            np.array([spot.round for spot in spots], np.uint64),
+            np.array([pack_step(point.step, point.direction) for point in points], np.uint64),
+            np.array([point.stream for point in points], np.uint64),
+            np.array([point.round for point in points], np.uint64),
             *self._key,
         )
         _over_tiles(lambda p0, p1: self._module.project(p0, p1, *arguments), parts, serial=1)

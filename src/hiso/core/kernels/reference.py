@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -16,13 +15,13 @@ from hiso.core.kernels import (
     DIGEST_MULTIPLIER,
     DIGEST_STRIDE,
     PROJECT_TILES,
-    Spot,
     Steps,
     sum_parts,
 )
 from hiso.core.method.base import Method
 from hiso.core.noise import TILE, Noise
 from hiso.core.noise.layout import Layout
+from hiso.core.noise.point import Point
 from hiso.core.noise.reference import direction
 
 _CHUNK = 256
@@ -69,7 +68,7 @@ class ReferenceKernels:
         w: Tensor,
         state: Mapping[str, Tensor],
         hyper: Mapping[str, float],
-        spot: Spot,
+        point: Point,
         mu: float,
         tiles: range,
     ) -> None:
@@ -78,7 +77,7 @@ class ReferenceKernels:
         views = _views(state)
         for chunk, valid in self._chunks(tiles):
             here = slice(chunk.start * TILE, chunk.stop * TILE)
-            u = self._direction(spot, chunk)
+            u = self._direction(point, chunk)
             moved = np.zeros_like(u) + np.float32(mu) * u
             frozen = {name: views[name][here] for name in self.method.round_state}
             denom = self.method.denom(frozen, hypers)
@@ -116,13 +115,13 @@ class ReferenceKernels:
         v: Tensor,
         state: Mapping[str, Tensor],
         hyper: Mapping[str, float],
-        spots: Sequence[Spot],
+        points: Sequence[Point],
         tiles: range,
     ) -> NDArray[np.float64]:
         """See `Kernels.project`."""
         hypers = {name: np.float32(value) for name, value in hyper.items()}
         views = _views(state)
-        parts = [np.zeros(len(spots))]
+        parts = [np.zeros(len(points))]
         for start in range(tiles.start, tiles.stop, PROJECT_TILES):
             chunk = range(start, min(start + PROJECT_TILES, tiles.stop))
             ahead = (chunk.start - tiles.start) * TILE
@@ -131,7 +130,7 @@ class ReferenceKernels:
             denom = self.method.denom({k: views[k][here] for k in self.method.round_state}, hypers)
             with np.errstate(all="ignore"):
                 shaped = part if denom is None else part / denom
-                u = [self._direction(spot, chunk)[: len(part)] for spot in spots]
+                u = [self._direction(point, chunk)[: len(part)] for point in points]
                 parts.append(np.array([(shaped * each).sum() for each in u]))
         return sum_parts(np.stack(parts))
 
@@ -150,8 +149,8 @@ class ReferenceKernels:
             for n in range(steps.start[s], steps.start[s + 1]):
                 counter = int(steps.counter[n])
                 stream = int(steps.stream[n])
-                spot = Spot(int(steps.round[s]), counter >> 16, stream, counter & 0xFFFF)
-                u = self._direction(spot, tiles)
+                point = Point(int(steps.round[s]), counter >> 16, stream, counter & 0xFFFF)
+                u = self._direction(point, tiles)
                 s1 = s1 + steps.coefficient[n] * u
                 if method.measures_curvature:
                     s2 = s2 + steps.curvature[n] * (u * u)
@@ -164,5 +163,13 @@ class ReferenceKernels:
                 learned = {name: _float32(new[name], w.shape) for name in learned}
         return w, {**moving, **learned}
 
-    def _direction(self, spot: Spot, tiles: range) -> Floats:
-        return direction(self.noise, self.seed, **asdict(spot), tiles=tiles)
+    def _direction(self, point: Point, tiles: range) -> Floats:
+        return direction(
+            self.noise,
+            self.seed,
+            round=point.round,
+            step=point.step,
+            stream=point.stream,
+            direction=point.direction,
+            tiles=tiles,
+        )

@@ -14,11 +14,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hiso.core.kernels import PROJECT_TILES, Spot, Steps, sum_parts
+from hiso.core.kernels import PROJECT_TILES, Steps, sum_parts
 from hiso.core.kernels.triton_source import load
 from hiso.core.method.base import Method
 from hiso.core.noise import Noise, pack_step
 from hiso.core.noise.layout import Layout
+from hiso.core.noise.point import Point
 
 _LAUNCH = {"enable_fp_fusion": False, "num_warps": 4}
 
@@ -44,13 +45,13 @@ class TritonKernels:
         w: Tensor,
         state: Mapping[str, Tensor],
         hyper: Mapping[str, float],
-        spot: Spot,
+        point: Point,
         mu: float,
         tiles: range,
     ) -> None:
         """See `Kernels.perturb`."""
         numbers = partial(torch.tensor, device=w.device)
-        place = [pack_step(spot.step, spot.direction), spot.stream, spot.round]
+        place = [pack_step(point.step, point.direction), point.stream, point.round]
         self._module.perturb[(len(tiles),)](
             *self._pointers(w, state),
             numbers([hyper[name] for name in self.method.hyper], dtype=torch.float32),
@@ -93,15 +94,15 @@ class TritonKernels:
         v: Tensor,
         state: Mapping[str, Tensor],
         hyper: Mapping[str, float],
-        spots: Sequence[Spot],
+        points: Sequence[Point],
         tiles: range,
     ) -> NDArray[np.float64]:
         """See `Kernels.project`. Waits for the device."""
         numbers = partial(torch.tensor, device=v.device)
         parts = -(-len(tiles) // PROJECT_TILES)
-        sums = torch.empty(parts, len(spots), dtype=torch.float64, device=v.device)
-        places = [(pack_step(s.step, s.direction), s.stream, s.round) for s in spots]
-        self._module.project[(len(spots), parts)](
+        sums = torch.empty(parts, len(points), dtype=torch.float64, device=v.device)
+        places = [(pack_step(s.step, s.direction), s.stream, s.round) for s in points]
+        self._module.project[(len(points), parts)](
             *self._pointers(v, state),
             numbers([hyper[name] for name in self.method.hyper], dtype=torch.float32),
             self._valid,

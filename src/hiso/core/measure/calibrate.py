@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 
 from hiso.core.measure.local import Local
 from hiso.core.measure.outcome import Outcome
-from hiso.core.measure.probe import Point, Scheme
+from hiso.core.measure.probe import Scheme
 from hiso.core.method.base import Needs
+from hiso.core.noise.point import Point
 from hiso.core.replica.replica import Replica
 from hiso.errors import NonFiniteLoss
 
@@ -62,7 +63,7 @@ def scalars(
     mu = float(np.float32(mu))
 
     def at(direction: int, sign: int) -> Outcome:
-        replica.write(Point(0, 0, direction, sign), round=0, mu=mu)
+        replica.write(Point(0, 0, 0, direction, sign), mu=mu)
         outcome = measure()
         if not math.isfinite(outcome.mean):
             raise NonFiniteLoss(

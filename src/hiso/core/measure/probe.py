@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 
 from hiso.core.measure.local import Local
 from hiso.core.measure.outcome import Outcome
+from hiso.core.noise.point import Point
 from hiso.errors import NonFiniteLoss
 
 Scheme = Literal["forward", "central"]
@@ -35,19 +35,6 @@ def passes(
     if scheme == "central" or with_curvature:
         return 2 * directions + (with_curvature or scores)
     return directions + 1
-
-
-@dataclass(frozen=True, slots=True)
-class Point:
-    """Where a loss is wanted: w_k + sign · (mu·u)/denom, u = u(round, step, stream, direction).
-
-    With `sign` 0 the point is w_k itself, and stream and direction are 0.
-    """
-
-    step: int
-    stream: int = 0
-    direction: int = 0
-    sign: int = 0
 
 
 class Probe:
@@ -127,10 +114,10 @@ class Probe:
         steps, directions = self.shape
         for k in range(steps):
             if self._base:
-                yield Point(k)
+                yield Point(self.round, k)
             for p in range(directions):
                 for sign in self._signs:
-                    yield Point(k, self.stream, p, sign)
+                    yield Point(self.round, k, self.stream, p, sign)
 
     def ask(self) -> Point | None:
         """The next point, or None when all is measured. Asking twice gives the same point."""
@@ -182,7 +169,7 @@ class Probe:
         if scalars.shape != (directions,):
             raise ValueError(f"scalars have shape {scalars.shape}, not [{directions}]")
         k = point.step
-        self._check_loss(loss, Point(k))
+        self._check_loss(loss, Point(self.round, k))
         self.scalars[k] = [self._finite(float(g), k, p) for p, g in enumerate(scalars)]
         if k == 0:
             self.loss = loss

@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hiso.core.identity import Identity
-from hiso.core.kernels import Backend, Spot, load_kernels, pack, sum_parts
+from hiso.core.kernels import Backend, load_kernels, pack, sum_parts
 from hiso.core.measure.backward import check_backward, take_gradients
-from hiso.core.measure.probe import Point
 from hiso.core.method.derived import remember_all
 from hiso.core.noise import TILE
 from hiso.core.noise.layout import Entry, Layout, runs
+from hiso.core.noise.point import Point
 from hiso.core.record import Record, check_sequence
 from hiso.core.replica.adopt import find_trainable, mark, unmark
 from hiso.core.replica.lean import attach
@@ -175,7 +175,6 @@ class Replica:
         self,
         point: Point | None = None,
         *,
-        round: int = 0,
         mu: float = 0.0,
         walk: Walk | None = None,
         changes: Mapping[str, float] | None = None,
@@ -183,15 +182,14 @@ class Replica:
         """Fills the model's parameters with w, or with w + sign · (mu·u)/denom at `point`.
 
         Args:
-            point: Direction and sign; None, or sign 0, for w itself.
-            round: Round of the direction.
+            point: Where; None, or a point with sign 0, for w itself.
             mu: Perturbation size.
             walk: Take w from these local steps in place of the replica.
             changes: Hyper-parameters that differ from those in force (for the denominator).
         """
         self.check()
         self._written = _Written(
-            point, round, mu, self._hyper_with(changes), None if walk is None else ref(walk)
+            point, mu, self._hyper_with(changes), None if walk is None else ref(walk)
         )
         if self._lean:
             return
@@ -224,14 +222,16 @@ class Replica:
         check_backward(self.method, "lean" if self._lean else "full")
         point, _ = self._now_written()
         if point is None or point.sign or self._written is None:
-            raise RuntimeError("a gradient is taken at w of a local step: write Point(step) first")
-        at, hyper = self._written.round, self._written.hyper
-        spots = [Spot(at, point.step, stream, p) for p in range(directions)]
+            raise RuntimeError(
+                "a gradient is taken at w of a local step: write Point(round, step) first"
+            )
+        hyper = self._written.hyper
+        points = [Point(point.round, point.step, stream, p) for p in range(directions)]
         parts = [np.zeros(directions)]
 
         def take(parameter: nn.Parameter, gradient: Tensor) -> None:
             v, tiles = gradient.float().reshape(-1), self._entries[id(parameter)].tiles
-            parts.append(self._kernels.project(v, self.state, hyper, spots, tiles))
+            parts.append(self._kernels.project(v, self.state, hyper, points, tiles))
 
         own = [p for p in self.module.parameters() if id(p) in self._entries]
         value = take_gradients(loss, own, take)
@@ -301,9 +301,8 @@ class Replica:
         point, weights = self._now_written()
         assert point is not None
         assert self._written is not None
-        spot = Spot(self._written.round, point.step, point.stream, point.direction)
         mu, hyper = point.sign * self._written.mu, self._written.hyper
-        self._kernels.perturb(out, weights, self.state, hyper, spot, mu, tiles)
+        self._kernels.perturb(out, weights, self.state, hyper, point, mu, tiles)
 
     def _now_written(self) -> tuple[Point | None, Tensor]:
         """Where the model was last written, and the weights it was written from."""
@@ -413,7 +412,6 @@ class _Written:
     """What the model's parameters were last filled with."""
 
     point: Point | None
-    round: int
     mu: float
     hyper: Mapping[str, float]
     walk: ReferenceType[Walk] | None

@@ -26,7 +26,7 @@ _HYPER = frozenset({name for hyper in BASELINES.values() for name in hyper})
 _MEASURING = frozenset({"mu", "directions", "scheme", "noise"})
 _COMMON = frozenset(
     {"method", "model", "task", "task_definition", "data"}
-    | {"max_length", "clients", "sample", "rounds"}
+    | {"max_length", "prompt_style", "clients", "sample", "rounds"}
     | {"local_steps", "batch_size", "weighting", "partition", "alpha", "partition_column", "seed"}
     | {"dtype", "device", "eval_every", "dev_examples", "test_examples", "client_examples"}
     | {"divergence_factor"}
@@ -97,6 +97,8 @@ class BaselineSettings(Values):
         kept = {key: value for key, value in self.model_dump().items() if key in known}
         if self.task_definition is None:
             del kept["task_definition"]
+        if self.prompt_style == "plain":
+            del kept["prompt_style"]
         scheme = {"scheme": self.scheme or "forward"} if "scheme" in known else {}
         return {**kept, **scheme, **self.hyper}
 

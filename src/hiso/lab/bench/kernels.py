@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from hiso.core.identity import Identity
-from hiso.core.kernels import Spot, load_kernels
+from hiso.core.kernels import load_kernels
 from hiso.core.method.base import Method
 from hiso.core.method.registry import HiSo, ZoSgd
 from hiso.core.noise import TILE
 from hiso.core.noise.layout import Layout
+from hiso.core.noise.point import Point
 from hiso.core.replica.replica import Replica
 from hiso.lab.bench.resident import measurable, peak_of, resident
 from hiso.lab.bench.timing import interleaved, one_thread
@@ -119,8 +120,8 @@ def measure_perturb(weights: int, device: torch.device, observer: Observer) -> d
         state = dict.fromkeys(method.state, h)
 
         def run() -> None:
-            spot = Spot(next(rounds), 0, 0, 0)
-            kernels.perturb(into, w, state, method.hyper, spot, 1e-3, range(layout.tiles))
+            point = Point(next(rounds))
+            kernels.perturb(into, w, state, method.hyper, point, 1e-3, range(layout.tiles))
             _finish(device)
 
         return run

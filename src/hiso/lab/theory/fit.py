@@ -37,14 +37,6 @@ def fit_slope(x: Sequence[float], y: Sequence[float]) -> Slope:
     return Slope(slope, float(np.sqrt(rest / (len(a) - 2) / (a @ a))))
 
 
-def ranks(values: ArrayLike) -> NDArray[np.float64]:
-    """Ranks from 0; equal values share their mean rank."""
-    array = np.asarray(values, float)
-    _, inverse, counts = np.unique(array, return_inverse=True, return_counts=True)
-    ends = np.cumsum(counts)
-    return (ends - (counts + 1) / 2)[inverse]
-
-
 @dataclass(frozen=True)
 class RankCorrelation:
     """Spearman's ρ.
@@ -71,7 +63,9 @@ def rank_correlation(
 
     Bootstrap resamples pairs of ranks: for many weights that is the bootstrap of ρ itself.
     """
-    a, b = ranks(first), ranks(second)
+    from scipy.stats import rankdata
+
+    a, b = rankdata(first), rankdata(second)
     generator = np.random.Generator(np.random.Philox(seed))
     n = len(a)
     drawn: list[float] = []

@@ -15,7 +15,7 @@ from hiso.core.identity import Identity
 from hiso.core.keys import choose
 from hiso.core.measure.outcome import Outcome, log_shares
 from hiso.core.replica.replica import Memory, Replica
-from hiso.data.batches import Shard
+from hiso.data.batches import Batch, Shard
 from hiso.errors import Diverged, SettingsError
 from hiso.run.observer import Advance, Observer
 from hiso.run.settings import Settings
@@ -117,9 +117,33 @@ def adjustments(settings: Settings, workload: Workload) -> dict[int, NDArray[np.
 def make_replica(
     identity: Identity, workload: Workload, memory: Memory, observer: Observer
 ) -> Replica:
-    """The base model at position 0 of the run with this identity."""
+    """The base model at position 0 of the run with this identity.
+
+    Raises:
+        SettingsError: Memory is lean, and the model reads a parameter of one of its modules
+            without calling it.
+    """
     with observer.phase("preparing kernels"):
-        return Replica(workload.module, identity, memory=memory)
+        replica = Replica(workload.module, identity, memory=memory)
+        if memory == "lean":
+            _check_lean(workload, replica)
+        return replica
+
+
+def _check_lean(workload: Workload, replica: Replica) -> None:
+    """One example through the model, whose parameters exist while their module runs."""
+    replica.write()
+    shard = workload.shards[0]
+    objective = workload.objective(replica.rows, joint=False)
+    try:
+        objective([Batch(shard.client, tuple(shard.encoded[:1]))])
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, IndexError, TypeError, ValueError) as error:
+        raise SettingsError(
+            "memory = lean: the model reads parameters of one of its modules without calling it "
+            f"({error}). Set memory = full."
+        ) from error
 
 
 def measure_split(

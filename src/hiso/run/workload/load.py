@@ -40,6 +40,8 @@ def load_workload(
     if settings.task in DATA_SETS:
         if settings.task_definition is not None:
             raise SettingsError(f"task = {settings.task} is one of images: name yours otherwise")
+        if settings.prompt_style == "chat":
+            raise SettingsError(f"prompt_style = chat: task = {settings.task} has no prompts")
         if objects.settings:
             raise SettingsError(
                 f"task = {settings.task} takes model and data by their names, no objects: "

@@ -6,6 +6,7 @@ from hiso.errors import SettingsError
 from hiso.run.observer import Observer
 from hiso.run.settings import Settings
 from hiso.run.workload.objects import Objects
+from hiso.workloads.text.chat import read_chat
 from hiso.workloads.text.columns import choose_words, count_classes
 from hiso.workloads.vision.images import DATA_SETS
 
@@ -44,6 +45,8 @@ def complete(settings: Settings, objects: Objects, observer: Observer) -> Settin
         if not classifier:
             with observer.phase(f"loading the tokenizer of {settings.model}"):
                 tokenizer = objects.load_tokenizer(settings)
+            if settings.prompt_style == "chat":
+                task = task.in_chat(read_chat(tokenizer))
             labels = choose_words(task, list(counts), tokenizer).labels
             words = {value: word.strip() for value, word in zip(counts, labels, strict=True)}
         definition = definition.model_copy(update={"labels": words})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -22,6 +22,7 @@ from hiso.run.settings import Settings
 from hiso.run.workload.base import EVAL_BATCH, device_of, some
 from hiso.run.workload.divide import divide
 from hiso.run.workload.objects import NOTHING, Objects
+from hiso.workloads.text.chat import read_chat
 from hiso.workloads.text.classifiers import check_classes
 from hiso.workloads.text.encode import Encoded, encode
 from hiso.workloads.text.metrics import evaluate
@@ -82,6 +83,7 @@ def load_words(
         lm = objects.load_model(settings)
         lm.model.to(device_of(settings))  # pyright: ignore[reportArgumentType]
     check_classes(lm, task)
+    task = _in_style(settings, task, lm)
     if lm.context is not None and settings.max_length > lm.context:
         raise SettingsError(
             f"max_length is {settings.max_length}, but {lm.name} reads no more than {lm.context} "
@@ -101,6 +103,8 @@ def load_words(
     more: dict[str, Any] = {"answer_tokens": task.answer_tokens} if task.answers else {}
     if settings.task_definition is not None:
         more |= {"classes": list(task.classes)}
+    if task.chat is not None:
+        more |= {"chat": asdict(task.chat)}
     identity = replace(
         settings_identity(settings, method, len(task.labels)),
         model=describe_model(lm, objects),
@@ -110,6 +114,25 @@ def load_words(
         joint=settings.joint,
     )
     return Words(lm, task, shards, dev, test, splits.source, identity)
+
+
+def _in_style(settings: Settings, task: Task, lm: LanguageModel) -> Task:
+    """The task, in a chat if the settings say so.
+
+    Raises:
+        SettingsError: It is free text, or the model has a classification head.
+        LoadError: The tokenizer has no chat template that can be used.
+    """
+    if settings.prompt_style == "plain":
+        return task
+    if task.is_text or lm.classes is not None:
+        reason = (
+            f"task '{task.name}' is free text, which has no prompt"
+            if task.is_text
+            else f"{lm.name} is a classifier, which answers nothing"
+        )
+        raise SettingsError(f"prompt_style = chat: {reason}. Set prompt_style = plain.")
+    return task.in_chat(read_chat(lm.tokenizer))
 
 
 def describe_model(lm: LanguageModel, objects: Objects) -> dict[str, str]:

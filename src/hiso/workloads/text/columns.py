@@ -89,7 +89,7 @@ def choose_words(task: Task, values: Sequence[str], tokenizer: PreTrainedTokeniz
     if all(number in range(len(_NUMBERS)) for number in numbers):
         candidates.append([_NUMBERS[int(number)] for number in numbers])
     for words in candidates:
-        labels = tuple(f" {word}" for word in words)
+        labels = tuple(f"{task.gap}{word}" for word in words)
         try:
             found = replace(task, labels=labels, classes=tuple(values))
             mode = check_labels(found, tokenizer).mode

@@ -52,7 +52,8 @@ def encode(
 
     Prompts that are too long lose tokens at their start, so that the question at their end
     stays; those of a task of answers lose the end of their context, since much of a text is said
-    in its first sentences; free text loses its end. What the tokenizer puts in front of every
+    in its first sentences; free text loses its end. In a chat, nothing of what its template
+    writes around the prompt is lost. What the tokenizer puts in front of every
     text (a begin-of-text token, say) is kept in any case, and what it puts behind is left out.
     In mode "sequence" the label's tokens count towards `max_length`, and in a task of answers
     `answer_tokens` do, whatever the length of an answer, so that its prompt does not depend on
@@ -67,17 +68,19 @@ def encode(
     """
     if classifier:
         return _encode_whole(examples, task, tokenizer, max_length)
-    before = prefix(tokenizer)
+    before = prefix(tokenizer, task)
     if task.is_text:
         return _encode_text(examples, tokenizer, before, max_length)
     if task.answers:
         return _encode_answers(examples, task, tokenizer, before, max_length)
     room = max_length - len(before) - check_labels(task, tokenizer).longest
-    _check_room(task, tokenizer, max_length, room)
-    bodies = all_tokens(tokenizer, [example.prompt for example in examples])
+    opening = _opening(task, tokenizer)
+    _check_room(task, tokenizer, max_length, room - len(opening))
+    bodies = all_tokens(tokenizer, [task.framed(example.prompt) for example in examples])
+    cut = (_shorten(body, _common(body, opening), len(body), room) for body in bodies)
     return [
-        Encoded(np.asarray(before + body[-room:], np.int32), example.label)
-        for example, body in zip(examples, bodies, strict=True)
+        Encoded(np.asarray(before + body, np.int32), example.label)
+        for example, body in zip(examples, cut, strict=True)
     ]
 
 
@@ -133,37 +136,63 @@ def _encode_answers(
     max_length: int,
 ) -> list[Encoded]:
     room = max_length - len(before) - task.answer_tokens
-    _check_room(task, tokenizer, max_length, room)
+    opening = _opening(task, tokenizer)
+    _check_room(task, tokenizer, max_length, room - len(opening))
     cue = tokens(tokenizer, task.cue)
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    behind = "" if task.chat is None else task.chat.after
     encoded: list[Encoded] = []
     for low in range(0, len(examples), _AT_ONCE):
         part = examples[low : low + _AT_ONCE]
-        bodies = all_tokens(tokenizer, [example.prompt for example in part])
-        questions = all_tokens(tokenizer, [example.prompt[example.context :] for example in part])
-        learned = all_tokens(tokenizer, [f"{task.cue} {example.answers[0]}" for example in part])
-        for example, body, question, answer in zip(part, bodies, questions, learned, strict=True):
+        bodies = all_tokens(tokenizer, [task.framed(example.prompt) for example in part])
+        asked = [example.prompt[example.context :] + behind for example in part]
+        questions = all_tokens(tokenizer, asked)
+        said = [f"{task.gap}{example.answers[0]}" for example in part]
+        learned = all_tokens(tokenizer, [task.cue + text for text in said])
+        for example, body, question, text, answer in zip(
+            part, bodies, questions, said, learned, strict=True
+        ):
             # In place, as label words are, unless the tokenizer joins the cue to the answer.
             joined = answer[: len(cue)] != cue
-            own = tokens(tokenizer, f" {example.answers[0]}") if joined else answer[len(cue) :]
-            prompt = before + _shorten(body, len(question), room)
+            own = tokens(tokenizer, text) if joined else answer[len(cue) :]
+            kept = _common(body, opening)
+            prompt = before + _shorten(body, kept, len(question), room)
             ids = np.asarray(prompt + (own + end)[: task.answer_tokens], np.int32)
             encoded.append(Encoded(ids, None, len(prompt), example.answers))
     return encoded
 
 
-def _shorten(body: list[int], question: int, room: int) -> list[int]:
-    """`room` tokens at most: the last `question` ones, and as many from the beginning as fit."""
+def _opening(task: Task, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens of what stands before the prompt in a chat."""
+    return [] if task.chat is None else tokens(tokenizer, task.chat.before)
+
+
+def _common(body: list[int], opening: list[int]) -> int:
+    """How many tokens `body` begins with in common with `opening`.
+
+    The last one may differ, where the tokenizer joins it to the text that follows.
+    """
+    pairs = enumerate(zip(body, opening, strict=False))
+    return next((at for at, (a, b) in pairs if a != b), min(len(body), len(opening)))
+
+
+def _shorten(body: list[int], first: int, last: int, room: int) -> list[int]:
+    """`room` tokens at most: the `first` ones in any case, the `last` ones, and what still fits.
+
+    What still fits is taken from the beginning; if the last ones do not fit, they lose their own
+    beginning.
+    """
     if len(body) <= room:
         return body
-    head = max(0, room - question)
+    head = max(first, room - last)
     return body[:head] + body[len(body) - room + head :]
 
 
 def _check_room(task: Task, tokenizer: PreTrainedTokenizerBase, max_length: int, room: int) -> None:
     fixed = len(tokens(tokenizer, task.cue))
     if room <= fixed:
+        what = "the end of the prompt" + (" and the chat template" if task.chat else "")
         raise SettingsError(
-            f"max_length {max_length} leaves no room for the text: the end of the prompt of task "
+            f"max_length {max_length} leaves no room for the text: {what} of task "
             f"'{task.name}' takes {max_length - room + fixed} tokens. Set max_length higher."
         )

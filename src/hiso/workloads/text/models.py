@@ -31,6 +31,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _SENTENCE = "The quick brown fox jumps over the lazy dog."
+_FACTORS = "logit_scale", "lm_head_multiplier"
+_DIVISOR = "logits_scaling"
+_CAPS = "final_logit_softcapping", "logits_soft_cap"
+_ROUNDING = 1e-5
+"""How far logits of one and the same forward pass may differ, relative to the largest."""
+_PADDING = 1e-3
+"""How far hidden states may differ between two shapes of a batch, likewise."""
 
 
 @dataclass
@@ -57,7 +64,7 @@ class LanguageModel:
     @property
     def context(self) -> int | None:
         """The longest input in tokens, or None if the configuration names no limit."""
-        limit = getattr(self.model.config, "max_position_embeddings", None)
+        limit = getattr(_text_config(self.model), "max_position_embeddings", None)
         return None if limit is None else limit - _reserved(self.model)
 
     @property
@@ -193,15 +200,25 @@ def output_head(model: PreTrainedModel) -> nn.Linear:
 
 
 def shape_logits(model: PreTrainedModel, logits: Tensor) -> Tensor:
-    """What some architectures do elementwise to the head's output: scale it, cap it."""
-    config: Any = model.config
-    if scale := getattr(config, "logit_scale", None):
-        logits = logits * scale
-    if scale := getattr(config, "logits_scaling", None):
+    """What some architectures do elementwise to the head's output: scale it, cap it.
+
+    With what the configuration names: logits · scale, then cap · tanh(logits / cap).
+    """
+    config = _text_config(model)
+    for name in _FACTORS:
+        if scale := getattr(config, name, None):
+            logits = logits * scale
+    if scale := getattr(config, _DIVISOR, None):
         logits = logits / scale
-    if cap := getattr(config, "final_logit_softcapping", None):
-        logits = torch.tanh(logits / cap) * cap
+    for name in _CAPS:
+        if cap := getattr(config, name, None):
+            logits = torch.tanh(logits / cap) * cap
     return logits
+
+
+def _text_config(model: PreTrainedModel) -> Any:
+    """The configuration of what reads text; models that also see have it within theirs."""
+    return model.config.get_text_config()
 
 
 @contextmanager
@@ -321,7 +338,11 @@ def _check_weights(model: PreTrainedModel, name: str) -> None:
 
 @torch.inference_mode()
 def _check_ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
-    """Compare head(hidden) with the model's logits, and padded with unpadded hidden states."""
+    """Compare head(hidden) with the model's logits, and hidden states with those of longer inputs.
+
+    The model's own logits are those of the plain call with an attention mask. A longer input goes
+    on with padding, which some models know by its id and leave out, or with other tokens.
+    """
     text = prefix(tokenizer) + tokens(tokenizer, _SENTENCE)
     pad: Any = tokenizer.pad_token_id
     _check_vocabulary(model, tokenizer, name)
@@ -330,21 +351,26 @@ def _check_ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name
         "\nAn encoder needs a classification head. Make it once, with num_labels as many as the "
         f"task has labels, and name the new folder:\n{MAKE.format(name=name)}"
     )
+    if model.get_output_embeddings() is None:
+        raise LoadError(f"{unsupported}it has no output head.{remedy}")
     ids = torch.tensor([text])
-    padded = torch.tensor([text + [pad] * 3, text[:1] * (len(text) + 3)])
+    followed = torch.tensor([text + [pad] * 3, text + text[:3]])
     try:
-        hidden = hidden_states(model, ids)[0, -1]
+        hidden = hidden_states(model, ids)[0]
         head = output_head(model)
         logits = shape_logits(model, nn.functional.linear(hidden, head.weight, head.bias))
-        expected = model(input_ids=ids, use_cache=False).logits[0, -1]
-        beside = hidden_states(model, padded)[0, len(text) - 1]
+        mask = torch.ones_like(ids)
+        expected = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[0]
+        beside = hidden_states(model, followed)[:, : len(text)]
     except (AttributeError, TypeError, RuntimeError, ValueError) as error:
         raise LoadError(f"{unsupported}{error}") from error
-    if not _close(logits, expected):
+    if not _close(logits, expected, _ROUNDING):
         raise LoadError(
-            f"{unsupported}its logits are not its output head's last hidden states.{remedy}"
+            f"{unsupported}its logits are not what its output head makes of the last hidden "
+            "states. Something stands between the two, such as another layer, or a scale or a cap "
+            f"that hiso does not know.{remedy}"
         )
-    if not _close(beside, hidden):
+    if not all(_close(row, hidden, _PADDING) for row in beside):
         raise LoadError(f"{unsupported}what follows a position changes its hidden state.{remedy}")
 
 
@@ -361,8 +387,9 @@ def _check_vocabulary(
         )
 
 
-def _close(a: Tensor, b: Tensor) -> bool:
-    return torch.allclose(a, b, rtol=1e-3, atol=1e-3 * float(b.abs().max()))
+def _close(a: Tensor, b: Tensor, tolerance: float) -> bool:
+    """Whether no element differs by more than `tolerance` times the largest element of `b`."""
+    return a.shape == b.shape and bool(((a - b).abs() <= tolerance * b.abs().max()).all())
 
 
 def _fingerprint(

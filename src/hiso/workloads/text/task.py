@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from string import Formatter
 from typing import Any
 
@@ -30,6 +30,19 @@ class Source:
     train: str = "train"
     test: str = "validation"
     packaged: str | None = None
+
+
+@dataclass(frozen=True)
+class Chat:
+    """What a chat template writes around a prompt that is the user's turn.
+
+    Attributes:
+        before: Text before the prompt, with all that begins a conversation.
+        after: Text behind it, up to where the assistant's turn begins.
+    """
+
+    before: str
+    after: str
 
 
 @dataclass(frozen=True)
@@ -64,6 +77,7 @@ class Task:
         phrases: Whether the text of the one column in `shared` may also be part of that of another
             row. Then dev and test are carved from rows that are part of no other, and the parts
             of these are left out of training.
+        chat: What stands around the prompt in a chat, see `in_chat`; None for a plain prompt.
     """
 
     name: str
@@ -80,6 +94,7 @@ class Task:
     label_column: str = "label"
     shared: tuple[str, ...] = ()
     phrases: bool = False
+    chat: Chat | None = None
 
     def __post_init__(self) -> None:
         if not self.columns:
@@ -122,8 +137,21 @@ class Task:
 
     @property
     def cue(self) -> str:
-        """What the template ends with, behind its last column."""
-        return self.template.rpartition("}")[2]
+        """What the template ends with, behind its last column; in a chat also what follows it."""
+        return self.template.rpartition("}")[2] + (self.chat.after if self.chat else "")
+
+    @property
+    def gap(self) -> str:
+        """What stands between a prompt and what answers it: nothing where a turn begins."""
+        return "" if self.chat else " "
+
+    def in_chat(self, chat: Chat) -> Task:
+        """The same task in a chat, with label words that begin a turn."""
+        return replace(self, chat=chat, labels=tuple(word.lstrip() for word in self.labels))
+
+    def framed(self, prompt: str) -> str:
+        """A prompt as the model reads it: in a chat with what stands around it."""
+        return prompt if self.chat is None else f"{self.chat.before}{prompt}{self.chat.after}"
 
     def prompt(self, row: Row) -> str:
         """The prompt of `row`, a mapping that has at least `columns`."""

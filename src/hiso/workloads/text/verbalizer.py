@@ -48,7 +48,7 @@ def check_labels(task: Task, tokenizer: PreTrainedTokenizerBase) -> Verbalizer:
     """
     if not task.labels:
         raise LoadError(f"task '{task.name}' has no label words: it is free text or answers.")
-    prompt = task.prompt(dict.fromkeys(task.columns, "1"))
+    prompt = task.framed(task.prompt(dict.fromkeys(task.columns, "1")))
     before = tokens(tokenizer, prompt)
     words: list[tuple[int, ...]] = []
     for word in task.labels:
@@ -81,9 +81,12 @@ def all_tokens(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[lis
     return tokenizer(texts, add_special_tokens=False, verbose=False).input_ids if texts else []
 
 
-def prefix(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """What the tokenizer puts in front of every text, such as a begin-of-text token."""
-    return frame(tokenizer)[0]
+def prefix(tokenizer: PreTrainedTokenizerBase, task: Task | None = None) -> list[int]:
+    """What the tokenizer puts in front of every text, such as a begin-of-text token.
+
+    Nothing for a task in a chat, whose template writes all that there is.
+    """
+    return [] if task is not None and task.chat else frame(tokenizer)[0]
 
 
 def frame(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:

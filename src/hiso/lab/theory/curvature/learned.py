@@ -34,7 +34,6 @@ from numpy.typing import NDArray
 
 from hiso.core.record import Record
 from hiso.lab.theory.dimension.expected import FOURTH_MOMENT
-from hiso.lab.theory.fit import ranks
 
 Vector = NDArray[np.float64]
 M4 = FOURTH_MOMENT["binomial"]
@@ -74,15 +73,15 @@ def expected_correlation(
 
     h is drawn as its resting level times a gamma variable of mean 1 and the predicted spread.
     """
+    from scipy.stats import rankdata
+
     spread = scatter(nu, noise)
     generator = np.random.Generator(np.random.Philox(0))
-    level, of_target = signal(shares, directions), ranks(target)
-    found = [
-        np.corrcoef(ranks(level * generator.gamma(spread**-2, spread**2, len(level))), of_target)[
-            0, 1
-        ]
-        for _ in range(draws)
-    ]
+    level, of_target = signal(shares, directions), rankdata(target)
+    found: list[float] = []
+    for _ in range(draws):
+        h = level * generator.gamma(spread**-2, spread**2, len(level))
+        found.append(np.corrcoef(rankdata(h), of_target)[0, 1])
     return float(np.mean(found))
 
 
