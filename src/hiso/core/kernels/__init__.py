@@ -131,9 +131,9 @@ class Kernels(Protocol):
         mu: float,
         tiles: range,
     ) -> None:
-        """out ← cast(w + (mu·u)/denom) on `tiles`; `out` holds just these, in its own dtype.
+        """out ← cast(w + (mu·u)/denom) on `tiles`; `out` holds only these tiles, in its own dtype.
 
-        u is the direction of `point`, whose sign plays no part: `mu` may be negative.
+        u is the direction of `point`; the sign of `point` is ignored, but `mu` may be negative.
         """
         ...
 
