@@ -21,7 +21,7 @@ from hiso.workloads.text.objective import Objective
 
 from ..identities import identity_of
 
-DIRECTIONS = 24
+DIRECTIONS = 12
 REAL = {"batch_size": 4, "max_length": 32, "test_examples": 1, "dev_examples": 1}
 
 

@@ -14,7 +14,7 @@ from hiso.core.method.registry import ZoSgd
 from hiso.core.replica.replica import Replica
 from hiso.data.batches import Batch
 from hiso.errors import LoadError, SettingsError
-from hiso.workloads.text.classifiers import check_classes
+from hiso.workloads.text.classes import check_classes
 from hiso.workloads.text.encode import encode
 from hiso.workloads.text.examples import Example
 from hiso.workloads.text.metrics import evaluate

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from hiso import evaluate_run, simulate
-from hiso.core.measure.probe import Point
 from hiso.core.method.registry import ZoSgd
+from hiso.core.noise.point import Point
 from hiso.core.replica.replica import Replica
 from hiso.errors import LoadError, SettingsError
 from hiso.workloads.text.encode import encode
@@ -167,7 +167,7 @@ def test_tied_weights_are_one_and_move_along_one_direction(folder, kind):
     before = embedding.detach().clone()
     replica = Replica(lm.model, identity_of(ZoSgd()), backend="reference")
     assert replica.numel == sum(p.numel() for p in lm.model.parameters())
-    replica.write(Point(0, 0, 0, 1), mu=0.01)
+    replica.write(Point(0, 0, 0, 0, 1), mu=0.01)
     moved = lm.model.get_input_embeddings().weight.detach() - before
     assert 0.005 < float(moved.std()) < 0.02
     examples, objective = encoded(lm, SST2), Objective(lm, SST2, rows=replica.rows)

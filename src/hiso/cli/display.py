@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from rich.console import Console
 from rich.markup import escape
@@ -27,11 +27,8 @@ from hiso.ring.ledger.runfile import Evaluation
 from hiso.run.formatting import figure as _figure
 from hiso.run.formatting import size
 from hiso.run.observer import Advance
-from hiso.run.results import Round, Summary, decode_line
+from hiso.run.results import Estimate, Round, Summary, decode_line
 from hiso.workloads.text.tasks import headline
-
-if TYPE_CHECKING:
-    from hiso.run.estimate import Estimate
 
 Render = Callable[[Console, dict[str, Any]], None]
 

@@ -17,15 +17,14 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hiso.core.method.base import Method
-from hiso.errors import ProtocolError, SettingsError
+from hiso.errors import ProtocolError
 
 FORMAT = 1
 _MAGIC = b"HISO"
@@ -199,42 +198,3 @@ def unpack_named(data: bytes, at: int, count: int) -> tuple[dict[str, float], in
 def chain_root(identity: bytes) -> bytes:
     """Chain hash of an empty log for the run with this canonical `identity`."""
     return hashlib.sha256(b"hiso-run\0" + identity).digest()
-
-
-def check_sequence(
-    records: Sequence[Record], position: int, method: Method, hyper: Mapping[str, float]
-) -> None:
-    """Checks that `method`, with the hyper-parameters `hyper`, can fold `records` from `position`
-    on.
-
-    Raises:
-        ProtocolError: A record is not the next one, has terms for another kind of method, changes
-            a hyper-parameter that the method does not have, or sets a value that the method
-            refuses.
-    """
-    now = dict(hyper)
-    for number, record in enumerate(records, position):
-        unknown = set(record.changes) - set(method.hyper)
-        if record.round != number:
-            raise ProtocolError(
-                f"the record of round {record.round} cannot be folded at position {number}: "
-                "records follow each other without gaps"
-            )
-        problems = [f"it changes {', '.join(sorted(unknown))}"] if unknown else []
-        if (record.curvature is not None) != method.measures_curvature:
-            problems.append(f"it has {'no ' if method.measures_curvature else ''}curvature scalars")
-        if set(record.facts) != set(method.facts):
-            problems.append(f"it has the facts {sorted(record.facts)}, not {sorted(method.facts)}")
-        if problems:
-            raise ProtocolError(
-                f"the record of round {number} was made by another method than {method.name}: "
-                + "; ".join(problems)
-            )
-        if record.changes:
-            now |= record.changes
-            try:
-                replace(method, **now)
-            except SettingsError as error:
-                raise ProtocolError(
-                    f"the record of round {number} cannot be folded: {error}"
-                ) from error

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from hiso.core.identity import Identity
 from hiso.core.measure.backward import check_backward
 from hiso.core.measure.probe import Probe
-from hiso.core.record import Record, check_sequence
+from hiso.core.record import Record
+from hiso.core.replica.sequence import check_sequence
 from hiso.errors import ProtocolError, SettingsError
 from hiso.ring.messages import Plan, Reply
 from hiso.ring.passes import Backward, Losses, Writable, measure

@@ -1,51 +1,30 @@
-"""What a run will take, from one timed forward pass, before anything is written."""
+"""Estimates the cost of a run from one timed forward pass, before anything is written."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from hiso.core.measure.backward import BACKWARD_PASSES
 from hiso.core.measure.probe import passes
 from hiso.core.method.base import Method
 from hiso.core.replica.replica import Replica
 from hiso.ring.messages import SCALAR_BYTES
+from hiso.run.results import Estimate
 from hiso.run.settings import Settings
 from hiso.run.summary import peak_memory
 from hiso.run.workload.base import Workload
 
 _LEDGER_BYTES, _ROUND_BYTES = 80_000, 900
-"""About what a run's files take at the start, and a round of them beside its scalars."""
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """What the rounds that are left will take, about.
-
-    Attributes:
-        rounds: How many are left.
-        seconds: In forward passes, evaluations among them; the rest of a round is a few percent.
-        bytes_up: Scalars of all clients.
-        bytes_down: Scalars to all clients, each of whom needs every round's.
-        memory_bytes: Peak of resident memory so far, with model, state and one pass.
-        disk_bytes: Growth of the run's folder, snapshots among it.
-    """
-
-    rounds: int
-    seconds: float
-    bytes_up: int
-    bytes_down: int
-    memory_bytes: int
-    disk_bytes: int
+"""Approximate size of a run's files at the start, and growth per round without its scalars."""
 
 
 def estimate(
     settings: Settings, method: Method, workload: Workload, replica: Replica, position: int
 ) -> Estimate:
-    """Times forward passes of the first batches, at the replica's weights, and reckons.
+    """Times forward passes of the first batches, at the replica's weights, and extrapolates.
 
-    Nothing is changed. Clients that share a pass cost one; a round of many is as long as theirs.
+    Nothing is changed. Clients that share a forward pass count as one pass.
     """
     objective = workload.objective(replica.rows, joint=settings.joint)
     batches = [shard.batch(position, 0) for shard in workload.shards[: settings.sample]]
@@ -77,7 +56,7 @@ def estimate(
 
 
 def _seconds(work: Callable[[], object]) -> float:
-    """Seconds of a call whose result is ready when it ends; one before it warms up."""
+    """Seconds of a call that returns a finished result, after one call to warm up."""
     work()
     begun = time.perf_counter()
     work()

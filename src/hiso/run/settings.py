@@ -1,4 +1,4 @@
-"""Everything that a run can be told, in one place: flags, TOML keys and Python arguments."""
+"""All settings of a run: flags, TOML keys and Python arguments."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ ZeroIsNone = BeforeValidator(lambda value: None if value == 0 else value)
 
 
 class Values(BaseModel):
-    """The settings of a run, each valid in itself; `Settings` are valid together."""
+    """The settings of a run, each checked separately; `Settings` also checks their combination."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -186,8 +186,8 @@ class Values(BaseModel):
 class Settings(Values):
     """The settings of a run. Unknown keys are refused; omitted ones take the defaults here.
 
-    `CHANGEABLE` ones may take a new value in a run that exists, the others make
-    the run what it is.
+    Settings in `CHANGEABLE` may take a new value in an existing run; the others are fixed for the
+    whole run.
     """
 
     @model_validator(mode="after")
@@ -233,8 +233,8 @@ class Settings(Values):
         """The method with the hyper-parameters that are set.
 
         Raises:
-            SettingsError: One is set that the method does not have.
-            LoadError: The method is one of the user's own, and cannot be imported.
+            SettingsError: A hyper-parameter is set that the method does not have.
+            LoadError: The method is the user's own, and cannot be imported.
         """
         base = import_method(self.method) if is_path(self.method) else METHODS[self.method]()
         given = {key: getattr(self, key) for key in HYPER if getattr(self, key) is not None}
@@ -251,11 +251,11 @@ class Settings(Values):
         return auto_lr(method) if auto and not method.auto else method
 
     def make_rounds(self, method: Method) -> RoundSettings:
-        """What the server needs to know of them.
+        """The round settings for the server.
 
         Raises:
-            SettingsError: They do not make a round.
-            ValueError: `mu` is still to be measured.
+            SettingsError: The values do not give valid round settings.
+            ValueError: `mu` must still be measured.
         """
         return RoundSettings(
             clients=self.clients,
@@ -273,7 +273,7 @@ class Settings(Values):
         )
 
     def with_hyper(self, method: Method) -> Settings:
-        """The same, with the hyper-parameters spelled out that were left to the method."""
+        """The same settings, with the method's values for hyper-parameters that are not set."""
         known = {key: getattr(method, key) for key in HYPER if hasattr(method, key)}
         return self.model_copy(update=known | ({"lr": "auto"} if method.auto else {}))
 
@@ -301,14 +301,14 @@ CHANGEABLE = frozenset(
     | {"client_examples", "backward_clients", "keep", "patience"}
     | {"snapshot_every", "memory", "device", "model", "data"}
 )
-"""Settings that may change in a run that exists: model and data may only move."""
+"""Settings that may change in an existing run; model and data may only get another path."""
 
 
 def own_method(stored: Mapping[str, Any]) -> Method | None:
-    """The method of the user's own that settings name by an import path; None if they do not.
+    """The user's own method, if settings name one by an import path; otherwise None.
 
     Raises:
-        LoadError: It cannot be imported.
+        LoadError: The method cannot be imported.
     """
     path = str(stored.get("method"))
     return import_method(path) if is_path(path) else None
@@ -319,7 +319,7 @@ RENAMED = {"perturbations": "directions"}
 
 
 def near(word: str, known: Any) -> str:
-    """' (did you mean …?)', a list of what is known, or what a setting is called now."""
+    """A hint: ' (did you mean …?)', a list of known words, or the present name of a setting."""
     if word in RENAMED:
         return f"; it is called {RENAMED[word]} now"
     close = difflib.get_close_matches(word, list(known), 1)
@@ -330,13 +330,13 @@ def parse_settings(values: Mapping[str, Any], source: str = "settings") -> Setti
     """Checks settings, and reports all problems at once.
 
     Raises:
-        SettingsError: A key is unknown, or a value is out of range or at odds with another.
+        SettingsError: A key is unknown, or a value is out of range or contradicts another.
     """
     return parse(Settings, values, source)
 
 
 def parse_values(values: Mapping[str, Any], source: str = "settings") -> Values:
-    """Checks each setting by itself.
+    """Checks each setting separately.
 
     Raises:
         SettingsError: A key is unknown, or a value is out of range.
@@ -345,10 +345,10 @@ def parse_values(values: Mapping[str, Any], source: str = "settings") -> Values:
 
 
 def parse(kind: type[AnyValues], values: Mapping[str, Any], source: str) -> AnyValues:
-    """Settings of some kind, with all problems at once.
+    """Checks settings of the class `kind`, and reports all problems at once.
 
     Raises:
-        SettingsError: A key is unknown, or a value is out of range or at odds with another.
+        SettingsError: A key is unknown, or a value is out of range or contradicts another.
     """
     try:
         return kind.model_validate(dict(values))
@@ -358,7 +358,7 @@ def parse(kind: type[AnyValues], values: Mapping[str, Any], source: str) -> AnyV
 
 
 def _problems(kind: type[Values], values: Mapping[str, Any], error: ValidationError) -> list[str]:
-    """All that is wrong: with single settings, then with how the others fit together."""
+    """All problems: first with single settings, then with the combination of the others."""
     lines: list[str] = []
     bad: set[str] = set()
     for problem in error.errors():

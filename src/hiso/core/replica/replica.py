@@ -22,10 +22,11 @@ from hiso.core.method.derived import remember_all
 from hiso.core.noise import TILE
 from hiso.core.noise.layout import Entry, Layout, runs
 from hiso.core.noise.point import Point
-from hiso.core.record import Record, check_sequence
+from hiso.core.record import Record
 from hiso.core.replica.adopt import find_trainable, mark, unmark
 from hiso.core.replica.lean import attach
 from hiso.core.replica.local_steps import Walk
+from hiso.core.replica.sequence import check_sequence
 from hiso.core.replica.watch import Watch
 from hiso.errors import ProtocolError, SettingsError
 

@@ -23,7 +23,7 @@ from hiso.run.workload.base import EVAL_BATCH, device_of, some
 from hiso.run.workload.divide import divide
 from hiso.run.workload.objects import NOTHING, Objects
 from hiso.workloads.text.chat import read_chat
-from hiso.workloads.text.classifiers import check_classes
+from hiso.workloads.text.classes import check_classes
 from hiso.workloads.text.encode import Encoded, encode
 from hiso.workloads.text.metrics import evaluate
 from hiso.workloads.text.models import LanguageModel
@@ -33,7 +33,7 @@ from hiso.workloads.text.task import Task
 
 @dataclass(frozen=True)
 class Words:
-    """A `Workload`: its language model and task, and what every workload has."""
+    """A `Workload` with a language model and a task."""
 
     lm: LanguageModel
     task: Task
@@ -117,10 +117,10 @@ def load_words(
 
 
 def _in_style(settings: Settings, task: Task, lm: LanguageModel) -> Task:
-    """The task, in a chat if the settings say so.
+    """The task, with chat prompts if the settings say so.
 
     Raises:
-        SettingsError: It is free text, or the model has a classification head.
+        SettingsError: The task is free text, or the model has a classification head.
         LoadError: The tokenizer has no chat template that can be used.
     """
     if settings.prompt_style == "plain":
@@ -136,7 +136,7 @@ def _in_style(settings: Settings, task: Task, lm: LanguageModel) -> Task:
 
 
 def describe_model(lm: LanguageModel, objects: Objects) -> dict[str, str]:
-    """What an identity says of a base model; of an object also what is trained, if not all is."""
+    """The identity's entry for a base model; for an object, also which parameters are trained."""
     if objects.model is None:
         return {"fingerprint": lm.fingerprint}
     names = {name: parameter.requires_grad for name, parameter in lm.model.named_parameters()}

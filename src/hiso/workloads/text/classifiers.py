@@ -1,4 +1,4 @@
-"""Models with a classification head: its scores, and whether they are those of a task's labels.
+"""Models with a classification head, and its scores.
 
 Such a model may look at all positions, so that its inputs are texts as its tokenizer frames them,
 padded on the right under an attention mask. Its last linear layer, here called the head, gives the
@@ -15,14 +15,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from hiso.errors import LoadError, SettingsError
-from hiso.workloads.text.task import Task
+from hiso.errors import LoadError
 from hiso.workloads.text.verbalizer import frame, tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-    from hiso.workloads.text.models import LanguageModel
 
 MAKE = """  torch.manual_seed(0)
   model = AutoModelForSequenceClassification.from_pretrained({name!r}, num_labels=2)
@@ -150,38 +147,3 @@ def _outputs(model: PreTrainedModel) -> Iterator[dict[str, Tensor]]:
     finally:
         for hook in hooks:
             hook.remove()
-
-
-def check_classes(lm: LanguageModel, task: Task) -> None:
-    """Makes sure that the classes of a model, if it has such, are the labels of a task.
-
-    Raises:
-        SettingsError: The task has no labels, or another number of them, or the model's
-            configuration names its classes as the task does, but in another order.
-    """
-    if lm.classes is None:
-        return
-    if not task.labels:
-        raise SettingsError(
-            f"{lm.name} is a classifier, and task '{task.name}' has no labels: free text and "
-            "answers take a causal language model."
-        )
-    if lm.classes != len(task.labels):
-        raise SettingsError(
-            f"{lm.name} has {lm.classes} classes, but task '{task.name}' has {len(task.labels)} "
-            f"labels. Save a model with num_labels={len(task.labels)}."
-        )
-    names: Any = lm.model.config.id2label or {}
-    theirs = [_key(names.get(number, "")) for number in range(lm.classes)]
-    for mine in (task.classes, task.labels):
-        keys = [_key(name) for name in mine]
-        if theirs != keys and sorted(theirs) == sorted(keys):
-            raise SettingsError(
-                f"the classes of {lm.name} are in the order {', '.join(theirs)}, but the labels of "
-                f"task '{task.name}' in the order {', '.join(keys)}. Use a hiso.Task with its "
-                "labels and classes in the model's order."
-            )
-
-
-def _key(name: str) -> str:
-    return name.strip().casefold()

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from hiso.core.measure.outcome import Outcome
 from hiso.data.batches import Batch
 from hiso.errors import SettingsError
-from hiso.workloads.text.classifiers import check_classes, class_scores, float32_head
+from hiso.workloads.text.classes import check_classes
+from hiso.workloads.text.classifiers import class_scores, float32_head
 from hiso.workloads.text.encode import Encoded
 from hiso.workloads.text.grouping import group_by_length
 from hiso.workloads.text.models import LanguageModel, hidden_states, output_head, shape_logits
