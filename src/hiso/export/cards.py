@@ -1,4 +1,4 @@
-"""Cards: what people read beside an exported model or an adapter."""
+"""Cards: texts for readers of an exported model or an adapter."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ _OWN_STREAMS = (
 
 @dataclass(frozen=True)
 class Figures:
-    """What a run's folder says beside its log.
+    """Data from a run's folder other than its log.
 
     Attributes:
-        settings: The settings in force.
-        source: Where the data came from, in words; empty if that is not known.
+        settings: The current settings.
+        source: A description of the source of the data; empty if it is not known.
         evaluations: All evaluations.
     """
 
@@ -49,12 +49,12 @@ class Figures:
 
 
 def model_card(log: Adapter, tuned: Tuned, figures: Figures | None) -> str:
-    """A README.md in Markdown with Hugging Face's front matter. It names no path of this machine.
+    """A README.md in Markdown with Hugging Face's front matter, without paths of this machine.
 
     Args:
         log: The log that was replayed.
-        tuned: What came of it.
-        figures: What the run's folder says; None for an adapter, which has none of it.
+        tuned: The resulting model.
+        figures: Data from the run's folder; None for an adapter, which has none.
     """
     task, base = task_of(log.identity), public_name(log.base)
     kind = "text-generation" if tuned.lm.classes is None else "text-classification"
@@ -74,7 +74,7 @@ def model_card(log: Adapter, tuned: Tuned, figures: Figures | None) -> str:
 
 
 def adapter_card(adapter: Adapter) -> dict[str, Any]:
-    """What an adapter's JSON card says, for people and scripts; hiso reads the file alone."""
+    """The content of an adapter's JSON card, for readers and scripts; hiso does not read it."""
     identity = adapter.identity
     facts = json.loads(identity.text)
     streams = {int(stream) for record in adapter.records for stream in record.stream}
@@ -167,7 +167,7 @@ def _data(log: Adapter, figures: Figures | None) -> str:
 
 
 def _source(figures: Figures) -> str:
-    """Where the data came from, without the path of a local file."""
+    """The source of the data, without the path of a local file."""
     data = figures.settings.get("data")
     if data is None:
         return figures.source or "the task's own data set"

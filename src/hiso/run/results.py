@@ -130,15 +130,16 @@ _WHERE_KNOWN = ("kept", "peak_gpu_memory_bytes", "sent_bytes_up", "sent_bytes_do
 
 @dataclass(frozen=True)
 class Estimate:
-    """What the rounds that are left will take, about.
+    """The approximate cost of the remaining rounds.
 
     Attributes:
-        rounds: How many are left.
-        seconds: In forward passes, evaluations among them; the rest of a round is a few percent.
-        bytes_up: Scalars of all clients.
-        bytes_down: Scalars to all clients, each of whom needs every round's.
+        rounds: Number of remaining rounds.
+        seconds: Time of forward passes, including evaluations; the rest of a round is a few
+            percent.
+        bytes_up: Scalars from all clients.
+        bytes_down: Scalars to all clients; each client needs those of every round.
         memory_bytes: Peak of resident memory so far, with model, state and one pass.
-        disk_bytes: Growth of the run's folder, snapshots among it.
+        disk_bytes: Growth of the run's folder, including snapshots.
     """
 
     rounds: int

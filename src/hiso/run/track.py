@@ -112,7 +112,7 @@ class Tracker(Silent):
         self._follow()
 
     def _follow(self) -> None:
-        """Sends to the tracker, in the order of steps, everything in the ledger that was not sent."""
+        """Sends to the tracker, in the order of steps, everything new in the ledger."""
         ledger = self._ledger or self._begin()
         told = self._told
         rounds = rounds_of(ledger, told["rounds"])
