@@ -178,7 +178,7 @@ def test_too_few_replies_abort_and_cost_their_bytes(tmp_path):
     asked = [plan.client for plan in server.ask()]
     result = one_round(server, clients, silent=asked[1:])
     assert isinstance(result, Aborted)
-    assert "1 good replies came, and min_replies = 2" in result.reason
+    assert "1 good replies arrived, but min_replies = 2" in result.reason
     assert f"clients {asked[1:]}" in result.reason
     nobody = one_round(server, clients, silent=range(5))
     assert isinstance(nobody, Aborted)

@@ -132,7 +132,7 @@ def run(
             observer = Several(watcher, *map(stack.enter_context, trackers))
             summary = launch(given, folder, changes=changes, rollback=rollback, observer=observer)
     except KeyboardInterrupt:
-        print("interrupted: every finished round is kept; start again to go on", file=sys.stderr)
+        print("interrupted: every finished round is kept; start again to resume", file=sys.stderr)
         raise typer.Exit(130) from None
     if as_json:
         print(json.dumps({**encode_summary(summary), "folder": str(folder)}))
@@ -231,7 +231,7 @@ def _remedy(error: HisoError) -> str | None:
                 for key, (_, asked) in different.items()
                 if key in CHANGEABLE
             ]
-            alter = f", {' '.join(words)} to alter this one" if words else ""
+            alter = f", {' '.join(words)} to change this run" if words else ""
             return f"--out FOLDER for a new run{alter}"
         case _:
             return None

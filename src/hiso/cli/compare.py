@@ -63,7 +63,9 @@ def compare(
                 comparison, folder, command=command, jobs=jobs, display=watch
             )
     except KeyboardInterrupt:
-        print("interrupted: what is done is kept; start again to go on", file=sys.stderr)
+        print(
+            "interrupted: finished runs and rounds are kept; start again to resume", file=sys.stderr
+        )
         raise typer.Exit(130) from None
     if as_json:
         print(json.dumps(result))
@@ -102,7 +104,7 @@ def _show(console: Console, result: Mapping[str, Any], folder: Path) -> None:
         console.print(table)
     failed = sum(row["failed"] for row in result["methods"])
     if failed:
-        console.print(f"[red]{failed} of the reported runs came to nothing: their loss exploded[/]")
+        console.print(f"[red]{failed} of the reported runs failed: their loss exploded[/]")
     console.print(f"tables, CSV, JSON and report in {folder}", highlight=False)
 
 

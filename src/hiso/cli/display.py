@@ -107,7 +107,7 @@ class Watcher:
         if position == rounds:
             self.notice(f"all {rounds} rounds are done: delete the folder to start over")
         elif position:
-            self.notice(f"going on at round {position} of {rounds}")
+            self.notice(f"resuming at round {position} of {rounds}")
 
     def round(self, done: Round) -> None:
         """See `Observer.round`."""
@@ -180,7 +180,7 @@ def summary_table(console: Console, s: Summary, folder: Path) -> None:
         ("peak memory", size(s.peak_memory_bytes)),
         ("trainable weights", _figure(s.trainable_weights)),
         ("data", s.data),
-        ("digest", s.digest or "not known: no majority of workers has told it"),
+        ("digest", s.digest or "not known: no majority of workers reported it"),
         ("folder", str(folder)),
     ]
     settings = s.settings

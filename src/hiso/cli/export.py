@@ -78,7 +78,7 @@ def apply(
 
 def _without_bias(done: dict[str, Any]) -> str:
     """A note that the exported weights do not contain the label biases."""
-    told = "The weights do without the label biases; README.md there has them."
+    told = "The weights do not include the label biases; README.md in the folder lists them."
     if (without := done.get("accuracy_without_bias")) is not None:
         told += f" Test accuracy {done['accuracy']:.4f} with them, {without:.4f} without."
     return told
@@ -125,6 +125,6 @@ def _in_words(told: dict[str, Any]) -> list[str]:
         return [*lines, f"logs: the same up to position {position}, where {shorter} ends"]
     return [
         *lines,
-        f"logs: they part at position {position}, with the coefficients",
+        f"logs: they differ from position {position}, with the coefficients",
         *("  " + " ".join(f"{c:+.3g}" for c in first["coefficients"]) for first in told["first"]),
     ]

@@ -141,4 +141,4 @@ def _in_words(said: dict[str, Any]) -> Iterator[str]:
     else:
         value = said["perplexity"]
         yield f"perplexity {'–' if value is None else f'{value:.4g}'}"
-        yield f"goes on: {said['continuation'] or '(nothing)'}"
+        yield f"continues: {said['continuation'] or '(nothing)'}"

@@ -78,15 +78,17 @@ def serve(
     }
     before = _answered(folder)
     submission = Submission(config, superlink)
-    print(f"Flower's run {submission.run}; `flwr stop {submission.run}` stops it", flush=True)
+    print(
+        f"Flower's number of the run is {submission.run}; `flwr stop {submission.run}` stops it",
+        flush=True,
+    )
     if detach:
         return
     submission.watch()
     outcome, summary = submission.outcome(), folder.read_summary()
     if outcome.status != "finished:completed" or summary is None:
         raise ProtocolError(
-            f"the run has not come to its end, Flower calls it {outcome.status}: see "
-            f"{folder.path / LOG}"
+            f"the run did not finish (status in Flower: {outcome.status}): see {folder.path / LOG}"
         )
     if summary.sent_bytes_up is None:  # otherwise it describes the same rounds as before
         sent = {"sent_bytes_up": outcome.bytes_up, "sent_bytes_down": outcome.bytes_down}

@@ -196,7 +196,7 @@ class Federation:
         if isinstance(closed, Aborted):
             number = self.ledger.position
             raise RoundAborted(
-                f"round {number} came to nothing: {closed.reason}",
+                f"round {number} was aborted: {closed.reason}",
                 round=number,
                 attempts=closed.attempt + 1,
                 reason=closed.reason,
@@ -288,6 +288,7 @@ def _check_same(ledger: Ledger, identity: Identity, given: Arguments) -> None:
         raise RunConflict(
             f"{ledger.path} holds a run with other settings (in the run, then here):\n"
             + "\n".join(lines)
-            + "\nGive the same to go on; to alter them from some round on, assign server.settings.",
+            + "\nGive the same values to resume; to change them from some round on, assign "
+            "server.settings.",
             settings=settings,
         )

@@ -128,7 +128,7 @@ class Conductor:
         closed = self._server.close({"round": time.monotonic() - began})
         self._note_sizes(number)
         if isinstance(closed, Aborted):
-            log.warning("round %d came to nothing: %s", closed.round, closed.reason)
+            log.warning("round %d was aborted: %s", closed.round, closed.reason)
         else:
             for reason in closed.set_aside.values():
                 log.error("%s", reason)

@@ -165,7 +165,7 @@ class _ToLog(Silent):
     def started(self, position: int, rounds: int) -> None:  # noqa: ARG002
         """See `Observer.started`."""
         self._first = position
-        log.info("run %s, going on at round %d", self._run, position)
+        log.info("run %s, continuing at round %d", self._run, position)
 
     def round(self, done: Round) -> None:
         """See `Observer.round`."""

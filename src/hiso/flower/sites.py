@@ -82,7 +82,7 @@ class Sites:
         """
         for client, site in list(self.by_client.items()):
             if site.node == node:
-                log.warning("client %d is out of reach: %s", client, reason)
+                log.warning("client %d is unreachable: %s", client, reason)
                 del self.by_client[client]
                 self.lost[client] = time.monotonic()
         if again:
@@ -113,7 +113,7 @@ class Sites:
             or not (run is None or isinstance(run, str))
             or not isinstance(identity, str)
         ):
-            log.error("node %d: a hello that makes no sense, client %r", answer.node, client)
+            log.error("node %d: an invalid answer to hello, client %r", answer.node, client)
             return
         try:
             found = Identity.parse(identity)
@@ -128,4 +128,6 @@ class Sites:
         self.by_client[client] = site
         self.lost.pop(client, None)
         if before is None or before.node != site.node:
-            log.info("client %d is here, at position %d, node %d", client, position, answer.node)
+            log.info(
+                "client %d is connected, at position %d, node %d", client, position, answer.node
+            )

@@ -103,7 +103,9 @@ class Worker:
         """The answer of one client to a request; it may be an error."""
         try:
             if client not in self.shards:
-                raise ProtocolError(f"clients {sorted(self.shards)} live here, not {client}")
+                raise ProtocolError(
+                    f"clients {sorted(self.shards)} are on this worker, not {client}"
+                )
             match request.kind:
                 case "hello":
                     return self.hello(client, request.facts.get("run"))
@@ -199,11 +201,11 @@ class Worker:
                 self._create(folder, plan.run, str(identity))
             self._open(folder)
         elif not self._in_step():
-            log.warning("replica and log have come apart: standing again where the log ends")
+            log.warning("replica and log differ: rebuilding the replica at the end of the log")
             self._stand(self._log)
         self._rewind(plan)
         if (start := plan.round - len(plan.records)) > self.position:
-            reason = f"it stands at position {self.position}, the records begin at {start}"
+            reason = f"it is at position {self.position}, but the records begin at {start}"
             facts = {"error": BEHIND, "reason": reason, "position": self.position}
             return Envelope("error", facts | {"chain": self._standing.chain.hex()})
         return None
@@ -294,7 +296,9 @@ class Worker:
         elif target == plan.round and ledger.chain_at(target) != plan.chain:
             target = 0
         if target < at:
-            log.warning("the server's log parts from this one: back to position %d", target)
+            log.warning(
+                "the server's log differs from this one: rolling back to position %d", target
+            )
             ledger.rollback(target)
             self._stand(ledger)
 
@@ -318,7 +322,7 @@ class Worker:
     def _go_on(self) -> None:
         self._alive()
         if self.superseded.is_set():
-            raise Superseded("a newer request has come, this measurement is dropped")
+            raise Superseded("a newer request has arrived, this measurement is discarded")
 
 
 class _Heartbeat(Silent):

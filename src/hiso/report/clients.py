@@ -35,7 +35,7 @@ def clients_section(named: Mapping[str, Run]) -> Section | None:
         title = f"{words[0].upper()}{words[1:]} by client"
         note = "On its own examples, at its first and its last evaluation."
         figures.append(_ends(title, words, ends, note))
-    return Section("Clients", figures, "Of the run chosen here.", list(having), "run")
+    return Section("Clients", figures, "For the selected run.", list(having), "run")
 
 
 def _participation(runs: Mapping[str, Run]) -> Figure:
@@ -66,7 +66,7 @@ def _participation(runs: Mapping[str, Run]) -> Figure:
         "hovermode": "closest",
         "showlegend": wasted,
     }
-    note = "Rounds in which the client's reply counted"
+    note = "Rounds in which the client's reply was used"
     note += ", and in which it was set aside." if wasted else "."
     return Figure("Participation", data, layout, views, note=note)
 

@@ -32,7 +32,8 @@ def curves_section(groups: Sequence[Group]) -> Section | None:
     text = ""
     if any(len(group.runs) > 1 for group in groups):
         text = (
-            "Lines are means over the runs of a group that have got there, bands the mean ± sample "
+            "Lines are means over the runs of a group that have reached this point, bands the "
+            "mean ± sample "
             "deviation."
         )
     if "passes" in known and (without := _without_passes(groups)):

@@ -46,9 +46,9 @@ def scalars_section(groups: Sequence[Group], named: Mapping[str, Run]) -> Sectio
         [*traces, median | {"hovertemplate": "median %{y:.3~g}<br>%{text}<extra></extra>"}],
         layout,
         views,
-        note=f"Of the run chosen above, in windows of {width} rounds."
+        note=f"For the run selected above, in windows of {width} rounds."
         if width > 1
-        else "Of the run chosen above.",
+        else "For the run selected above.",
     )
     text = (
         "Each scalar g is a directional derivative of a client's loss, in loss per unit of "
@@ -163,7 +163,7 @@ def state_section(histories: Mapping[str, History]) -> Section | None:
         note="Darker: more of the weights. Lines: median, and the range of the middle 90 %.",
     )
     text = (
-        "What the method has learned of each weight, in the run chosen here. It depends on the log "
+        "What the method has learned about each weight, in the selected run. It depends on the log "
         f"alone, and is rebuilt without the model for {' or '.join(f'{n:,}' for n in samples)} "
         f"weights: a sample, of {LARGEST:,} at most."
     )

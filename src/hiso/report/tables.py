@@ -63,8 +63,8 @@ def costs_section(groups: Sequence[Group]) -> Section:
     header += ["peak memory"]
     rows = [list(_cost_cells(group)) for group in groups]
     text = (
-        "Of a run; means over the runs of a group. Bytes are of all clients, and count 4 for each "
-        "float32 that travels for the method's sake; the papers' count is 2·R·τ·P·4; FedAvg's is "
+        "Of a run; means over the runs of a group. Bytes are of all clients, and count 4 for "
+        "each float32 that the method sends; the papers' count is 2·R·τ·P·4; FedAvg's is "
         "what float32 weights would take, up and down. Passes are clients' forward passes of one "
         "batch; a backward pass counts as two more."
     )
@@ -133,7 +133,7 @@ def settings_section(groups: Sequence[Group], named: Mapping[str, Run]) -> Secti
         text = ""
     if changes := list(_changes(named)):
         header = ["run", "from round", "setting", "before", "after"]
-        parts.append(Table(header, changes, "Changed on the way"))
+        parts.append(Table(header, changes, "Changed during the run"))
     every = list(dict.fromkeys(key for s in settings for key in s))
     labels = [group.label for group in groups]
     rows = [[key, *(_cell(s.get(key)) for s in settings)] for key in every]

@@ -237,7 +237,7 @@ class Client:
             )
         elif plan.round > at + len(missing):
             problems.append(
-                f"the replica stands at position {at}, but the plan's records begin at "
+                f"the replica is at position {at}, but the plan's records begin at "
                 f"{plan.round - len(missing)}: ask the server to resend from {at} (`rejoin`)"
             )
         else:

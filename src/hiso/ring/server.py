@@ -109,7 +109,7 @@ class Server:
         self._hyper = {name: float(np.float32(value)) for name, value in hyper.items()}
         if settings.normalise and self._method.needs == "scores":
             raise SettingsError(
-                f"normalise divides lr by a diagonal, which {self._method.name} has done already"
+                f"normalise is not possible: {self._method.name} already divides by curvature"
             )
         self._mean = MeanDiagonal(settings.normalise) if settings.normalise else None
         self._mean_now = 1.0

@@ -84,7 +84,7 @@ class Definition(BaseModel):
         if self.answers and self.answer_tokens < 2:
             yield "answers needs answer_tokens, of 2 or more"
         if self.metrics and not self.answers:
-            yield "metrics is for answers: of labels accuracy and f1 are told, of text perplexity"
+            yield "metrics is for answers: labels have accuracy and f1, and text has perplexity"
         if unknown := [name for name in self.metrics if name not in SCORES]:
             yield f"metrics: unknown {', '.join(unknown)}; known: {', '.join(SCORES)}"
         if not all(word.strip() for word in (self.labels or {}).values()):

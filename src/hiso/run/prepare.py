@@ -34,7 +34,7 @@ def resolve_settings(
     if not folder.has_run():
         if changes or rollback is not None:
             raise RunConflict(
-                f"{folder.path} holds no run yet: changes and a rollback alter one that exists"
+                f"{folder.path} holds no run yet: changes and a rollback need an existing run"
             )
         return parse_settings(given)
     own = set() if method is None else set(method.hyper) - set(Settings.model_fields)
@@ -82,8 +82,8 @@ def open_ledger(
     with folder.lock(patience):
         if look(folder) != seen:
             raise RunConflict(
-                f"another process has begun or altered the run in {folder.path} meanwhile: start "
-                "again to go on with what is there now"
+                f"another process has started or changed the run in {folder.path} meanwhile: "
+                "start again to resume it"
             )
         with (
             Ledger.create(folder.ledger, identity, settings.model_dump())

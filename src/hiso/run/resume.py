@@ -35,8 +35,8 @@ def merge_settings(
     fixed = sorted(set(changes) - CHANGEABLE)
     if fixed:
         raise RunConflict(
-            f"{', '.join(fixed)} cannot change in a run: it is part of what the run is. "
-            f"Start another run, in another folder. Changeable: {', '.join(sorted(CHANGEABLE))}",
+            f"{', '.join(fixed)} cannot change in a run: it is fixed for the whole run. Start "
+            f"another run, in another folder. Changeable: {', '.join(sorted(CHANGEABLE))}",
             settings={key: (stored.get(key), changes[key]) for key in fixed},
         )
     given = {key: value for key, value in given.items() if (key, value) != ("mu", "auto")}
@@ -56,7 +56,7 @@ def merge_settings(
                 f"  {key}: {here!r} in the run, {there!r} asked for"
                 for key, (here, there) in different.items()
             )
-            + "\nUse another folder for a new run, or name these as changes to alter this one.",
+            + "\nUse another folder for a new run, or pass these as changes to change this run.",
             settings=different,
         )
     return parse_settings({**stored, **changes})

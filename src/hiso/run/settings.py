@@ -222,8 +222,8 @@ class Settings(Values):
             problems.append("partition = column and partition_column go together")
         if self.task_definition is not None and (self.task in TASKS or ":" in self.task):
             problems.append(
-                f"task = {self.task!r} and task_definition exclude each other: leave one away, or "
-                "give the task that you define a name of its own"
+                f"task = {self.task!r} and task_definition exclude each other: omit one, or "
+                "give your own task another name"
             )
         if problems:
             raise ValueError("\n".join(problems))

@@ -53,7 +53,7 @@ def test_all_that_is_wrong_is_said(tmp_path):
     with pytest.raises(SettingsError) as caught:
         read(path, WRONG)
     assert "colour" in str(caught.value)
-    assert "'a' is there twice" in str(caught.value)
+    assert "'a' is used twice" in str(caught.value)
     mended = WRONG.replace('colour = "red"\n', "").replace(
         'label = "a"\nmethod = "h', 'label = "b"\nmethod = "h'
     )

@@ -111,7 +111,7 @@ class Comparison(_Part):
     def _labels_differ(cls, entries: tuple[Entry, ...]) -> tuple[Entry, ...]:
         twice = [label for label, n in Counter(e.label for e in entries).items() if n > 1]
         if twice:
-            raise ValueError(f"label {', '.join(map(repr, twice))} is there twice")
+            raise ValueError(f"label {', '.join(map(repr, twice))} is used twice")
         return entries
 
     @model_validator(mode="after")

@@ -52,7 +52,7 @@ class ProblemPreset(_Strict):
         if len(self.seeds) != len(self.dimensions):
             raise ValueError("seeds must have as many entries as dimensions")
         if self.head is None and {"oracle", "oracle_sqrt", "newton"} & set(self.methods):
-            raise ValueError("without a head an oracle is zo_sgd: leave it away")
+            raise ValueError("without a head an oracle equals zo_sgd: omit it")
         return self
 
 

@@ -59,7 +59,7 @@ def agree(
     if replies and not majority:
         problems.append(f"the {len(replies)} repliers' replicas differ and none has a majority")
     elif votes < min_replies:
-        problems.append(f"{votes} good replies came, and min_replies = {min_replies}")
+        problems.append(f"{votes} good replies arrived, but min_replies = {min_replies}")
     silent = sorted(set(asked) - digests.keys())
     if problems and silent:
         problems.append(f"clients {silent} were asked and sent no valid reply")

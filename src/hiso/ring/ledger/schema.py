@@ -279,8 +279,8 @@ def _ours(path: Path, error: sqlite3.DatabaseError) -> HisoError:
 def damaged(path: Path, problem: object) -> ProtocolError:
     """The error for a damaged file."""
     return ProtocolError(
-        f"{path} cannot be used as a ledger: {problem}. It is damaged, or is none: restore it from "
-        "a copy; without one, going back to a position before the damage may help"
+        f"{path} cannot be used as a ledger: {problem}. It is damaged, or not a ledger: restore "
+        "it from a copy; without a copy, a rollback to a position before the damage may help"
     )
 
 
@@ -296,7 +296,7 @@ def create_file(path: Path, identity: str, settings: str) -> Database:
         with db.transaction():
             if _tables(db):
                 raise RunConflict(
-                    f"{path} exists already: go on with its run, or choose another folder"
+                    f"{path} exists already: resume its run, or choose another folder"
                 )
             for statement in _TABLES.split(";\n"):
                 db.execute(statement)

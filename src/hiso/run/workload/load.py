@@ -38,7 +38,9 @@ def load_workload(
     objects.check(settings)
     if settings.task in DATA_SETS:
         if settings.task_definition is not None:
-            raise SettingsError(f"task = {settings.task} is one of images: name yours otherwise")
+            raise SettingsError(
+                f"task = {settings.task} is a task with images: give your own task another name"
+            )
         if settings.prompt_style == "chat":
             raise SettingsError(f"prompt_style = chat: task = {settings.task} has no prompts")
         if objects.settings:

@@ -73,7 +73,7 @@ class Objects:
             if value.startswith(_OWN) and getattr(self, key) is None:
                 raise LoadError(
                     f"{key} = {value} is an object that the run was made with from Python: pass "
-                    f"the same one again as `{key}`. Such a run can be gone on with, evaluated and "
+                    f"the same one again as `{key}`. Such a run can be resumed, evaluated and "
                     "opened only with the same objects"
                 )
 

@@ -367,12 +367,14 @@ def _check_ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name
         raise LoadError(f"{unsupported}{error}") from error
     if not _close(logits, expected, _ROUNDING):
         raise LoadError(
-            f"{unsupported}its logits are not what its output head makes of the last hidden "
+            f"{unsupported}its logits are not its output head applied to the last hidden "
             "states. Something stands between the two, such as another layer, or a scale or a cap "
             f"that hiso does not know.{remedy}"
         )
     if not all(_close(row, hidden, _PADDING) for row in beside):
-        raise LoadError(f"{unsupported}what follows a position changes its hidden state.{remedy}")
+        raise LoadError(
+            f"{unsupported}the hidden state of a position depends on later positions.{remedy}"
+        )
 
 
 def _check_vocabulary(

@@ -81,7 +81,7 @@ def load_data_set(name: str, data: str | None = None) -> ImageSplits:
     known = DATA_SETS[name]
     if known is None:
         if data is not None:
-            raise LoadError("digits come with scikit-learn: leave data away")
+            raise LoadError("digits come with scikit-learn: omit data")
         images = _digits()
         order = permutation(_SPLIT_KEY, "split", size=len(images)).tolist()
         fifth = len(images) // 5
