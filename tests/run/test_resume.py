@@ -167,8 +167,15 @@ def test_what_may_not_change_leaves_the_run_alone(tmp_path, finished, base, chan
 @pytest.fixture(scope="module")
 def original(tmp_path_factory, tiny_model, reviews) -> Path:
     folder = tmp_path_factory.mktemp("original")
-    settings = {"model": str(tiny_model), "data": str(reviews), "lr": 0.01, "clients": 4}
-    settings |= {"sample": 2, "rounds": 6, "directions": 2, "batch_size": 4, "max_length": 24}
+    settings = {"model": str(tiny_model), "data": str(reviews), "method": "hiso", "lr": 0.01}
+    settings |= {
+        "clients": 4,
+        "sample": 2,
+        "rounds": 6,
+        "directions": 2,
+        "batch_size": 4,
+        "max_length": 24,
+    }
     simulate(out=folder / "run", **settings, eval_every=3, snapshot_every=2)
     return folder / "run"
 

@@ -19,17 +19,17 @@ from hiso.workloads.text.task import Task
 from hiso.workloads.text.verbalizer import check_labels
 
 _REVEALS = (
-    "This adapter holds no examples and no losses. Its numbers are means over the clients that "
-    "answered in a round, of which there may have been one: of the slope of their loss along a "
-    "random direction that everybody can compute, of its curvature, or of a step made of both. So "
-    "they are functions of private data. Whoever has the base model can rebuild the model after "
-    "every round, and from what a round changed guess at the data of that round. The identity has "
-    "hashes of the data and of their division among clients: whoever has the very same data can "
-    "tell that they were used. hiso makes no claim of privacy."
+    "This adapter contains no examples and no losses. Its numbers are means over the clients that "
+    "answered in a round (possibly a single client). A number is the slope of the loss along a "
+    "random direction that everybody can compute, the curvature along it, or a step computed from "
+    "both. So the numbers are functions of private data. Anyone with the base model can rebuild the "
+    "model after every round, and can guess the data of a round from its changes. The identity has "
+    "hashes of the data and of the partition: anyone who has exactly the same data can tell that "
+    "they were used. hiso makes no claim of privacy."
 )
 _OWN_STREAMS = (
-    " In this run each client had directions of its own: the streams are client numbers plus one, "
-    "and a scalar is that client's alone."
+    " In this run each client had its own directions: the streams are client numbers plus one, "
+    "and each scalar comes from one client."
 )
 
 

@@ -62,7 +62,7 @@ class Values(BaseModel):
         "template.",
     )
     method: str = Field(
-        "hiso",
+        "subspace_newton",
         description=f"One of {', '.join(METHODS)}; or package.module:Name of your own method.",
     )
     lr: Hyper | Literal["auto"] = Field(
@@ -94,7 +94,7 @@ class Values(BaseModel):
     clients: Positive = Field(6, description="Number of clients M.")
     sample: Positive = Field(2, description="Clients sampled in each round, m.")
     rounds: Positive = Field(100, description="Total number of rounds.")
-    directions: Count = Field(5, description="Directions per local step, P.")
+    directions: Count = Field(11, description="Directions per local step, P.")
     local_steps: Count = Field(1, description="Local steps per round, τ.")
     batch_size: Positive = Field(16, description="Examples per client and local step.")
     mu: Annotated[float, Field(gt=0, allow_inf_nan=False)] | Literal["auto"] = Field(
