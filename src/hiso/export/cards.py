@@ -22,8 +22,9 @@ _REVEALS = (
     "This adapter contains no examples and no losses. Its numbers are means over the clients that "
     "answered in a round (possibly a single client). A number is the slope of the loss along a "
     "random direction that everybody can compute, the curvature along it, or a step computed from "
-    "both. So the numbers are functions of private data. Anyone with the base model can rebuild the "
-    "model after every round, and can guess the data of a round from its changes. The identity has "
+    "both. So the numbers are functions of private data. Anyone with the base model can rebuild "
+    "the model after every round, and can guess at the data of a round from its changes. The "
+    "identity has "
     "hashes of the data and of the partition: anyone who has exactly the same data can tell that "
     "they were used. hiso makes no claim of privacy."
 )
@@ -114,7 +115,7 @@ def _biases(task: Task, tuned: Tuned) -> str:
     )
     return (
         "The tuned model is the weights in this folder and a bias of each label, which is added to "
-        f"its score: {each}. Whatever reads the weights alone does without them.\n\n"
+        f"its score: {each}. Programs that read only the weights do not use it.\n\n"
     )
 
 
@@ -158,7 +159,7 @@ def _data(log: Adapter, figures: Figures | None) -> str:
     facts = log.identity.data
     lines = [f"Texts were cut to {facts['max_length']} tokens."]
     if log.identity.partition is None:
-        lines.append("Each site had data of its own, of which nothing is known here.")
+        lines.append("Each site had its own data, about which nothing is known here.")
     elif figures is not None:
         lines.insert(0, f"Source: {_source(figures)}.")
     if "fingerprint" in facts:
@@ -181,7 +182,9 @@ def _method(log: Adapter, figures: Figures | None) -> str:
     hyper = ", ".join(f"{name} = {value:g}" for name, value in log.hyper.items())
     directions = max((int(r.direction.max()) + 1 for r in log.records), default=0)
     told = (
-        "" if figures is None else f", of whom {figures.settings['sample']} were asked in a round"
+        ""
+        if figures is None
+        else f", of which {figures.settings['sample']} were sampled in a round"
     )
     return (
         f"`{identity.method.name}` ({hyper} at the end), {log.position} rounds, {directions} "
@@ -214,7 +217,7 @@ def _origin(log: Adapter, tuned: Tuned) -> str:
         "chain hash of the log": log.chain.hex(),
     }
     text = (
-        "By replay: the scalars of the log were folded into the base model. Whoever has the base "
-        "model and the log gets these weights, bit for bit, and the same digest.\n\n"
+        "By replay: the scalars of the log were folded into the base model. Anyone with the base "
+        "model and the log gets the same weights, bit for bit, and the same digest.\n\n"
     )
     return text + "\n".join(["| | |", "|---|---|", *(f"| {k} | `{v}` |" for k, v in rows.items())])
