@@ -40,7 +40,7 @@ class HisoError(Exception):
 
 
 class SettingsError(HisoError):
-    """A setting is unknown, out of range, or at odds with another one."""
+    """A setting is unknown, out of range, or contradicts another one."""
 
     exit_code = 2
 

@@ -202,7 +202,7 @@ def inspection(console: Console, result: dict[str, Any]) -> None:
     settings, facts = result["settings"], result["facts"]
     console.print(_table("run", [(k, _figure(v)) for k, v in facts.items()]))
     hyper = [(name, _figure(value)) for name, value in result["hyper"].items()]
-    console.print(_table(f"hyper-parameters of {settings['method']} in force", hyper))
+    console.print(_table(f"current hyper-parameters of {settings['method']}", hyper))
     console.print(_table("settings", [(k, _figure(v)) for k, v in settings.items()]))
     if result["changes"]:
         rows = [

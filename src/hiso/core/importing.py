@@ -26,7 +26,7 @@ def import_object(path: str) -> Any:
     """
     module, _, name = path.partition(":")
     if not module or not name.isidentifier():
-        raise LoadError(f"{path!r} is no import path: write it as package.module:name")
+        raise LoadError(f"{path!r} is not an import path: write it as package.module:name")
     try:
         found = importlib.import_module(module)
     except ImportError as error:
@@ -59,7 +59,7 @@ def import_method(path: str) -> Method:
     made = _at_defaults(found, path) if isinstance(found, type) else found
     if not isinstance(made, Method):
         raise LoadError(
-            f"{path} is no method: name a subclass of hiso.Method, or an object of such a class"
+            f"{path} is not a method: name a subclass of hiso.Method, or an object of such a class"
         )
     if not isinstance(getattr(made, "name", None), str):
         raise LoadError(f'{path} has no name: add `name: ClassVar[str] = "…"` to the class')

@@ -140,7 +140,7 @@ class Record:
         try:
             magic, version, flags, number, terms, changed = _HEADER.unpack_from(data)
             if magic != _MAGIC:
-                raise ProtocolError("these bytes are no hiso record")
+                raise ProtocolError("these bytes are not a hiso record")
             if version != FORMAT:
                 raise ProtocolError(
                     f"record format {version} is not the one this hiso writes ({FORMAT}): "

@@ -27,7 +27,7 @@ from hiso.ring.round_settings import RoundSettings
 
 def _trainable(model: Any) -> nn.Module:
     if not isinstance(model, nn.Module):
-        raise ValueError(f"{_named(model)} is no torch.nn.Module")
+        raise ValueError(f"{_named(model)} is not a torch.nn.Module")
     try:
         find_trainable(model)
     except SettingsError as error:
@@ -37,14 +37,14 @@ def _trainable(model: Any) -> nn.Module:
 
 def _object(method: Any) -> Method:
     if not isinstance(method, Method):
-        raise ValueError(f"{_named(method)} is no method: give an object, such as HiSo(lr=1e-3)")
+        raise ValueError(f"{_named(method)} is not a method: give an object, such as HiSo(lr=1e-3)")
     return method
 
 
 def _all_shards(shards: Any) -> Sequence[Any]:
     if not isinstance(shards, list | tuple):
         raise ValueError(
-            f"{_named(shards)} is no list: give a list of data sets, that of each client"
+            f"{_named(shards)} is not a list: give a list with the data set of each client"
         )
     problems = [
         f"client {client} {problem}"
@@ -58,7 +58,7 @@ def _all_shards(shards: Any) -> Sequence[Any]:
 
 def _file(path: Any) -> Path | None:
     if not isinstance(path, str | Path | None):
-        raise ValueError(f"{_named(path)} is no path of a file")
+        raise ValueError(f"{_named(path)} is not the path of a file")
     if path is not None and Path(path).is_dir():
         raise ValueError(f"{path} is a folder: name a file in it")
     return None if path is None else Path(path)

@@ -193,6 +193,7 @@ def _find(place: str | Path) -> Path:
         return Path(hf_hub_download(place, FILE))
     except Exception as error:  # huggingface_hub raises unrelated exception types
         raise LoadError(
-            f"cannot load the adapter {place}: {error}\nIt is no local folder, so it was looked up "
+            f"cannot load the adapter {place}: {error}\nIt is not a local folder, so it was "
+            "looked up "
             "on Hugging Face. Check the name and the connection."
         ) from error

@@ -52,7 +52,9 @@ def pack_records(records: Sequence[Record]) -> tuple[Arrays, Names]:
         arrays[f"pattern.{name}"] = _joined([getattr(record, name) for record in kinds], dtype)
     curvature = [record.curvature for record in records if record.curvature is not None]
     if len(curvature) not in (0, len(records)):
-        raise ProtocolError("some records have curvature and others have none: they are of no run")
+        raise ProtocolError(
+            "some records have curvature and others do not: no run has such records"
+        )
     if curvature:
         arrays["curvature"] = _joined(curvature, np.float32)
     names: Names = {}
@@ -74,7 +76,7 @@ def unpack_records(arrays: Mapping[str, NDArray[Any]], names: Mapping[str, Any])
     try:
         return list(_records(arrays, names))
     except (KeyError, IndexError, ValueError, TypeError, AttributeError) as error:
-        raise ProtocolError(f"its arrays make no records: {error!r}") from error
+        raise ProtocolError(f"its arrays are not valid records: {error!r}") from error
 
 
 def _records(arrays: Mapping[str, NDArray[Any]], names: Mapping[str, Any]) -> Iterator[Record]:

@@ -138,7 +138,7 @@ def check_language(adapter: Adapter) -> None:
         for place, needed in zip(places, keys, strict=True)
     ):
         raise SettingsError(
-            "the run is not one of a language model, so it is not exported. From Python, "
+            "the run is not a run of a language model, so it cannot be exported. From Python, "
             "hiso.open_run gives the network of a run on images, and hiso.replay a module of your "
             "own"
         )

@@ -115,6 +115,6 @@ def _read(connection: socket.socket, count: int) -> bytes:
     while len(parts) < count:
         part = connection.recv(min(count - len(parts), 2**20))
         if not part:
-            raise ProtocolError("the other side hung up in the middle of an envelope")
+            raise ProtocolError("the other side closed the connection in the middle of an envelope")
         parts += part
     return bytes(parts)

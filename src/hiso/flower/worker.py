@@ -114,7 +114,7 @@ class Worker:
                 case "fold":
                     return self._fold(request, client)
                 case _:
-                    raise ProtocolError(f"a worker knows no request {request.kind!r}")
+                    raise ProtocolError(f"a worker does not know the request {request.kind!r}")
         except HisoError as error:
             log.error("%s: %s", type(error).__name__, error)
             return Envelope.of_exception(error)
@@ -213,9 +213,7 @@ class Worker:
     def _create(self, folder: RunFolder, run: str, text: str) -> None:
         identity = Identity.parse(text)
         if identity.run != run:
-            raise ProtocolError(
-                f"the identity that was sent is that of run {identity.run}, not of {run}"
-            )
+            raise ProtocolError(f"the sent identity belongs to run {identity.run}, not to {run}")
         check_identity(identity, self._identity)
         folder.path.mkdir(exist_ok=True)
         settings = self._settings.with_hyper(self._method)

@@ -126,7 +126,7 @@ class Client:
         if backward is not None:
             check_backward(replica.identity.method)
             if adjust is not None:
-                raise SettingsError(f"client {index}: a backward pass takes scores as they are")
+                raise SettingsError(f"client {index}: a backward pass cannot use adjusted scores")
         self._adjust = adjust
         self.index, self.shard, self.replica = index, shard, replica
         self._losses, self._keep, self._backward = losses, keep, backward

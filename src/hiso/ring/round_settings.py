@@ -37,7 +37,7 @@ class RoundSettings:
         hyper: New values for hyper-parameters of the method; the others stay unchanged.
 
     Raises:
-        SettingsError: A value is out of range or at odds with another one.
+        SettingsError: A value is out of range or contradicts another one.
     """
 
     clients: int

@@ -51,7 +51,7 @@ def simulate(
         data: A path or an id; or a list of rows (each a dict), a Hugging Face data set, or a
             mapping of these with keys such as `train` and `test`.
         method: A name, with its hyper-parameters in `settings`; or a method object, which may be
-            your own. By default the method of the run, or HiSo for a new run.
+            your own. By default the method of the run, or `subspace_newton`.
         change: New values for settings, or for hyper-parameters of your own method, in an existing
             run.
         rollback: Position to which to roll back first.

@@ -61,7 +61,7 @@ def settle(settings: Settings, method: Method, workload: Workload, observer: Obs
             if best.noise < DROWNED
             else _REMEDY
         )
-        raise SettingsError(f"mu drowns: {_in_words(found, settings)}.{remedy}")
+        raise SettingsError(f"mu is unsuitable: {_in_words(found, settings)}.{remedy}")
     return settings
 
 

@@ -116,7 +116,7 @@ class Definition(BaseModel):
         if self.lacks_words:
             raise SettingsError(
                 "task_definition has no labels. `hiso run` makes them from the data and prints "
-                "the table: put it into the settings, the same for everybody"
+                "the table: put it into the settings of every participant"
             )
         return self.outline(name)
 

@@ -122,7 +122,8 @@ class Loop:
 def _aborted(number: int, attempts: int, reason: str) -> RoundAborted:
     times = "" if attempts == 1 else f" {attempts} times, last because"
     return RoundAborted(
-        f"round {number} came to nothing{times}: {reason}. Repair that, then start again to go on: "
+        f"round {number} was aborted{times}: {reason}. Correct the cause, then start again to "
+        "resume: "
         "every finished round is kept",
         round=number,
         attempts=attempts,

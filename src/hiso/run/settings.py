@@ -51,7 +51,7 @@ class Values(BaseModel):
         description="File, folder or Hugging Face id of data that replace the task's own data.",
     )
     task_definition: Definition | None = Field(
-        None, description="Table: columns, prompt and label words of a task of your own."
+        None, description="Table: columns, prompt and label words of your own task."
     )
     max_length: Annotated[int, Field(ge=2)] = Field(
         64, description="Most tokens of an example; a longer prompt keeps its end."
@@ -206,7 +206,7 @@ class Settings(Values):
                     check_backward(method, self.memory)
                     if self.label_bias or self.logit_adjustment:
                         problems.append(
-                            "backward_clients: a backward pass takes scores as they are"
+                            "backward_clients: a backward pass cannot use adjusted scores"
                         )
             except LoadError as error:
                 problems.append(f"method: {error}")

@@ -100,7 +100,7 @@ def lift(value: Value) -> Expr:
             f"{value!r} ({kind}) in a method: use Python numbers and hiso.core.method.ops"
         )
     if not np.isfinite(np.float32(value)):
-        raise TypeError(f"the literal {value!r} in a method is no finite float32")
+        raise TypeError(f"the literal {value!r} in a method is not a finite float32")
     return Expr("const", (float(np.float32(value)),))
 
 

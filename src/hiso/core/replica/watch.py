@@ -42,17 +42,17 @@ class Watch:
         if found:
             more = f", and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
             raise ProtocolError(
-                f"the model or the weights were changed behind the replica: "
+                f"other code changed the model or the weights of the replica: "
                 f"{'; '.join(found[:_SHOWN])}{more}. Only records may change them. To use the "
-                "trained weights elsewhere, call release() first; to go on with this run, make a "
+                "trained weights elsewhere, call release() first; to continue this run, make a "
                 "new Replica on a fresh copy of the model and replay the log"
             )
 
     def _problems(self) -> Iterator[str]:
         if any(part.training for part in self._module.modules()):
             raise ProtocolError(
-                "the model is in training mode, where dropout makes losses random: call eval() on "
-                "it and go on"
+                "the model is in training mode, where dropout makes losses random: call eval() "
+                "on it and continue"
             )
         if [_writes(buffer) for buffer in self._buffers] != self._written:
             yield "the replica's weights or state were written"

@@ -118,7 +118,7 @@ class Comparison(_Part):
     def _agree(self) -> Comparison:
         labels = [method.label for method in self.methods]
         problems = [
-            f"{what} = {label!r} is no method here: {', '.join(labels)}"
+            f"{what} = {label!r} is not a method of this comparison: {', '.join(labels)}"
             for what, label in (
                 ("reference", self.reference),
                 *(("tuned_as", method.tuned_as) for method in self.methods),

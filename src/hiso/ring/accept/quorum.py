@@ -72,5 +72,8 @@ def _parted(round: int, agreed: int | None) -> str:
     if round == 0:
         return "it has folded no record yet, so its base weights or its method differ"
     if agreed is None:
-        return f"it never agreed before, so it parted at the start or in records 0 to {round - 1}"
-    return f"it last agreed in round {agreed}, so it parted in records {agreed} to {round - 1}"
+        return (
+            f"it never agreed: it differs from the start or since one of records 0 to {round - 1}"
+        )
+    records = f"{agreed} to {round - 1}"
+    return f"it last agreed in round {agreed}, so it differs since one of records {records}"

@@ -92,7 +92,8 @@ class Ledger(RunFile):
         if identity.root != self.root:
             different = "; ".join(self.identity.differences(identity))
             raise ProtocolError(
-                f"the replica is of another run than {self.path} ({different}; first the ledger's, "
+                f"the replica belongs to another run than {self.path} ({different}; first the "
+                "ledger's, "
                 "then the replica's): make it from ledger.identity"
             )
         if self.chain_at(position) != chain:
@@ -125,7 +126,7 @@ class Ledger(RunFile):
         stop = self.position if stop is None else min(stop, self.position)
         rows = self._db.rows(columns(integer, Record.from_bytes), query, start, stop)
         if [number for number, _ in rows] != list(range(max(start, 0), stop)):
-            raise damaged(self.path, f"of the rounds {start} to {stop - 1}, some are not there")
+            raise damaged(self.path, f"some of the rounds {start} to {stop - 1} are missing")
         return [record for _, record in rows]
 
     def hyper_at(self, position: int | None = None) -> dict[str, float]:

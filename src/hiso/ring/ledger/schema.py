@@ -60,7 +60,7 @@ CREATE TABLE replies (
     steps INTEGER NOT NULL,
     directions INTEGER NOT NULL,
     scalars BLOB NOT NULL,      -- g, <f4[steps, directions]
-    curvature BLOB,             -- kappa, likewise
+    curvature BLOB,             -- kappa, same format
     facts TEXT,                 -- JSON: name -> number; NULL if there are none
     PRIMARY KEY (round, client)
 );
@@ -322,7 +322,7 @@ def check_seal(db: Database) -> None:
     """
     query = "SELECT count(*) FROM sqlite_master WHERE name = 'seal'"
     if db.one(integer, query) and db.one(text, "SELECT sha256 FROM seal") != _run_hash(db):
-        raise damaged(db.path, "identity or settings are not as they were written")
+        raise damaged(db.path, "identity or settings were changed")
 
 
 def _run_hash(db: Database) -> str:

@@ -47,9 +47,10 @@ def check_loaded(missing: Iterable[str], name: str) -> None:
     """
     if found := sorted(missing):
         raise LoadError(
-            f"{name} calls itself a classifier, but has no weights for {', '.join(found)}: "
-            "transformers would make others each time it is loaded. Make them once, with "
-            f"num_labels as many as the task has labels, and name the new folder:\n"
+            f"{name} is a classifier by its configuration, but its files have no weights for "
+            f"{', '.join(found)}: "
+            "transformers would initialise them differently each time. Create them once, with "
+            "num_labels equal to the number of labels of the task, and use the new folder:\n"
             f"{MAKE.format(name=name)}"
         )
 

@@ -53,8 +53,8 @@ def count_classes(data: str, columns: Sequence[str], label_column: str) -> dict[
             counts[spelling.setdefault(key, value)] += 1
     if len(counts) == 1:
         raise LoadError(
-            f"column {label_column!r} of {data} has one value only, {next(iter(counts))!r}: name a "
-            "column that tells rows apart."
+            f"column {label_column!r} of {data} has one value only, {next(iter(counts))!r}: "
+            "name a column with different values."
         )
     if len(counts) > MOST_CLASSES:
         some = ", ".join(repr(value) for value in list(counts)[:5])

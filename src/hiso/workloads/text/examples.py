@@ -163,7 +163,7 @@ def _from_package(task: Task, path: Path, name: str, group_column: str | None) -
 
 def _from_file(task: Task, path: Path, group_column: str | None) -> list[Example]:
     if path.suffix.lower() not in SUFFIXES:
-        raise LoadError(f"{path} is none of {', '.join(SUFFIXES)}: convert or rename it.")
+        raise LoadError(f"{path} is not one of {', '.join(SUFFIXES)}: convert or rename it.")
     uneven = path.suffix.lower() == ".jsonl"
     return _examples(task, read_rows(path), Problems(path), group_column, uneven=uneven)
 
@@ -185,7 +185,7 @@ def find_files(folder: Path) -> tuple[Path, Path | None]:
     if "train" not in found:
         raise LoadError(
             f"{folder} has no training data: it needs a file train.csv, train.tsv or train.jsonl, "
-            "and may have test.* or validation.* beside it."
+            "and may also have test.* or validation.*."
         )
     return found["train"], found.get("test") or found.get("validation")
 

@@ -291,7 +291,8 @@ def _explained(place: str, options: dict[str, str]) -> Iterator[None]:
             "Is it a causal language model, or one with a classification head, with its "
             "tokenizer, complete and readable?"
             if os.path.exists(what)
-            else "It is no local folder, so it was looked up on Hugging Face. Check the name and "
+            else "It is not a local folder, so it was looked up on Hugging Face. Check the "
+            "name and "
             "the connection, or fetch the model elsewhere and name its folder."
         )
         raise LoadError(f"cannot load the model {what}: {error}\n{remedy}") from error
@@ -368,7 +369,8 @@ def _check_ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name
     if not _close(logits, expected, _ROUNDING):
         raise LoadError(
             f"{unsupported}its logits are not its output head applied to the last hidden "
-            "states. Something stands between the two, such as another layer, or a scale or a cap "
+            "states. There is something between the two, such as another layer, or a scale or "
+            "a cap "
             f"that hiso does not know.{remedy}"
         )
     if not all(_close(row, hidden, _PADDING) for row in beside):

@@ -65,7 +65,7 @@ def check_labels(task: Task, tokenizer: PreTrainedTokenizerBase) -> Verbalizer:
     if len(set(words)) != len(words):
         raise LoadError(
             f"the tokenizer does not tell the label words {task.labels} of task '{task.name}' "
-            "apart. Use another model, or a task whose label words it tells apart."
+            "apart. Use another model, or a task whose label words have different tokens."
         )
     distinct = len({ids[0] for ids in words}) == len(words)
     return Verbalizer("token" if distinct else "sequence", tuple(words))
