@@ -42,23 +42,26 @@ def export(
         Path | None,
         typer.Option(help="Write the log of scalars here, as an adapter.", show_default=False),
     ] = None,
+    peft: Annotated[
+        Path | None,
+        typer.Option(help="Write LoRA or IA3 here, as a folder for PEFT.", show_default=False),
+    ] = None,
     position: Annotated[
         int | None,
         typer.Option(min=0, help="Position of the log; default: that of the final model."),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Export the model of a run as a folder for transformers, or as an adapter of some KB."""
-    if (model is None) == (adapter is None):
-        raise typer.BadParameter("give one of them", param_hint="--model / --adapter")
-    from hiso.export.out import export_adapter, export_model
+    """Export the model of a run for transformers, for PEFT, or as an adapter of some KB."""
+    from hiso.export import out
 
+    kinds = ((model, out.export_model), (adapter, out.export_adapter), (peft, out.export_peft))
+    wanted = [(place, write) for place, write in kinds if place is not None]
+    if len(wanted) != 1:
+        raise typer.BadParameter("give one of them", param_hint="--model / --adapter / --peft")
     with display.Watcher(Console(stderr=True), quiet=as_json) as watcher:
-        if model is not None:
-            done = export_model(run, model, position=position, observer=watcher)
-        else:
-            assert adapter is not None
-            done = export_adapter(run, adapter, position=position, observer=watcher)
+        place, write = wanted[0]
+        done = write(run, place, position=position, observer=watcher)
     _show_folder(done, as_json)
 
 

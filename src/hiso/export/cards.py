@@ -9,11 +9,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from hiso.core.identity import Identity
 from hiso.export.adapter import FORMAT, Adapter, public_name
 from hiso.export.load import Tuned
 from hiso.export.task import task_of
 from hiso.ring.ledger.runfile import Evaluation
 from hiso.run.formatting import figure
+from hiso.workloads.text.choice import Choice
 from hiso.workloads.text.gguf import PACKAGED
 from hiso.workloads.text.task import Task
 from hiso.workloads.text.verbalizer import check_labels
@@ -49,27 +51,29 @@ class Figures:
     evaluations: Sequence[Evaluation]
 
 
-def model_card(log: Adapter, tuned: Tuned, figures: Figures | None) -> str:
+def model_card(log: Adapter, tuned: Tuned, figures: Figures | None, *, peft: bool = False) -> str:
     """A README.md in Markdown with Hugging Face's front matter, without paths of this machine.
 
     Args:
         log: The log that was replayed.
         tuned: The resulting model.
         figures: Data from the run's folder; None for an adapter, which has none.
+        peft: Whether the folder holds a PEFT adapter instead of the whole model.
     """
     task, base = task_of(log.identity), public_name(log.base)
     kind = "text-generation" if tuned.lm.classes is None else "text-classification"
+    library = "peft" if peft else "transformers"
     hub = [f"base_model: {base}"] if base and base not in PACKAGED else []
     parts = [
-        "\n".join(["---", "library_name: transformers", f"pipeline_tag: {kind}", *hub]),
+        "\n".join(["---", f"library_name: {library}", f"pipeline_tag: {kind}", *hub]),
         "tags: [hiso, federated-learning, zeroth-order]\n---\n",
         f"# {base or 'A language model'}, fine-tuned on {task.name} by a federation\n",
         "Weights are float32. Licences are those of the base model and of the data.\n",
-        _section("Use", _biases(task, tuned) + _use(task, tuned)),
+        _section("Use", _biases(task, tuned) + _use(log, task, tuned, peft)),
         _section("Data", _data(log, figures)),
         _section("Method", _method(log, figures)),
         _section("Metrics", _metrics(log, figures)),
-        _section("How it was made", _origin(log, tuned)),
+        _section("How it was made", _origin(log, tuned, peft)),
     ]
     return "\n".join(parts)
 
@@ -80,6 +84,7 @@ def adapter_card(adapter: Adapter) -> dict[str, Any]:
     facts = json.loads(identity.text)
     streams = {int(stream) for record in adapter.records for stream in record.stream}
     reveals = _REVEALS + (_OWN_STREAMS if streams - {0} else "")
+    train = {} if identity.facts.get("train") is None else {"train": identity.facts["train"]}
     return {
         "kind": "hiso adapter",
         "format": FORMAT,
@@ -87,6 +92,7 @@ def adapter_card(adapter: Adapter) -> dict[str, Any]:
         "hiso": version("hiso"),
         "base": {"name": public_name(adapter.base), **facts["model"]},
         "task": identity.task,
+        **train,
         "method": facts["method"],
         "hyper_at_end": adapter.hyper,
         "noise": identity.noise,
@@ -119,16 +125,17 @@ def _biases(task: Task, tuned: Tuned) -> str:
     )
 
 
-def _use(task: Task, tuned: Tuned) -> str:
+def _use(log: Adapter, task: Task, tuned: Tuned, peft: bool) -> str:
     filled = ", ".join(f'{name}="…"' for name in task.columns)
     classifier = tuned.lm.classes is not None
     auto = "AutoModelForSequenceClassification" if classifier else "AutoModelForCausalLM"
     lines = [
+        *(["from peft import PeftModel"] if peft else []),
         f"from transformers import {auto}, AutoTokenizer",
         "",
         'folder = "."  # this folder, or its name on the Hugging Face hub',
         "tokenizer = AutoTokenizer.from_pretrained(folder)",
-        f"model = {auto}.from_pretrained(folder)",
+        *_loading(auto, log.base if peft else None),
         f"prompt = {json.dumps(task.template)}.format({filled})",
         *_inputs(task),
     ]
@@ -144,6 +151,18 @@ def _use(task: Task, tuned: Tuned) -> str:
     else:
         lines.append("print(tokenizer.decode(model.generate(**inputs, max_new_tokens=32)[0]))")
     return "\n".join(["```python", *lines, "```"])
+
+
+def _loading(auto: str, base: str | None) -> list[str]:
+    """Code that loads the model, or the base model and an adapter of PEFT."""
+    if base is None:
+        return [f"model = {auto}.from_pretrained(folder)"]
+    name = public_name(base)
+    named = name if name and name not in PACKAGED else "BASE MODEL"
+    return [
+        f'base = {auto}.from_pretrained("{named}")  # in float32',
+        "model = PeftModel.from_pretrained(base, folder)",
+    ]
 
 
 def _inputs(task: Task) -> list[str]:
@@ -187,11 +206,23 @@ def _method(log: Adapter, figures: Figures | None) -> str:
         else f", of which {figures.settings['sample']} were sampled in a round"
     )
     return (
-        f"`{identity.method.name}` ({hyper} at the end), {log.position} rounds, {directions} "
-        f"directions, batches of {identity.batch_size}, {identity.clients} clients{told}, forward "
-        f"passes in {identity.dtype}, seed {identity.seed}. Clients sent scalars, and no tensors: "
-        f"the log has {sum(r.scalars for r in log.records):,}."
+        f"{_trained(identity)}`{identity.method.name}` ({hyper} at the end), {log.position} "
+        f"rounds, {directions} directions, batches of {identity.batch_size}, {identity.clients} "
+        f"clients{told}, forward passes in {identity.dtype}, seed {identity.seed}. Clients sent "
+        f"scalars, and no tensors: the log has {sum(r.scalars for r in log.records):,}."
     )
+
+
+def _trained(identity: Identity) -> str:
+    """What of the model was trained, if not all was."""
+    choice = Choice.of(identity.facts, identity.model)
+    if choice.full:
+        return ""
+    facts = {"rank": choice.rank, "alpha": choice.alpha}
+    told = [f"{name} {value}" for name, value in facts.items() if value is not None]
+    told += list(choice.targets or ())
+    more = f" ({', '.join(told)})" if told else ""
+    return f"Trained: `{choice.kind}`{more}. "
 
 
 def _metrics(log: Adapter, figures: Figures | None) -> str:
@@ -207,7 +238,7 @@ def _metrics(log: Adapter, figures: Figures | None) -> str:
     return "\n".join(["| split | after rounds | metric | value |", "|---|---|---|---|", *rows])
 
 
-def _origin(log: Adapter, tuned: Tuned) -> str:
+def _origin(log: Adapter, tuned: Tuned, peft: bool) -> str:
     rows = {
         "hiso": version("hiso"),
         "run": log.identity.run,
@@ -220,4 +251,6 @@ def _origin(log: Adapter, tuned: Tuned) -> str:
         "By replay: the scalars of the log were folded into the base model. Anyone with the base "
         "model and the log gets the same weights, bit for bit, and the same digest.\n\n"
     )
+    if Choice.of(log.identity.facts, log.identity.model).adapts and not peft:
+        text += "These are the weights of the adapters; merging them here may round otherwise.\n\n"
     return text + "\n".join(["| | |", "|---|---|", *(f"| {k} | `{v}` |" for k, v in rows.items())])

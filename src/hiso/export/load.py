@@ -19,7 +19,9 @@ from hiso.run.observer import Observer, Silent
 from hiso.run.snapshots import fold
 from hiso.run.workload.objects import Objects
 from hiso.run.workload.text import describe_model
+from hiso.workloads.text.choice import Choice
 from hiso.workloads.text.models import LanguageModel, copy_model, load_model
+from hiso.workloads.text.trained import choose, finish
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -73,6 +75,7 @@ def load(
     method: type[Method] | None = None,
     device: Literal["cpu", "cuda"] = "cpu",
     keep_base: bool = False,
+    merge: bool = True,
     observer: Observer | None = None,
 ) -> Tuned:
     """The tuned model: all records of an adapter folded into the base model.
@@ -91,6 +94,8 @@ def load(
         method: The class of the run's method, if it is your own.
         device: The device for the replay and the resulting model. The bits do not depend on it.
         keep_base: Whether to keep a copy of the base model too.
+        merge: Whether to merge a run's trained adapters (`train` = lora, ia3) into
+            the weights. Otherwise the model keeps PEFT's layers, and frozen parameters stay frozen.
         observer: Receives the progress.
 
     Raises:
@@ -106,9 +111,13 @@ def load(
     check_language(adapter)
     base = adapter.base if base is None else base
     with observer.phase(f"loading model {base if isinstance(base, str | Path) else ''}"):
-        lm, found = _load_base(base, tokenizer)
-    lm.model.to(device)  # pyright: ignore[reportArgumentType]
+        lm, objects = _load_base(base, tokenizer)
     kept = replace(lm, model=copy.deepcopy(lm.model)) if keep_base else None
+    identity = adapter.identity
+    choice = choose(lm, Choice.of(identity.facts, identity.model), identity.seed)
+    found = describe_model(lm, objects, choice)
+    for each in [lm] if kept is None else [lm, kept]:
+        each.model.to(device)  # pyright: ignore[reportArgumentType]
     with observer.phase("preparing kernels"):
         replica = Replica(lm.model, adapter.identity, memory="lean")
         before = replica.digest()
@@ -121,6 +130,8 @@ def load(
             f"{adapter.after:016x} as in the run: the adapter is damaged, or the run was"
         )
     replica.release()
+    if merge:
+        finish(lm.model, choice)
     return Tuned(lm, kept, adapter.identity, adapter.position, before, after, biases)
 
 
@@ -146,23 +157,21 @@ def check_language(adapter: Adapter) -> None:
 
 def _load_base(
     base: str | Path | PreTrainedModel | None, tokenizer: PreTrainedTokenizerBase | None
-) -> tuple[LanguageModel, dict[str, str]]:
-    """The base model, and the identity's entry for it."""
+) -> tuple[LanguageModel, Objects]:
+    """The base model, and the objects from which it was made."""
     if base is None or (isinstance(base, str) and base.startswith("own:")):
         raise LoadError(
             "the adapter does not name its base model, which was a local file or a Python object: "
             "name or pass the base model"
         )
     if isinstance(base, str | Path):
-        lm = load_model(str(base))
-        return lm, describe_model(lm, Objects())
+        return load_model(str(base)), Objects()
     if tokenizer is None:
         raise SettingsError("a model object and its tokenizer object go together: give both")
-    lm = copy_model(base, tokenizer)
-    return lm, describe_model(lm, Objects(model=base, tokenizer=tokenizer))
+    return copy_model(base, tokenizer), Objects(model=base, tokenizer=tokenizer)
 
 
-def _check_base(adapter: Adapter, found: dict[str, str], before: int, name: str) -> None:
+def _check_base(adapter: Adapter, found: dict[str, Any], before: int, name: str) -> None:
     known: Any = adapter.identity.model
     if found == known and adapter.before in (None, before):
         return

@@ -1,4 +1,4 @@
-"""Writes the exports of a run: model folders and adapters."""
+"""Writes the exports of a run: model folders, adapters, and PEFT adapters."""
 
 from __future__ import annotations
 
@@ -8,15 +8,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hiso.core.method.base import Method
-from hiso.export.adapter import CARD, FILE, Adapter, read_log, read_run, write_file
+from hiso.errors import SettingsError
+from hiso.export.adapter import CARD, FILE, Adapter, public_name, read_log, read_run, write_file
 from hiso.export.cards import Figures, adapter_card, model_card
 from hiso.export.folders import check_free, whole
 from hiso.export.load import Tuned, check_language, load
 from hiso.ring.ledger.ledger import Ledger
 from hiso.run.folder import RunFolder, write_text
 from hiso.run.observer import Observer
+from hiso.workloads.text.choice import Choice
+from hiso.workloads.text.gguf import PACKAGED
 from hiso.workloads.text.metrics import WITHOUT_BIAS
 from hiso.workloads.text.models import quiet
+from hiso.workloads.text.trained import save_peft
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -103,6 +107,53 @@ def export_adapter(
     return _told(log.identity.run, log.position, log.after, Path(out))
 
 
+def export_peft(
+    run: str | Path,
+    out: str | Path,
+    *,
+    position: int | None = None,
+    base: PreTrainedModel | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    method: type[Method] | None = None,
+    observer: Observer | None = None,
+) -> dict[str, Any]:
+    """Writes the adapters of a run that trained `lora` or `ia3` as a folder for PEFT.
+
+    `peft.PeftModel.from_pretrained(base, out)` gives the tuned model. The folder also has the
+    tokenizer and a model card.
+
+    Args:
+        run: The run's folder.
+        out: The folder to write. It must not exist, or be empty.
+        position: See `export_model`.
+        base: See `export_model`.
+        tokenizer: See `export_model`.
+        method: See `export_model`.
+        observer: Receives the progress.
+
+    Returns:
+        As `export_model`.
+
+    Raises:
+        SettingsError: The run trained no adapters.
+        HisoError: As `export_model`.
+    """
+    log = _checked(run, Path(out), position, method)
+    choice = Choice.of(log.identity.facts, log.identity.model)
+    if not choice.adapts:
+        raise SettingsError(
+            f"the run trained {choice.kind}, which is no adapter of PEFT: export the model, or "
+            "hiso's adapter"
+        )
+    tuned = load(base, log, tokenizer=tokenizer, merge=False, observer=observer)
+    name = public_name(log.base)
+    with whole(Path(out)) as folder, quiet():
+        save_peft(tuned.model, folder, None if name in PACKAGED else name)
+        tuned.tokenizer.save_pretrained(folder)
+        write_text(folder / "README.md", model_card(log, tuned, _figures(Path(run)), peft=True))
+    return _told_of(tuned, Path(out))
+
+
 def apply(
     adapter: str | Path,
     out: str | Path,
@@ -147,6 +198,10 @@ def _write_model(tuned: Tuned, out: Path, card: str) -> dict[str, Any]:
         tuned.model.save_pretrained(folder)
         tuned.tokenizer.save_pretrained(folder)
         write_text(folder / "README.md", card)
+    return _told_of(tuned, out)
+
+
+def _told_of(tuned: Tuned, out: Path) -> dict[str, Any]:
     told = _told(tuned.identity.run, tuned.position, tuned.digest, out)
     return told if tuned.biases is None else {**told, "label_bias": tuned.biases.tolist()}
 

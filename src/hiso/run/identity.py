@@ -34,7 +34,10 @@ def settings_identity(settings: Settings, method: Method, labels: int) -> Identi
         clients=settings.clients,
         batch_size=settings.batch_size,
         per_client=settings.per_client,
-        facts={"logit_adjustment": True} if settings.logit_adjustment else {},
+        facts={
+            **({"logit_adjustment": True} if settings.logit_adjustment else {}),
+            **settings.make_choice().facts,
+        },
     )
 
 

@@ -24,6 +24,8 @@ from hiso.run.snapshots import replay, stand
 from hiso.run.workload.objects import Objects
 from hiso.run.workload.text import describe_model
 from hiso.run.workload.vision import load_network
+from hiso.workloads.text.choice import FULL, Choice
+from hiso.workloads.text.trained import choose, finish
 from hiso.workloads.vision.images import DATA_SETS
 from hiso.workloads.vision.models import fingerprint
 
@@ -116,7 +118,7 @@ class Run:
         """The model's tokenizer; None for a network on images. Loads the model if necessary."""
         settings = self._parsed
         if self._tokenizer is None and settings.task not in DATA_SETS:
-            self._base(settings)
+            self._base(settings, FULL)
         return self._tokenizer
 
     def at(self, position: int) -> Any:
@@ -136,8 +138,9 @@ class Run:
         settings = self._parsed
         with self._ledger() as ledger:
             ledger.chain_at(position)
-            module, description = self._base(settings)
             known = ledger.facts["model"]
+            choice = Choice.of(ledger.identity.facts, known)
+            module, description = self._base(settings, choice)
             if description != known:
                 raise RunConflict(
                     f"the model that was loaded, {description}, is not the base model of the run, "
@@ -148,7 +151,9 @@ class Run:
             stand(self._files.snapshots, replica, ledger, agreed, Silent())
             check_digest(ledger, replica)
             replay(replica, ledger, position, Silent())
-            return replica.release()
+            module = replica.release()
+            finish(module, choice)
+            return module
 
     @property
     def _parsed(self) -> Settings:
@@ -161,12 +166,13 @@ class Run:
     def _ledger(self) -> Ledger:
         return Ledger.read(self._files.ledger, method=self._method)
 
-    def _base(self, settings: Settings) -> tuple[nn.Module, dict[str, str]]:
-        """The base model, and the identity's entry for it."""
+    def _base(self, settings: Settings, choice: Choice) -> tuple[nn.Module, dict[str, Any]]:
+        """The base model with the adapters of a choice, and the identity's entry for it."""
         if settings.task in DATA_SETS:
             network = load_network(settings)
             return network, {"fingerprint": fingerprint(network)}
         self._objects.check(settings, "model")
         lm = self._objects.load_model(settings)
         self._tokenizer = lm.tokenizer
-        return lm.model, describe_model(lm, self._objects)
+        choice = choose(lm, choice, settings.seed)
+        return lm.model, describe_model(lm, self._objects, choice)

@@ -25,6 +25,7 @@ from hiso.core.method.registry import METHODS, auto_lr
 from hiso.errors import LoadError, SettingsError
 from hiso.ring.round_settings import RoundSettings
 from hiso.run.definition import OWN, Definition
+from hiso.workloads.text.choice import ALPHA, RANK, Choice
 from hiso.workloads.text.tasks import TASKS
 
 Positive = Annotated[int, Field(ge=1)]
@@ -60,6 +61,20 @@ class Values(BaseModel):
         "plain",
         description="plain: prompts unchanged; chat: as the user's turn in the tokenizer's chat "
         "template.",
+    )
+    train: str = Field(
+        "full",
+        description="Trained parameters: full, lora, ia3, bias, norm, last-N, head, or "
+        "regex:PATTERN.",
+    )
+    lora_rank: Positive | None = Field(None, description=f"Rank of LoRA's A and B; default {RANK}.")
+    lora_alpha: Positive | None = Field(
+        None, description=f"Scale of LoRA: B·A is multiplied by alpha / rank; default {ALPHA}."
+    )
+    lora_targets: str | None = Field(
+        None,
+        description="Names of the layers with LoRA, separated by commas, or all-linear; "
+        "default: PEFT's.",
     )
     method: str = Field(
         "subspace_newton",
@@ -212,6 +227,10 @@ class Settings(Values):
                 problems.append(f"method: {error}")
             except SettingsError as error:
                 problems.append(str(error))
+        try:
+            self.make_choice()
+        except SettingsError as error:
+            problems.append(str(error))
         if self.backward_clients > self.clients:
             problems.append(
                 f"backward_clients = {self.backward_clients} of clients = {self.clients}"
@@ -250,6 +269,22 @@ class Settings(Values):
         method = replace(base, **given)
         return auto_lr(method) if auto and not method.auto else method
 
+    def make_choice(self) -> Choice:
+        """The trained parameters.
+
+        Raises:
+            SettingsError: The value is unknown, or settings of LoRA are set for another `train`.
+        """
+        given = {key: getattr(self, key) for key in LORA if getattr(self, key) is not None}
+        if self.train != "lora":
+            if given:
+                raise SettingsError(f"{', '.join(given)}: for train = lora, not {self.train}")
+            return Choice(kind=self.train)
+        named = self.lora_targets
+        targets = None if named is None else tuple(part.strip() for part in named.split(","))
+        rank, alpha = self.lora_rank or RANK, self.lora_alpha or ALPHA
+        return Choice(kind="lora", rank=rank, alpha=alpha, targets=targets)
+
     def make_rounds(self, method: Method) -> RoundSettings:
         """The round settings for the server.
 
@@ -282,6 +317,9 @@ AnyValues = TypeVar("AnyValues", bound=Values)
 
 HYPER = ("lr", "nu", "eps", "floor", "beta", "ridge", "feed")
 """Settings that belong to the method."""
+
+LORA = ("lora_rank", "lora_alpha", "lora_targets")
+"""Settings that describe LoRA."""
 
 CHANGEABLE = frozenset(
     {

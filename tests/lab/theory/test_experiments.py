@@ -20,7 +20,7 @@ from hiso.lab.theory.presets import KINDS, load_preset
 from hiso.run.observer import Silent
 from hiso.run.settings import read_toml
 
-PRESETS = sorted((Path(__file__).parents[2] / "experiments").glob("*.toml"))
+PRESETS = sorted((Path(__file__).parents[3] / "experiments").glob("*.toml"))
 
 DIMENSION = """
 experiment = "dimension"

@@ -13,7 +13,7 @@ from hiso.errors import LoadError, SettingsError
 from hiso.lab.baselines.baseline_settings import BASELINES, parse_baseline
 from hiso.lab.compare.measure import Goal
 from hiso.run.definition import Definition
-from hiso.run.settings import CHANGEABLE, Settings, parse_settings, read_toml
+from hiso.run.settings import CHANGEABLE, LORA, Settings, parse_settings, read_toml
 from hiso.workloads.text.tasks import get_task
 
 Positive = Annotated[int, Field(ge=1)]
@@ -207,8 +207,12 @@ def _metrics(settings: Mapping[str, Any]) -> tuple[str, ...]:
     return found.metrics if found.answers else ()
 
 
+_YOUNGER = ("task_definition", "prompt_style", "train", *LORA)
+"""Newer settings, which are left out if they are defaults, so that older runs keep their folders."""
+
+
 def checked(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of a run or a baseline with all defaults, except for a missing table.
+    """Settings of a run or a baseline with all defaults, except for those in `_YOUNGER`.
 
     Raises:
         SettingsError: The settings are wrong.
@@ -218,6 +222,5 @@ def checked(given: Mapping[str, Any]) -> dict[str, Any]:
     else:
         settings: Settings = parse_settings(given)
         whole = settings.with_hyper(settings.make_method()).model_dump()
-    if whole["task_definition"] is None:  # as in names of older runs' folders
-        del whole["task_definition"]
-    return whole
+    defaults = {name: Settings.model_fields[name].default for name in _YOUNGER}
+    return {k: v for k, v in whole.items() if k not in defaults or v != defaults[k]}

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from hiso.core.identity import Identity
 from hiso.core.keys import choose
 from hiso.core.measure.outcome import Outcome, log_shares
-from hiso.core.replica.replica import Memory, Replica
+from hiso.core.replica.replica import DTYPES, Memory, Replica
 from hiso.data.batches import Batch, Shard
 from hiso.errors import Diverged, SettingsError
 from hiso.run.observer import Advance, Observer
@@ -119,10 +119,15 @@ def make_replica(
 ) -> Replica:
     """The base model at position 0 of the run with this identity.
 
+    What is frozen is cast to the precision of forward passes.
+
     Raises:
         SettingsError: Memory is lean, and the model reads a parameter of one of its modules
             without calling this module.
     """
+    for parameter in workload.module.parameters():
+        if not parameter.requires_grad:
+            parameter.data = parameter.data.to(DTYPES[identity.dtype])
     with observer.phase("preparing kernels"):
         replica = Replica(workload.module, identity, memory=memory)
         if memory == "lean":

@@ -41,6 +41,10 @@ def load_workload(
             raise SettingsError(
                 f"task = {settings.task} is a task with images: give your own task another name"
             )
+        if not settings.make_choice().full:
+            raise SettingsError(
+                f"train = {settings.train}: networks on images are small, and trained in full"
+            )
         if settings.prompt_style == "chat":
             raise SettingsError(f"prompt_style = chat: task = {settings.task} has no prompts")
         if objects.settings:
