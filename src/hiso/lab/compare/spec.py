@@ -208,7 +208,7 @@ def _metrics(settings: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 _YOUNGER = ("task_definition", "prompt_style", "train", *LORA)
-"""Newer settings, which are left out if they are defaults, so that older runs keep their folders."""
+"""Newer settings; left out if they are defaults, so that older runs keep their folders."""
 
 
 def checked(given: Mapping[str, Any]) -> dict[str, Any]:
