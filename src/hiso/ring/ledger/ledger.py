@@ -217,8 +217,8 @@ class Ledger(RunFile):
     ) -> None:
         if record.round != self.position:
             raise ProtocolError(
-                f"record of round {record.round} does not come next: the next round in the log "
-                f"of {self.path} is {self.position}. Does another process write to it?"
+                f"record of round {record.round} does not come next: the log of {self.path} "
+                f"continues with round {self.position}. Does another process write to it?"
             )
         chain = record.chain(self.chain_at(record.round))
         known = None if digest is None else f"{digest:016x}"
