@@ -237,9 +237,9 @@ def test_a_module_that_has_changed_its_values_is_another_run(tmp_path, base, our
     [
         ("nowhere.at:all", r"No module named 'nowhere'.*PYTHONPATH"),
         ("ours.methods:Lyon", "has no Lyon, did you mean Lion"),
-        ("ours.methods:films", "is no method: name a subclass"),
-        ("hiso:Task", "is no method"),
-        ("ours.methods:sign", "is no method"),
+        ("ours.methods:films", "is not a method: name a subclass"),
+        ("hiso:Task", "is not a method"),
+        ("ours.methods:sign", "is not a method"),
         ("hiso.core.method.base:Method", "has no name"),
         ("ours.methods:Nameless", "has no name"),
         ("ours.methods:Taken", "'hiso' belongs to another method"),

@@ -103,7 +103,7 @@ def test_other_settings_are_refused_with_what_differs(tmp_path, base, hiso):
     assert "seed: 0 in the run, 3 asked for" in done.err
     assert "method: 'hiso' in the run, 'zo_sgd' asked for" in done.err
     assert "clients" not in done.err
-    assert "--out FOLDER for a new run, --change lr=0.5 to alter this one" in done.err
+    assert "--out FOLDER for a new run, --change lr=0.5 to change this run" in done.err
     assert done.out == ""
     with pytest.raises(SettingsError, match="sample = -1"):
         simulate(out=tmp_path / "run", **base | {"sample": -1})

@@ -1,4 +1,4 @@
-"""Cards: what people read beside an exported model or an adapter."""
+"""Cards: texts for readers of an exported model or an adapter."""
 
 from __future__ import annotations
 
@@ -21,27 +21,28 @@ from hiso.workloads.text.task import Task
 from hiso.workloads.text.verbalizer import check_labels
 
 _REVEALS = (
-    "This adapter holds no examples and no losses. Its numbers are means over the clients that "
-    "answered in a round, of which there may have been one: of the slope of their loss along a "
-    "random direction that everybody can compute, of its curvature, or of a step made of both. So "
-    "they are functions of private data. Whoever has the base model can rebuild the model after "
-    "every round, and from what a round changed guess at the data of that round. The identity has "
-    "hashes of the data and of their division among clients: whoever has the very same data can "
-    "tell that they were used. hiso makes no claim of privacy."
+    "This adapter contains no examples and no losses. Its numbers are means over the clients that "
+    "answered in a round (possibly a single client). A number is the slope of the loss along a "
+    "random direction that everybody can compute, the curvature along it, or a step computed from "
+    "both. So the numbers are functions of private data. Anyone with the base model can rebuild "
+    "the model after every round, and can guess at the data of a round from its changes. The "
+    "identity has "
+    "hashes of the data and of the partition: anyone who has exactly the same data can tell that "
+    "they were used. hiso makes no claim of privacy."
 )
 _OWN_STREAMS = (
-    " In this run each client had directions of its own: the streams are client numbers plus one, "
-    "and a scalar is that client's alone."
+    " In this run each client had its own directions: the streams are client numbers plus one, "
+    "and each scalar comes from one client."
 )
 
 
 @dataclass(frozen=True)
 class Figures:
-    """What a run's folder says beside its log.
+    """Data from a run's folder other than its log.
 
     Attributes:
-        settings: The settings in force.
-        source: Where the data came from, in words; empty if that is not known.
+        settings: The current settings.
+        source: A description of the source of the data; empty if it is not known.
         evaluations: All evaluations.
     """
 
@@ -51,13 +52,13 @@ class Figures:
 
 
 def model_card(log: Adapter, tuned: Tuned, figures: Figures | None, *, peft: bool = False) -> str:
-    """A README.md in Markdown with Hugging Face's front matter. It names no path of this machine.
+    """A README.md in Markdown with Hugging Face's front matter, without paths of this machine.
 
     Args:
         log: The log that was replayed.
-        tuned: What came of it.
-        figures: What the run's folder says; None for an adapter, which has none of it.
-        peft: Whether the folder holds an adapter of PEFT, and not the whole model.
+        tuned: The resulting model.
+        figures: Data from the run's folder; None for an adapter, which has none.
+        peft: Whether the folder holds a PEFT adapter instead of the whole model.
     """
     task, base = task_of(log.identity), public_name(log.base)
     kind = "text-generation" if tuned.lm.classes is None else "text-classification"
@@ -78,7 +79,7 @@ def model_card(log: Adapter, tuned: Tuned, figures: Figures | None, *, peft: boo
 
 
 def adapter_card(adapter: Adapter) -> dict[str, Any]:
-    """What an adapter's JSON card says, for people and scripts; hiso reads the file alone."""
+    """The content of an adapter's JSON card, for readers and scripts; hiso does not read it."""
     identity = adapter.identity
     facts = json.loads(identity.text)
     streams = {int(stream) for record in adapter.records for stream in record.stream}
@@ -120,7 +121,7 @@ def _biases(task: Task, tuned: Tuned) -> str:
     )
     return (
         "The tuned model is the weights in this folder and a bias of each label, which is added to "
-        f"its score: {each}. Whatever reads the weights alone does without them.\n\n"
+        f"its score: {each}. Programs that read only the weights do not use it.\n\n"
     )
 
 
@@ -177,7 +178,7 @@ def _data(log: Adapter, figures: Figures | None) -> str:
     facts = log.identity.data
     lines = [f"Texts were cut to {facts['max_length']} tokens."]
     if log.identity.partition is None:
-        lines.append("Each site had data of its own, of which nothing is known here.")
+        lines.append("Each site had its own data, about which nothing is known here.")
     elif figures is not None:
         lines.insert(0, f"Source: {_source(figures)}.")
     if "fingerprint" in facts:
@@ -186,7 +187,7 @@ def _data(log: Adapter, figures: Figures | None) -> str:
 
 
 def _source(figures: Figures) -> str:
-    """Where the data came from, without the path of a local file."""
+    """The source of the data, without the path of a local file."""
     data = figures.settings.get("data")
     if data is None:
         return figures.source or "the task's own data set"
@@ -200,7 +201,9 @@ def _method(log: Adapter, figures: Figures | None) -> str:
     hyper = ", ".join(f"{name} = {value:g}" for name, value in log.hyper.items())
     directions = max((int(r.direction.max()) + 1 for r in log.records), default=0)
     told = (
-        "" if figures is None else f", of whom {figures.settings['sample']} were asked in a round"
+        ""
+        if figures is None
+        else f", of which {figures.settings['sample']} were sampled in a round"
     )
     return (
         f"{_trained(identity)}`{identity.method.name}` ({hyper} at the end), {log.position} "
@@ -245,8 +248,8 @@ def _origin(log: Adapter, tuned: Tuned, peft: bool) -> str:
         "chain hash of the log": log.chain.hex(),
     }
     text = (
-        "By replay: the scalars of the log were folded into the base model. Whoever has the base "
-        "model and the log gets these weights, bit for bit, and the same digest.\n\n"
+        "By replay: the scalars of the log were folded into the base model. Anyone with the base "
+        "model and the log gets the same weights, bit for bit, and the same digest.\n\n"
     )
     if Choice.of(log.identity.facts, log.identity.model).adapts and not peft:
         text += "These are the weights of the adapters; merging them here may round otherwise.\n\n"

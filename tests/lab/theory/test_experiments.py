@@ -69,7 +69,7 @@ def test_our_own_presets_are_right():
             ("max_rounds = 60\n[[", "max_rounds = 0\ncurve = 'round'\n[["),
             ["problems.0.max_rounds", "problems.0.curve"],
         ),
-        (('["zo_sgd"]', '["oracle"]'), ["without a head an oracle is zo_sgd"]),
+        (('["zo_sgd"]', '["oracle"]'), ["without a head an oracle equals zo_sgd"]),
     ],
 )
 def test_a_wrong_preset_is_refused_with_all_that_is_wrong(tmp_path, change, words):

@@ -35,7 +35,7 @@ from hiso.workloads.text.trained import choose
 
 @dataclass(frozen=True)
 class Words:
-    """A `Workload`: its language model and task, and what every workload has."""
+    """A `Workload` with a language model and a task."""
 
     lm: LanguageModel
     task: Task
@@ -120,10 +120,10 @@ def load_words(
 
 
 def _in_style(settings: Settings, task: Task, lm: LanguageModel) -> Task:
-    """The task, in a chat if the settings say so.
+    """The task, with chat prompts if the settings say so.
 
     Raises:
-        SettingsError: It is free text, or the model has a classification head.
+        SettingsError: The task is free text, or the model has a classification head.
         LoadError: The tokenizer has no chat template that can be used.
     """
     if settings.prompt_style == "plain":
@@ -139,12 +139,12 @@ def _in_style(settings: Settings, task: Task, lm: LanguageModel) -> Task:
 
 
 def describe_model(lm: LanguageModel, objects: Objects, choice: Choice = FULL) -> dict[str, Any]:
-    """What an identity says of a base model, and of what is trained of it, if not all is.
+    """The identity's entry for a base model, with its trained parameters if not all are trained.
 
     Args:
         lm: The model, after `choose`.
-        objects: Whether the model is one of them.
-        choice: What `choose` gave.
+        objects: The user's objects, which may include the model.
+        choice: The result of `choose`.
     """
     if objects.model is None and choice.full:
         return {"fingerprint": lm.fingerprint}

@@ -1,4 +1,4 @@
-"""What of a model is trained: the setting `train`, as a value."""
+"""The choice of trained parameters: the setting `train`, as a value."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ RANK, ALPHA = 8, 16
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """What is trained. The rest of the model is frozen.
+    """The trained parameters. All others are frozen.
 
     Attributes:
-        kind: "full" for all; "lora" or "ia3" for adapters of PEFT; "bias", "norm" or "head" for the
-            parameters that are called so; "last-N" for the last N blocks; "regex:PATTERN" for the
-            parameters in whose name the pattern is found.
-        rank: Of LoRA's A and B; None but for "lora".
-        alpha: LoRA's alpha: B·A counts alpha / rank times; None but for "lora".
-        targets: Names of the linear layers that get an adapter; None for those that PEFT has for
-            the architecture, and but for adapters.
+        kind: "full" for all; "lora" or "ia3" for PEFT adapters; "bias", "norm" or "head" for the
+            parameters of this kind; "last-N" for the last N blocks; "regex:PATTERN" for the
+            parameters whose name contains a match of the pattern.
+        rank: Rank of LoRA's A and B; only for "lora", otherwise None.
+        alpha: LoRA's alpha: B·A is multiplied by alpha / rank; only for "lora", otherwise None.
+        targets: Names of the linear layers that get an adapter; None for PEFT's default layers for
+            the architecture, and without adapters.
 
     Raises:
-        SettingsError: There is no such kind, or the pattern is none.
+        SettingsError: There is no such kind, or the pattern is invalid.
     """
 
     kind: str = "full"
@@ -56,12 +56,12 @@ class Choice:
 
     @property
     def full(self) -> bool:
-        """Whether the model is trained as it is."""
+        """Whether all parameters are trained, without adapters."""
         return self.kind == "full"
 
     @property
     def adapts(self) -> bool:
-        """Whether adapters of PEFT are put into the model."""
+        """Whether PEFT adapters are added to the model."""
         return self.kind in ("lora", "ia3")
 
     @property
@@ -77,7 +77,7 @@ class Choice:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What an identity says of it: nothing for "full"."""
+        """The identity's entry for the choice; empty for "full"."""
         if self.full:
             return {}
         targets = None if self.targets is None else list(self.targets)
@@ -86,14 +86,14 @@ class Choice:
 
     @classmethod
     def of(cls, facts: Mapping[str, Any], model: Any) -> Choice:
-        """The choice that an identity tells of.
+        """The choice from an identity.
 
         Args:
-            facts: The identity's.
-            model: What the identity says of the base model, the adapted layers among it.
+            facts: The identity's entry for the choice.
+            model: The identity's entry for the base model, which includes the adapted layers.
 
         Raises:
-            SettingsError: This version of hiso does not know it.
+            SettingsError: This version of hiso does not know the choice.
         """
         told = dict(facts.get("train", {}))
         targets = (model or {}).get("targets") if told else None

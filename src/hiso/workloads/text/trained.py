@@ -1,8 +1,8 @@
-"""Freezing what a choice does not train, and the adapters of PEFT.
+"""Freezes the parameters that a choice does not train, and adds PEFT adapters.
 
-An adapter is put into the model itself, whose class stays what it is. Its initial weights are a
+An adapter is added to the model itself, whose class does not change. Its initial weights are a
 function of the run's seed: LoRA's A is uniform in ±1/√(inputs), PEFT's own rule, drawn from (seed,
-number of the layer); B is 0, and IA3's factors are 1. torch's random state is not touched.
+number of the layer); B is 0, and IA3's factors are 1. torch's random state is not changed.
 """
 
 from __future__ import annotations
@@ -30,24 +30,25 @@ if TYPE_CHECKING:
 
 _ADAPTER = "default"
 _ALL = "all-linear"
-"""PEFT's word for all linear layers but the output head."""
+"""PEFT's word for all linear layers except the output head."""
 
 
 def choose(lm: LanguageModel, choice: Choice, seed: int) -> Choice:
-    """Freezes what is not trained, after putting adapters in, if they are.
+    """Adds adapters, if chosen, and freezes all parameters that are not trained.
 
-    A classification head is trained beside all but "regex:PATTERN". The model must be on the CPU.
+    A classification head is always trained too, except with "regex:PATTERN". The model must be on
+    the CPU.
 
     Args:
-        lm: The model, which is altered.
-        choice: What is trained; for "full" nothing is done.
+        lm: The model, which is changed.
+        choice: The trained parameters; for "full" nothing is done.
         seed: The run's seed, for the initial weights of adapters.
 
     Returns:
-        The choice, with the layers that have adapters now.
+        The choice, with the layers that now have adapters.
 
     Raises:
-        SettingsError: The model has nothing of the kind, or its output head is its embedding.
+        SettingsError: The model has no such parameters, or its output head is its embedding.
         LoadError: PEFT is not installed.
     """
     if choice.full:
@@ -64,9 +65,9 @@ def choose(lm: LanguageModel, choice: Choice, seed: int) -> Choice:
 
 
 def finish(model: nn.Module, choice: Choice) -> None:
-    """Makes an ordinary model again: adapters are merged, and nothing is frozen.
+    """Makes an ordinary model again: merges adapters, and unfreezes all parameters.
 
-    The sums of a merge, W + alpha/rank · B·A, are torch's: their last bits may differ between
+    torch computes the merged weights, W + alpha/rank · B·A: their last bits may differ between
     machines.
     """
     if choice.full:
@@ -80,14 +81,14 @@ def finish(model: nn.Module, choice: Choice) -> None:
 
 
 def save_peft(model: PreTrainedModel, folder: Path, base: str | None) -> None:
-    """Writes the adapters of a model as `peft.PeftModel.from_pretrained` loads them.
+    """Writes the adapters of a model for `peft.PeftModel.from_pretrained`.
 
-    A trained head is among `modules_to_save`. Weights are float32.
+    A trained head is in `modules_to_save`. Weights are float32.
 
     Args:
-        model: A model that `choose` has put adapters into.
+        model: A model to which `choose` has added adapters.
         folder: An empty folder.
-        base: Name of the base model on Hugging Face; None for one that has no such name.
+        base: Name of the base model on Hugging Face; None if it has no such name.
     """
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     arrays = {
@@ -110,10 +111,10 @@ def _peft_config(model: PreTrainedModel) -> Any:
 
 
 def _wanted(lm: LanguageModel, choice: Choice) -> list[nn.Parameter]:
-    """The parameters of a kind, by whichever of their names.
+    """The parameters of a kind; a tied parameter matches by any of its names.
 
     Raises:
-        SettingsError: There are none.
+        SettingsError: There are no such parameters.
     """
     model = lm.model
     named = dict(model.named_parameters(remove_duplicate=False))
@@ -137,7 +138,7 @@ def _wanted(lm: LanguageModel, choice: Choice) -> list[nn.Parameter]:
 
 
 def _absent(lm: LanguageModel, choice: Choice, names: Iterable[str]) -> str:
-    """Why a model has no parameters of a kind, and what to do."""
+    """A text that says why a model has no parameters of a kind, and what to do."""
     if choice.kind == "head":
         weight: Any = lm.model.get_input_embeddings().weight
         name = next(n for n, p in lm.model.named_parameters() if p is weight)
@@ -151,7 +152,7 @@ def _absent(lm: LanguageModel, choice: Choice, names: Iterable[str]) -> str:
 
 
 def _beyond_base(model: PreTrainedModel) -> list[nn.Parameter]:
-    """The parameters that the base model does not have: those of a head that is not tied to it."""
+    """The parameters that are not in the base model: those of an untied head."""
     inside = {id(parameter) for parameter in model.base_model.parameters()}
     return [parameter for parameter in model.parameters() if id(parameter) not in inside]
 
@@ -167,10 +168,10 @@ def _last_blocks(lm: LanguageModel, count: int) -> list[nn.Module]:
 
 
 def _add_adapters(lm: LanguageModel, choice: Choice, seed: int) -> Choice:
-    """Puts adapters into the model, with weights of their own making; the choice with its layers.
+    """Adds adapters with hiso's initial weights to the model; returns the choice with its layers.
 
     Raises:
-        SettingsError: There are no such layers, or one cannot have an adapter.
+        SettingsError: There are no such layers, or a layer cannot have an adapter.
         LoadError: PEFT is not installed.
     """
     if importlib.util.find_spec("peft") is None:
@@ -194,7 +195,7 @@ def _add_adapters(lm: LanguageModel, choice: Choice, seed: int) -> Choice:
 
 
 def _config(lm: LanguageModel, choice: Choice) -> Any:
-    """What PEFT is told. IA3's layers are always those that it has for the architecture."""
+    """PEFT's configuration. IA3 always uses PEFT's default layers for the architecture."""
     import peft
     from transformers.pytorch_utils import Conv1D
 
@@ -246,13 +247,13 @@ def _adapted(model: nn.Module) -> list[tuple[str, Any]]:
 
 
 def _adapter_weights(layer: Any) -> list[nn.Parameter]:
-    """The weights of a layer's adapter; none where the layer is an embedding."""
+    """The weights of a layer's adapter; empty if the layer is an embedding."""
     own = [name for name in layer.adapter_layer_names if "embedding" not in name]
     return [p for name in own for p in getattr(layer, name).parameters()]
 
 
 def _linear(lm: LanguageModel) -> str:
-    """The names that targets may have, in a sentence."""
+    """A sentence with the possible names of targets."""
     from transformers.pytorch_utils import Conv1D
 
     inside = lm.model.base_model.named_modules()
