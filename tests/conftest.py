@@ -51,6 +51,7 @@ def small_run(tiny_model, reviews) -> dict[str, Any]:
     return {
         "model": str(tiny_model),
         "data": str(reviews),
+        "method": "hiso",
         "lr": 0.01,
         "clients": 4,
         "sample": 2,

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from hiso.errors import HisoError
     from hiso.export.hub import push_to_hub
     from hiso.export.load import load
-    from hiso.export.out import export_adapter, export_model
+    from hiso.export.out import export_adapter, export_model, export_peft
     from hiso.export.predict import Predictor
     from hiso.ring.client import Client
     from hiso.ring.ledger.ledger import Ledger
@@ -57,6 +57,7 @@ _HOMES = {
     "evaluate_run": "hiso.run.api",
     "export_adapter": "hiso.export.out",
     "export_model": "hiso.export.out",
+    "export_peft": "hiso.export.out",
     "load": "hiso.export.load",
     "open_run": "hiso.run.opened",
     "push_to_hub": "hiso.export.hub",
@@ -86,6 +87,7 @@ __all__ = [
     "evaluate_run",
     "export_adapter",
     "export_model",
+    "export_peft",
     "label_bias",
     "load",
     "open_run",

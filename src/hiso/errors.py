@@ -4,15 +4,15 @@ A message says what was wrong, where, and what to do. Exit codes:
 
 | code | meaning |
 |---|---|
-| 0 | done |
+| 0 | success |
 | 1 | a defect in hiso or in a library: please report it |
 | 2 | `SettingsError`: a setting, flag or file of settings is wrong |
 | 3 | `RunConflict`: the run folder belongs to another run, or to other settings |
 | 4 | `Diverged`: the loss is not finite or has exploded; nothing of that round was recorded |
 | 5 | `LoadError`: a model, task or data set cannot be loaded as asked |
-| 6 | `ProtocolError`: a record, plan, ledger or replica does not belong where it was used |
+| 6 | `ProtocolError`: a record, plan, ledger or replica does not fit the run it is used in |
 | 7 | `StorageError`: the disk is full, or a file cannot be read or written |
-| 130 | interrupted; the ledger holds every finished round, start again to go on |
+| 130 | interrupted; the ledger holds every finished round; start again to resume |
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import errno
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-# What the system says of a disk that is full, damaged, or not to be written to.
+# Error numbers of a disk that is full, damaged, or not writable.
 DISK_ERRORS = {
     errno.ENOSPC,
     errno.EDQUOT,
@@ -34,22 +34,22 @@ DISK_ERRORS = {
 
 
 class HisoError(Exception):
-    """The root of hiso's errors: catch it to catch them all."""
+    """The base class of all errors of hiso."""
 
     exit_code: ClassVar[int] = 1
 
 
 class SettingsError(HisoError):
-    """A setting is unknown, out of range, or at odds with another one."""
+    """A setting is unknown, out of range, or contradicts another one."""
 
     exit_code = 2
 
 
 class RunConflict(HisoError):
-    """A run folder holds another run than the one that was asked for.
+    """A run folder holds another run than the requested one.
 
     Attributes:
-        settings: The settings that differ, by name: (value in the run, value asked for).
+        settings: The settings that differ, by name: (value in the run, requested value).
     """
 
     exit_code = 3
@@ -65,11 +65,11 @@ class Diverged(HisoError):
     """The loss is not finite or has exploded. The ledger keeps the last good round.
 
     Attributes:
-        position: Where to go back to: the last position with a normal loss; None if it is not
-            known, or if no weight has moved yet.
-        lr: A learning rate to go on with, half of the one that is set.
-        round: The round that went wrong; None if it was found out between rounds.
-        client: The client whose loss it was; None if it is not one client's.
+        position: The last position with a normal loss, to which to roll back; None if this
+            position is not known, or if no weight has changed yet.
+        lr: A suggested learning rate, half of the current one.
+        round: The round with the bad loss; None if the problem was found between rounds.
+        client: The client that measured the bad loss; None if no single client did.
     """
 
     exit_code = 4
@@ -106,7 +106,8 @@ class ProtocolError(HisoError):
     """A record, plan, ledger or replica does not fit the run it is used in.
 
     Attributes:
-        position: Where to go back to: the last position before damage; None if that is no remedy.
+        position: The last position before the damage, to which to roll back; None if a rollback
+            does not help.
     """
 
     exit_code = 6
@@ -117,12 +118,12 @@ class ProtocolError(HisoError):
 
 
 class RoundAborted(ProtocolError):
-    """A round came to nothing as often as it may. The ledger keeps the rounds before it.
+    """All allowed attempts at a round were aborted. The ledger keeps the rounds before it.
 
     Attributes:
-        round: Its number; it stays the next one.
-        attempts: How often it was tried.
-        reason: Why the last attempt came to nothing, and what to do.
+        round: The number of the round, which stays the next round.
+        attempts: Number of attempts.
+        reason: Why the last attempt was aborted, and what to do.
     """
 
     def __init__(
@@ -133,13 +134,13 @@ class RoundAborted(ProtocolError):
 
 
 class StorageError(HisoError):
-    """The disk is full, or a file cannot be read or written. The ledger keeps what it has."""
+    """The disk is full, or a file cannot be read or written. The ledger keeps all rounds."""
 
     exit_code = 7
 
     @classmethod
     def of(cls, path: object, cause: Exception) -> StorageError:
-        """That of a file, from what the system or a library said."""
+        """The error for a file, from the exception of the system or of a library."""
         said = cause.strerror if isinstance(cause, OSError) and cause.strerror else cause
         return cls(
             f"{path}: {said}. Free space on its disk, or make it a place that can be read and "

@@ -238,7 +238,7 @@ def test_an_interrupt_keeps_the_run(tmp_path, hiso, base):
     os.kill(process.pid, signal.SIGINT)
     done = hiso.end(process)
     assert done.code == 130, done.err
-    assert "start again to go on" in done.err
+    assert "start again to resume" in done.err
     assert "Traceback" not in done.err
     rounds = json.loads(hiso("inspect", "run", "--json").out)["facts"]["rounds"]
     assert rounds >= 4

@@ -58,7 +58,7 @@ def test_diff(folder):
     hiso("run", "--out", "other", "--rollback", 3, "--change", "lr=0.005", "--json")
     told = hiso("diff", "adapter", "other")
     assert told.code == 0, told.err
-    assert "they part at position 3" in told.out
+    assert "they differ from position 3" in told.out
     shutil.rmtree(folder / "other")
 
 

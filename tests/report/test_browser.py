@@ -112,7 +112,7 @@ def is_linear(places: dict[float, float]) -> bool:
 
 def test_everything_is_drawn(page):
     titles = page.locator("h3").all_text_contents()
-    figures = [title for title in titles if title not in ("What differs", "Changed on the way")]
+    figures = [title for title in titles if title not in ("What differs", "Changed during the run")]
     assert len(figures) == 9
     assert {title: drawn(page, title) > 0 for title in figures} == dict.fromkeys(figures, True)
     assert page.locator(".empty:visible").count() == 0

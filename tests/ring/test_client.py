@@ -102,7 +102,7 @@ def test_plans_that_do_not_fit_are_refused_and_leave_the_replica_alone(server):
     bad = {
         "belongs to run ffff": replace(plan, run="f" * 64),
         "addressed to client 1": replace(plan, client=1),
-        r"stands at position 0, but the plan's records begin at 2: .*resend from 0": replace(
+        r"is at position 0, but the plan's records begin at 2: .*resend from 0": replace(
             plan, records=plan.records[2:]
         ),
         "it has folded other records": replace(plan, chain=bytes(32)),

@@ -132,13 +132,17 @@ def test_a_replica_that_parts_is_set_aside_and_told_when(tmp_path):
     assert list(result.set_aside) == [2]
     assert "client 2 has digest" in result.set_aside[2]
     assert "4 of 5 repliers" in result.set_aside[2]
-    assert "last agreed in round 3, so it parted in records 3 to 3" in result.set_aside[2]
+    assert (
+        "last agreed in round 3, so it differs since one of records 3 to 3" in result.set_aside[2]
+    )
     assert "Start it again" in result.set_aside[2]
     assert ledger.rounds()[4].set_aside == result.set_aside
     assert result.bytes_up == 4 * 2 * 5  # what was sent was sent
     for _ in range(2):
         result = one_round(server, clients)
-    assert "last agreed in round 3, so it parted in records 3 to 5" in result.set_aside[2]
+    assert (
+        "last agreed in round 3, so it differs since one of records 3 to 5" in result.set_aside[2]
+    )
 
     clients[2] = client_of(2, StandIn(ledger.identity))  # started again
     plans = {plan.client: plan for plan in server.ask()}
@@ -178,7 +182,7 @@ def test_too_few_replies_abort_and_cost_their_bytes(tmp_path):
     asked = [plan.client for plan in server.ask()]
     result = one_round(server, clients, silent=asked[1:])
     assert isinstance(result, Aborted)
-    assert "1 good replies came, and min_replies = 2" in result.reason
+    assert "1 good replies arrived, but min_replies = 2" in result.reason
     assert f"clients {asked[1:]}" in result.reason
     nobody = one_round(server, clients, silent=range(5))
     assert isinstance(nobody, Aborted)

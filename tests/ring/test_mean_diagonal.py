@@ -126,7 +126,7 @@ def test_what_makes_no_sense_is_refused(tmp_path, base):
         rules = RoundSettings(
             clients=1, sample=1, steps=1, directions=1, mu=1e-3, normalise=NU, hyper={"lr": 0.5}
         )
-        with pytest.raises(SettingsError, match="subspace_newton has done already"):
+        with pytest.raises(SettingsError, match="subspace_newton already divides by curvature"):
             Server(ledger, rules)
     common = {"clients": 2, "sample": 1, "steps": 1, "directions": 1, "mu": 1e-3}
     with pytest.raises(SettingsError, match="name lr among hyper"):

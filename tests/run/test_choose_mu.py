@@ -71,7 +71,9 @@ def test_scalars_at_the_chosen_mu_follow_the_derivatives(real):
 @pytest.mark.usefixtures("one_thread")
 def test_a_mu_that_drowns_is_refused_with_the_remedy(tmp_path, base):
     asked = base | {"dtype": "bfloat16", "mu": 1e-4, "rounds": 2}
-    with pytest.raises(SettingsError, match=r"mu drowns.*bfloat16.*the derivative") as refusal:
+    with pytest.raises(
+        SettingsError, match=r"mu is unsuitable.*bfloat16.*the derivative"
+    ) as refusal:
         simulate(out=tmp_path / "run", **asked)
     assert not (tmp_path / "run").exists()
     remedy = re.search(r"Set mu = (\S+) with scheme = (\w+)", str(refusal.value))
@@ -101,7 +103,7 @@ def test_a_run_keeps_the_mu_that_was_measured(tmp_path, base):
 def test_a_change_of_mu_is_checked_too(tmp_path, base):
     out = tmp_path / "run"
     before = simulate(out=out, **base)
-    with pytest.raises(SettingsError, match="mu drowns"):
+    with pytest.raises(SettingsError, match="mu is unsuitable"):
         simulate(out=out, **base, change={"mu": 1e-9, "rounds": 8})
     with Ledger.open(out / "ledger.sqlite") as ledger:
         assert ledger.settings == before["settings"]

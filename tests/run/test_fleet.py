@@ -64,7 +64,7 @@ def test_a_language_model_answers_as_by_differences(tmp_path, base, dtype, task)
 )
 def test_who_cannot_is_refused(odd):
     with pytest.raises(SettingsError, match="backward"):
-        parse_settings({"clients": 6, "backward_clients": 2, "lr": 0.1} | odd)
+        parse_settings({"method": "hiso", "clients": 6, "backward_clients": 2, "lr": 0.1} | odd)
 
 
 @pytest.mark.parametrize("how", ["probe", "settings"])

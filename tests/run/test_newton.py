@@ -55,7 +55,7 @@ def test_a_run_that_stops_goes_on_as_if_it_had_not(tmp_path, base, how):
     assert parts["digest"] == whole["digest"]
     late = evaluate_run(tmp_path / "whole")
     assert (late["digest"], late["loss"]) == (whole["digest"], whole["loss_after"])
-    directions = 3 * (2 if how.get("directions") else 1)
+    directions = 3 * (2 if how.get("per_client") else 1)
     steps = how.get("local_steps", 1)
     with Ledger.read(tmp_path / "whole" / "ledger.sqlite") as ledger:
         records = ledger.records()

@@ -191,7 +191,7 @@ def test_objects_that_will_not_do_leave_no_folder(tmp_path, objects, rest, wrong
     if wrong.get("model") == "halved":
         wrong = {"model": copy.deepcopy(objects["model"]).bfloat16()}
     with pytest.raises(kind):
-        simulate(out=tmp_path / "run", **objects | wrong, **rest)
+        simulate(out=tmp_path / "run", **objects | rest | wrong)
     assert not (tmp_path / "run").exists()
 
 

@@ -128,7 +128,7 @@ def test_a_worker_has_it_from_the_settings(tmp_path, own):
         return json.loads(answer.facts["identity"])["task"]
 
     assert identity(WHOLE) == identity({**WHOLE}) != identity(WHOLE | {"labels": swapped})
-    with pytest.raises(SettingsError, match="the same for everybody"):
+    with pytest.raises(SettingsError, match="settings of every participant"):
         identity(COLUMNS)
 
 
@@ -198,7 +198,7 @@ def test_a_table_that_makes_no_task_is_refused(table, words):
     ("more", "error", "words"),
     [
         ({"task": "sst2"}, SettingsError, "exclude each other"),
-        ({"task": "digits", "model": "mlp"}, SettingsError, "name yours otherwise"),
+        ({"task": "digits", "model": "mlp"}, SettingsError, "give your own task another name"),
         ({"data": None}, SettingsError, "takes them from a file"),
         ({"data": [{"text": "a", "stars": "b"}]}, SettingsError, "takes them from a file"),
         ({"data": "nowhere.csv"}, LoadError, "is none"),

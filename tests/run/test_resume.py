@@ -103,7 +103,7 @@ def test_other_settings_are_refused_with_what_differs(tmp_path, base, hiso):
     assert "seed: 0 in the run, 3 asked for" in done.err
     assert "method: 'hiso' in the run, 'zo_sgd' asked for" in done.err
     assert "clients" not in done.err
-    assert "--out FOLDER for a new run, --change lr=0.5 to alter this one" in done.err
+    assert "--out FOLDER for a new run, --change lr=0.5 to change this run" in done.err
     assert done.out == ""
     with pytest.raises(SettingsError, match="sample = -1"):
         simulate(out=tmp_path / "run", **base | {"sample": -1})
@@ -167,8 +167,15 @@ def test_what_may_not_change_leaves_the_run_alone(tmp_path, finished, base, chan
 @pytest.fixture(scope="module")
 def original(tmp_path_factory, tiny_model, reviews) -> Path:
     folder = tmp_path_factory.mktemp("original")
-    settings = {"model": str(tiny_model), "data": str(reviews), "lr": 0.01, "clients": 4}
-    settings |= {"sample": 2, "rounds": 6, "directions": 2, "batch_size": 4, "max_length": 24}
+    settings = {"model": str(tiny_model), "data": str(reviews), "method": "hiso", "lr": 0.01}
+    settings |= {
+        "clients": 4,
+        "sample": 2,
+        "rounds": 6,
+        "directions": 2,
+        "batch_size": 4,
+        "max_length": 24,
+    }
     simulate(out=folder / "run", **settings, eval_every=3, snapshot_every=2)
     return folder / "run"
 

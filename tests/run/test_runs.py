@@ -107,7 +107,7 @@ def test_lean_memory_gives_the_same_run(tmp_path, base):
 def test_python_and_the_command_line_make_the_same_run(tmp_path, base, hiso):
     """Though one gives a method and the other flags; and each goes on with the other's run."""
     from_python = simulate(
-        out=tmp_path / "python", method=HiSo(lr=0.02, nu=0.1), **without_lr(base)
+        out=tmp_path / "python", method=HiSo(lr=0.02, nu=0.1), **without_method(base)
     )
     file = tmp_path / "run.toml"
     file.write_text(
@@ -120,14 +120,14 @@ def test_python_and_the_command_line_make_the_same_run(tmp_path, base, hiso):
     assert done.json["folder"] == "toml"
     assert done.json["settings"]["lr"] == 0.02  # a flag goes before the file
     assert not (tmp_path / "runs").exists()
-    resumed = simulate(out=tmp_path / "toml", method=HiSo(lr=0.02, nu=0.1), **without_lr(base))
+    resumed = simulate(out=tmp_path / "toml", method=HiSo(lr=0.02, nu=0.1), **without_method(base))
     assert resumed["digest"] == from_python["digest"]
     flagged = hiso("run", *flags(base | {"lr": 0.02, "nu": 0.1}), "--out", "python", "--json")
     assert flagged.json["digest"] == from_python["digest"]
 
 
-def without_lr(settings: dict) -> dict:
-    return {key: value for key, value in settings.items() if key != "lr"}
+def without_method(settings: dict) -> dict:
+    return {key: value for key, value in settings.items() if key not in ("method", "lr")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +148,7 @@ def own_method():
 
 
 def test_a_method_of_ones_own(tmp_path, base, own_method):
-    out, rest = tmp_path / "run", without_lr(base)
+    out, rest = tmp_path / "run", without_method(base)
     first = simulate(out=out, method=own_method(lr=0.01), **rest)
     assert first["settings"]["method"] == "sluggish"
     assert evaluate_run(out, method=own_method())["digest"] == first["digest"]
@@ -172,11 +172,11 @@ def test_methods_are_told_apart_by_name(tmp_path, base, own_method):
     class Sluggish(own_method):
         """As when a notebook's cell runs again, but elsewhere."""
 
-    simulate(out=tmp_path / "run", method=own_method(), **without_lr(base) | {"rounds": 1})
+    simulate(out=tmp_path / "run", method=own_method(), **without_method(base) | {"rounds": 1})
     with pytest.raises(SettingsError, match="'sluggish' belongs to another method"):
-        simulate(out=tmp_path / "other", method=Sluggish(), **without_lr(base))
+        simulate(out=tmp_path / "other", method=Sluggish(), **without_method(base))
     with pytest.raises(SettingsError, match="lr: given twice"):
-        simulate(out=tmp_path / "other", method=HiSo(), **base)
+        simulate(out=tmp_path / "other", **base | {"method": HiSo()})
 
 
 TEXT = "text\n" + "".join(f"The film {i} was very good and the plot {i * 7}.\n" for i in range(40))
@@ -268,7 +268,7 @@ def test_a_method_that_cannot_be_compiled_leaves_no_folder(tmp_path, base):
             return w - hyper["eta"] * dx, {}
 
     with pytest.raises((HisoError, KeyError)):
-        simulate(out=tmp_path / "run", method=Broken(), **without_lr(base))
+        simulate(out=tmp_path / "run", method=Broken(), **without_method(base))
     assert not (tmp_path / "run").exists()
     METHODS.pop("broken")
 

@@ -139,6 +139,6 @@ def test_a_data_set_from_a_folder(tmp_path):
 def test_what_does_not_exist_is_refused(tmp_path):
     with pytest.raises(LoadError, match="set model to cnn or mlp"):
         simulate(out=tmp_path / "run", **DIGITS | {"model": "smollm2"})
-    with pytest.raises(LoadError, match="leave data away"):
+    with pytest.raises(LoadError, match="omit data"):
         simulate(out=tmp_path / "run", **DIGITS, data="elsewhere")
     assert not (tmp_path / "run").exists()

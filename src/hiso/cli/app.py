@@ -1,4 +1,4 @@
-"""The commands, and the one place where errors become messages and exit codes."""
+"""The commands; the only place where errors become messages and exit codes."""
 
 from __future__ import annotations
 
@@ -75,25 +75,25 @@ def run(
     change: Changes = None,
     rollback: Rollback = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Refuse to start a new run; go on or fail.")
+        bool, typer.Option("--resume", help="Resume an existing run; fail if there is none.")
     ] = False,
     track: Annotated[
         list[str] | None,
         typer.Option(
             metavar="TRACKER",
-            help="Also tell tensorboard, wandb, mlflow or trackio; repeatable.",
+            help="Also send figures to tensorboard, wandb, mlflow or trackio; repeatable.",
             show_default=False,
         ),
     ] = None,
     estimate: Annotated[
         bool,
         typer.Option(
-            "--estimate", help="Say what the run will take, by a timed pass; run and write nothing."
+            "--estimate", help="Estimate time and memory by a timed pass; run and write nothing."
         ),
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Fine-tune across clients; go on where the folder's run stands.
+    """Fine-tune across clients, or resume the run in the folder.
 
     Flags override the TOML file, whose keys are the flags' names with underscores.
     """
@@ -118,7 +118,7 @@ def run(
     from hiso.run.launch import (
         estimate_run,
         launch,
-    )  # loads torch: not before what may be wrong is checked
+    )  # loads torch, so only after the checks
 
     try:
         with ExitStack() as stack:
@@ -132,7 +132,7 @@ def run(
             observer = Several(watcher, *map(stack.enter_context, trackers))
             summary = launch(given, folder, changes=changes, rollback=rollback, observer=observer)
     except KeyboardInterrupt:
-        print("interrupted: every finished round is kept; start again to go on", file=sys.stderr)
+        print("interrupted: every finished round is kept; start again to resume", file=sys.stderr)
         raise typer.Exit(130) from None
     if as_json:
         print(json.dumps({**encode_summary(summary), "folder": str(folder)}))
@@ -145,7 +145,7 @@ def evaluate(
     folder: Folder,
     position: Annotated[
         int | None,
-        typer.Option(min=0, help="Position of the log; by default where its model is kept."),
+        typer.Option(min=0, help="Position of the log; default: that of the final model."),
     ] = None,
     split: Annotated[str, typer.Option(help="test, dev (for tuning), or 'client N'.")] = "test",
     as_json: Json = False,
@@ -164,7 +164,7 @@ def inspect(
     rounds: Annotated[int, typer.Option(min=0, help="How many of the last rounds to list.")] = 5,
     as_json: Json = False,
 ) -> None:
-    """Show a run: settings, rounds, scalars, bytes, digest. Reads the ledger alone."""
+    """Show a run: settings, rounds, scalars, bytes, digest. Reads only the ledger."""
     from hiso.run.inspect import inspect_run
 
     _show(inspect_run(folder, rounds), as_json, display.inspection)
@@ -194,7 +194,7 @@ def bench(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Measure this machine: speed and memory of rounds and of catching up, beside the targets."""
+    """Measure this machine: speed and memory of rounds and of replay, compared with targets."""
     from hiso.lab.bench.report import FULL, measure_all
 
     if against not in (None, "usual"):
@@ -219,7 +219,7 @@ def _end_with(error: HisoError) -> NoReturn:
 
 
 def _remedy(error: HisoError) -> str | None:
-    """What the facts of an error ask for, in flags."""
+    """The flags that would solve the error, from its attributes."""
     match error:
         case Diverged(position=int(position), lr=float(lr)):
             return f"--rollback {position} --change lr={lr:.3g}"
@@ -231,20 +231,20 @@ def _remedy(error: HisoError) -> str | None:
                 for key, (_, asked) in different.items()
                 if key in CHANGEABLE
             ]
-            alter = f", {' '.join(words)} to alter this one" if words else ""
+            alter = f", {' '.join(words)} to change this run" if words else ""
             return f"--out FOLDER for a new run{alter}"
         case _:
             return None
 
 
 def _value(value: Any) -> str:
-    """As `parse_change` reads it."""
+    """A value as text that `parse_change` can read."""
     return value if isinstance(value, str) else json.dumps(value)
 
 
 def main() -> None:
     """Entry point: runs a command, turns hiso's errors into a message and an exit code."""
-    # Threads that wait sleep, instead of taking a core from other processes; before torch loads.
+    # Waiting threads sleep instead of using a core; must be set before torch loads.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app()

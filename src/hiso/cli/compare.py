@@ -31,23 +31,21 @@ if TYPE_CHECKING:
     from hiso.lab.compare.trials import Trial
 
 _WIDE = 180
-"""Characters a line that all columns want."""
+"""Line width, in characters, that is enough for all columns."""
 
 
 def compare(
     file: Annotated[Path, typer.Argument(help="TOML file of a comparison.", show_default=False)],
     out: Annotated[
-        Path | None, typer.Option(help="Where to keep runs and results; default: runs/NAME.")
+        Path | None, typer.Option(help="Folder for runs and results; default: runs/NAME.")
     ] = None,
     jobs: Annotated[
-        int | None, typer.Option(min=1, help="Runs side by side; default: what has room.")
+        int | None, typer.Option(min=1, help="Runs side by side; default: as many as fit.")
     ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="List the runs, and do nothing.")
-    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list the runs.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Run methods side by side, tuned alike; go on where it stands; write tables and a report."""
+    """Tune, run and compare methods, or resume; write tables and a report."""
     from hiso.lab.compare.spec import read_comparison
 
     comparison = read_comparison(file)
@@ -65,7 +63,9 @@ def compare(
                 comparison, folder, command=command, jobs=jobs, display=watch
             )
     except KeyboardInterrupt:
-        print("interrupted: what is done is kept; start again to go on", file=sys.stderr)
+        print(
+            "interrupted: finished runs and rounds are kept; start again to resume", file=sys.stderr
+        )
         raise typer.Exit(130) from None
     if as_json:
         print(json.dumps(result))
@@ -104,12 +104,12 @@ def _show(console: Console, result: Mapping[str, Any], folder: Path) -> None:
         console.print(table)
     failed = sum(row["failed"] for row in result["methods"])
     if failed:
-        console.print(f"[red]{failed} of the reported runs came to nothing: their loss exploded[/]")
+        console.print(f"[red]{failed} of the reported runs failed: their loss exploded[/]")
     console.print(f"tables, CSV, JSON and report in {folder}", highlight=False)
 
 
 class _Watch:
-    """A bar for the stage, and one for each run that is going on."""
+    """A progress bar for the stage, and one for each active run."""
 
     def __init__(self, console: Console, *, quiet: bool) -> None:
         self._progress = Progress(

@@ -1,4 +1,4 @@
-"""What people see: progress while it runs, tables when it is done."""
+"""The display on the terminal: progress during a run, tables at its end."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ from hiso.workloads.text.tasks import headline
 Render = Callable[[Console, dict[str, Any]], None]
 
 _FACTS_WIDTH = 73
-"""Columns that the progress line takes beside its bar."""
+"""Width, in characters, of the progress line without its bar."""
 
 _SHORT = {"accuracy": "acc", "perplexity": "ppl", "rougeL": "R-L"}
-"""Names of metrics where there is little room."""
+"""Short names of metrics."""
 
 _PARTS = {"forward": "█", "directions": "▓", "step": "▒", "data": "░", "rest": "·"}
 _BAR_WIDTH = 60
@@ -56,7 +56,7 @@ __all__ = [
 
 
 class Watcher:
-    """Shows a run on a terminal; elsewhere prints notices alone; with `quiet`, nothing."""
+    """Shows a run on a terminal; without a terminal prints only notices; with `quiet`, nothing."""
 
     def __init__(self, console: Console, *, quiet: bool = False) -> None:
         self._console, self._quiet = console, quiet
@@ -107,7 +107,7 @@ class Watcher:
         if position == rounds:
             self.notice(f"all {rounds} rounds are done: delete the folder to start over")
         elif position:
-            self.notice(f"going on at round {position} of {rounds}")
+            self.notice(f"resuming at round {position} of {rounds}")
 
     def round(self, done: Round) -> None:
         """See `Observer.round`."""
@@ -116,7 +116,7 @@ class Watcher:
         rate = "" if done.seconds is None else f" · {done.seconds:.2f} s/round"
         loss = math.nan if done.loss is None else done.loss
         facts = f"loss {loss:.3f}{self._metric} · {size(self._bytes)}{rate}"
-        # Rounds of an earlier process would spoil the estimate of the time that is left.
+        # Rounds of an earlier process would distort the estimate of the remaining time.
         completed = max(self._first, done.round + 1)
         self._progress.update(self._rounds, completed=completed, facts=facts)
 
@@ -142,7 +142,7 @@ class Watcher:
 
 
 def estimate_line(e: Estimate) -> str:
-    """What the rounds that are left will take, in one line."""
+    """The estimated cost of the remaining rounds, in one line."""
     minutes = f"{e.seconds / 60:.0f} min" if e.seconds >= 120 else f"{e.seconds:.0f} s"
     return (
         f"{e.rounds} rounds: about {minutes}, {size(e.bytes_up)} up, {size(e.bytes_down)} down, "
@@ -160,7 +160,7 @@ def _table(title: str, rows: list[tuple[str, ...]], header: tuple[str, ...] = ("
 
 
 def summary_table(console: Console, s: Summary, folder: Path) -> None:
-    """The end of `hiso run`."""
+    """The table at the end of `hiso run`."""
     rows: list[tuple[str, ...]] = []
     first = headline(s.metrics_after)
     for name in sorted(s.metrics_after, key=lambda name: name != first):
@@ -180,7 +180,7 @@ def summary_table(console: Console, s: Summary, folder: Path) -> None:
         ("peak memory", size(s.peak_memory_bytes)),
         ("trainable weights", _figure(s.trainable_weights)),
         ("data", s.data),
-        ("digest", s.digest or "not known: no majority of workers has told it"),
+        ("digest", s.digest or "not known: no majority of workers reported it"),
         ("folder", str(folder)),
     ]
     settings = s.settings
@@ -188,21 +188,21 @@ def summary_table(console: Console, s: Summary, folder: Path) -> None:
 
 
 def _both_ways(name: str, up: int, down: int) -> list[tuple[str, ...]]:
-    """What a deployment sent, where there was one."""
+    """The bytes sent in a deployment, if there was one."""
     return [(name, f"{size(up)} up, {size(down)} down")] if up else []
 
 
 def plain_table(console: Console, result: dict[str, Any]) -> None:
-    """Any flat result."""
+    """A table of any flat result."""
     console.print(_table("", [(name, _figure(value)) for name, value in result.items()]))
 
 
 def inspection(console: Console, result: dict[str, Any]) -> None:
-    """The answer of `hiso inspect`."""
+    """The output of `hiso inspect`."""
     settings, facts = result["settings"], result["facts"]
     console.print(_table("run", [(k, _figure(v)) for k, v in facts.items()]))
     hyper = [(name, _figure(value)) for name, value in result["hyper"].items()]
-    console.print(_table(f"hyper-parameters of {settings['method']} in force", hyper))
+    console.print(_table(f"current hyper-parameters of {settings['method']}", hyper))
     console.print(_table("settings", [(k, _figure(v)) for k, v in settings.items()]))
     if result["changes"]:
         rows = [
@@ -240,7 +240,7 @@ def inspection(console: Console, result: dict[str, Any]) -> None:
 
 
 def diagnosis(console: Console, report: dict[str, Any]) -> None:
-    """The answer of `hiso doctor`."""
+    """The output of `hiso doctor`."""
     for name, rows in report.items():
         if isinstance(rows, dict):
             console.print(_table(name, [(key, _figure(value)) for key, value in rows.items()]))
@@ -249,7 +249,7 @@ def diagnosis(console: Console, report: dict[str, Any]) -> None:
 
 
 def benchmark(console: Console, report: dict[str, Any]) -> None:
-    """The answer of `hiso bench`."""
+    """The output of `hiso bench`."""
     machine, versions = report["machine"], report["versions"]
     console.print(
         f"{machine['system']}, {machine['cores']} cores, {machine['threads']} threads, "
@@ -295,9 +295,9 @@ def benchmark(console: Console, report: dict[str, Any]) -> None:
 
 
 def experiment_tables(console: Console, results: dict[str, Any]) -> None:
-    """The results of `hiso theory`: some columns of some of its lists of rows.
+    """The results of `hiso theory`: some columns of some of its tables.
 
-    A table that is wider than long lies on its side.
+    A table that is wider than long is transposed.
     """
     for name, keys in results["tables"].items():
         header = [key.replace("_", " ") for key in keys]
@@ -312,7 +312,7 @@ def _words(value: Any) -> str:
 
 
 def _bar(console: Console, title: str, parts: dict[str, float]) -> None:
-    """Shares of the parts as one bar, with its legend."""
+    """The shares of the parts as one bar with a legend."""
     total = sum(parts.values())
     console.print(f"{title}: {_figure(total)} s", highlight=False)
     edges = [0.0, *accumulate(parts.values())]

@@ -1,4 +1,4 @@
-"""`hiso export`, `apply` and `diff`: what leaves a run, and what can be done with it."""
+"""`hiso export`, `apply` and `diff`: exporting the model of a run, and using adapters."""
 
 from __future__ import annotations
 
@@ -34,29 +34,34 @@ def export(
     run: Run,
     model: Annotated[
         Path | None,
-        typer.Option(help="Write the model here, as transformers loads it.", show_default=False),
+        typer.Option(
+            help="Write the model here, as a folder for transformers.", show_default=False
+        ),
     ] = None,
     adapter: Annotated[
         Path | None,
         typer.Option(help="Write the log of scalars here, as an adapter.", show_default=False),
     ] = None,
+    peft: Annotated[
+        Path | None,
+        typer.Option(help="Write LoRA or IA3 here, as a folder for PEFT.", show_default=False),
+    ] = None,
     position: Annotated[
         int | None,
-        typer.Option(min=0, help="Position of the log; by default where its model is kept."),
+        typer.Option(min=0, help="Position of the log; default: that of the final model."),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Take the model of a run out: as a folder for transformers, or as an adapter of some KB."""
-    if (model is None) == (adapter is None):
-        raise typer.BadParameter("give one of them", param_hint="--model / --adapter")
-    from hiso.export.out import export_adapter, export_model
+    """Export the model of a run for transformers, for PEFT, or as an adapter of some KB."""
+    from hiso.export import out
 
+    kinds = ((model, out.export_model), (adapter, out.export_adapter), (peft, out.export_peft))
+    wanted = [(place, write) for place, write in kinds if place is not None]
+    if len(wanted) != 1:
+        raise typer.BadParameter("give one of them", param_hint="--model / --adapter / --peft")
     with display.Watcher(Console(stderr=True), quiet=as_json) as watcher:
-        if model is not None:
-            done = export_model(run, model, position=position, observer=watcher)
-        else:
-            assert adapter is not None
-            done = export_adapter(run, adapter, position=position, observer=watcher)
+        place, write = wanted[0]
+        done = write(run, place, position=position, observer=watcher)
     _show_folder(done, as_json)
 
 
@@ -66,7 +71,7 @@ def apply(
     base: Base = None,
     as_json: Json = False,
 ) -> None:
-    """Make the tuned model of an adapter and its base model, and write it for transformers."""
+    """Rebuild the tuned model from an adapter and its base model; write it for transformers."""
     from hiso.export.out import apply
 
     with display.Watcher(Console(stderr=True), quiet=as_json) as watcher:
@@ -75,15 +80,15 @@ def apply(
 
 
 def _without_bias(done: dict[str, Any]) -> str:
-    """What the weights of a run with label biases lack."""
-    told = "The weights do without the label biases; README.md there has them."
+    """A note that the exported weights do not contain the label biases."""
+    told = "The weights do not include the label biases; README.md in the folder lists them."
     if (without := done.get("accuracy_without_bias")) is not None:
         told += f" Test accuracy {done['accuracy']:.4f} with them, {without:.4f} without."
     return told
 
 
 def diff(a: Place, b: Place, as_json: Json = False) -> None:
-    """Say where the logs of two runs or adapters part. Loads no model."""
+    """Show where the logs of two runs or adapters begin to differ. Loads no model."""
     from hiso.export.diff import diff
 
     told = diff(a, b)
@@ -123,6 +128,6 @@ def _in_words(told: dict[str, Any]) -> list[str]:
         return [*lines, f"logs: the same up to position {position}, where {shorter} ends"]
     return [
         *lines,
-        f"logs: they part at position {position}, with the coefficients",
+        f"logs: they differ from position {position}, with the coefficients",
         *("  " + " ".join(f"{c:+.3g}" for c in first["coefficients"]) for first in told["first"]),
     ]

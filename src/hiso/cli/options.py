@@ -1,4 +1,4 @@
-"""One flag per setting, made from the settings themselves."""
+"""One flag per setting, generated from the settings class."""
 
 from __future__ import annotations
 
@@ -23,31 +23,31 @@ Changes = Annotated[
     typer.Option(
         "--change",
         metavar="KEY=VALUE",
-        help="Alter a setting of a run that exists; repeatable.",
+        help="Change a setting of an existing run; repeatable.",
     ),
 ]
 Rollback = Annotated[
-    int | None, typer.Option(min=0, help="First go back to this position of the log.")
+    int | None, typer.Option(min=0, help="First roll back to this position of the log.")
 ]
 TextColumn = Annotated[
     str | None,
-    typer.Option(help="Column of the texts of --data, for a task of your own.", show_default=False),
+    typer.Option(help="Column of the texts in --data, for your own task.", show_default=False),
 ]
 LabelColumn = Annotated[
     str | None,
     typer.Option(
-        help="Column of their labels: prompt and label words are made from it.", show_default=False
+        help="Column of the labels; prompt and label words are made from it.", show_default=False
     ),
 ]
 TABLES = frozenset({"task_definition"})
-"""Settings that are tables of a TOML file, and no flags."""
+"""Settings that are tables of a TOML file and have no flag."""
 _FLAGS = [name for name in Settings.model_fields if name not in TABLES]
 
 
 def with_columns(
     given: Mapping[str, Any], text_column: str | None, label_column: str | None
 ) -> dict[str, Any]:
-    """The settings, with the columns of a task of the user's own as two flags have them."""
+    """The settings, with the columns of the user's own task from two flags."""
     flags = {"text_column": text_column, "label_column": label_column}
     named = {key: value for key, value in flags.items() if value is not None}
     table = given.get("task_definition", {})
@@ -57,7 +57,7 @@ def with_columns(
 
 
 def merge_file(file: Path | None, flags: Mapping[str, Any]) -> tuple[dict[str, Any], Path | None]:
-    """The settings of a TOML file, which flags override; and the run's folder if it names one.
+    """The settings of a TOML file, overridden by flags; and the run's folder if the file names one.
 
     Raises:
         SettingsError: The file cannot be read, or is not TOML.
@@ -70,8 +70,8 @@ def merge_file(file: Path | None, flags: Mapping[str, Any]) -> tuple[dict[str, A
 def with_settings(command: Callable[..., None]) -> Callable[..., None]:
     """Replaces the parameter `settings` of a command by a flag for every setting.
 
-    The command gets a dict of the flags that were given. Their values are checked where all
-    settings are, together with those of a file.
+    The command gets a dict of the given flags. Their values are checked later, together with the
+    settings of a file.
     """
 
     def wrapped(**arguments: Any) -> None:
@@ -118,7 +118,7 @@ def _flag(name: str) -> inspect.Parameter:
 
 
 def _renamed_flag(name: str) -> inspect.Parameter:
-    """A flag of hiso 0.1: where settings are checked, it is refused with its new name."""
+    """A flag of hiso 0.1; the check of the settings refuses it and names the new flag."""
     option = typer.Option("--" + name.replace("_", "-"), hidden=True)
     return inspect.Parameter(
         name,
@@ -129,7 +129,7 @@ def _renamed_flag(name: str) -> inspect.Parameter:
 
 
 def _kind(annotation: Any) -> tuple[type, tuple[str, ...]]:
-    """The type that the command line parses, and the words allowed."""
+    """The type that the command line parses, and the allowed words."""
     if get_origin(annotation) is Literal:
         return str, get_args(annotation)
     if get_origin(annotation) is Annotated:

@@ -1,4 +1,4 @@
-"""`hiso predict`: what a tuned model says to a text, a file of texts, or whoever types."""
+"""`hiso predict`: predictions of a tuned model for texts, a file of texts, or typed input."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from hiso.workloads.text.task import Row, Task
 
 _SHOWN = 100
-"""Characters of an input that are repeated."""
+"""Number of characters of an input that are shown again."""
 
 
 def predict(
@@ -42,13 +42,13 @@ def predict(
     ] = None,
     base: Base = None,
     beside: Annotated[
-        bool, typer.Option("--base", help="Show beside it what the base model says.")
+        bool, typer.Option("--base", help="Also show the predictions of the base model.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Ask a tuned model: labels with probabilities, answers, or free text.
+    """Predict with a tuned model: labels with probabilities, answers, or free text.
 
-    Without a text or a file it asks you for texts.
+    Without a text or a file, it prompts for texts.
     """
     if text and file is not None:
         raise typer.BadParameter("give texts or a file, not both", param_hint="--text")
@@ -93,7 +93,7 @@ def _rows(file: Path | None, texts: Sequence[str], task: Task) -> Sequence[Row]:
 
 
 def _converse(predictor: Predictor) -> None:
-    """Asks for a row and answers it, until a line is empty or the input ends."""
+    """Prompts for rows and shows predictions, until a line is empty or the input ends."""
     from contextlib import suppress
 
     with suppress(ImportError):
@@ -141,4 +141,4 @@ def _in_words(said: dict[str, Any]) -> Iterator[str]:
     else:
         value = said["perplexity"]
         yield f"perplexity {'–' if value is None else f'{value:.4g}'}"
-        yield f"goes on: {said['continuation'] or '(nothing)'}"
+        yield f"continues: {said['continuation'] or '(nothing)'}"

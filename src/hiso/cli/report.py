@@ -24,8 +24,7 @@ def report(
 ) -> None:
     """Write a report of runs: curves, costs, scalars, clients, settings in one HTML file.
 
-    Runs that differ in nothing but the seed are shown together, with a band. A run may still be
-    going on.
+    Runs that differ only in the seed are shown together, with a band. A run may still be active.
     """
     from hiso.report.page import write_report
 

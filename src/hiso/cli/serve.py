@@ -45,12 +45,12 @@ def serve(
     change: Changes = None,
     rollback: Rollback = None,
     detach: Annotated[
-        bool, typer.Option("--detach", help="Do not wait for the end: see the run's folder.")
+        bool, typer.Option("--detach", help="Do not wait for the end of the run.")
     ] = False,
 ) -> None:
-    """Run rounds with the workers that a SuperLink reaches; go on where the folder's run stands.
+    """Run rounds with the workers connected to a SuperLink, or resume the run in the folder.
 
-    Run it on the SuperLink's machine. Needs neither model nor data.
+    Start this command on the SuperLink's machine. It needs neither model nor data.
     """
     from hiso.run.folder import RunFolder
     from hiso.run.prepare import resolve_settings
@@ -78,17 +78,19 @@ def serve(
     }
     before = _answered(folder)
     submission = Submission(config, superlink)
-    print(f"Flower's run {submission.run}; `flwr stop {submission.run}` stops it", flush=True)
+    print(
+        f"Flower's number of the run is {submission.run}; `flwr stop {submission.run}` stops it",
+        flush=True,
+    )
     if detach:
         return
     submission.watch()
     outcome, summary = submission.outcome(), folder.read_summary()
     if outcome.status != "finished:completed" or summary is None:
         raise ProtocolError(
-            f"the run has not come to its end, Flower calls it {outcome.status}: see "
-            f"{folder.path / LOG}"
+            f"the run did not finish (status in Flower: {outcome.status}): see {folder.path / LOG}"
         )
-    if summary.sent_bytes_up is None:  # else it tells of the same rounds as before
+    if summary.sent_bytes_up is None:  # otherwise it describes the same rounds as before
         sent = {"sent_bytes_up": outcome.bytes_up, "sent_bytes_down": outcome.bytes_down}
         each = summary.per_round_and_worker | shares(_answered(folder) - before, **sent)
         summary = replace(summary, **sent, per_round_and_worker=each)

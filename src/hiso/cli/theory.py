@@ -1,4 +1,4 @@
-"""`hiso theory`: experiments on what the theory says."""
+"""`hiso theory`: experiments that test the theory."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def theory(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Check what the theory says by experiment; go on where the folder's experiment stands.
+    """Test the theory by an experiment, or resume the experiment in the folder.
 
     Writes results.json, results.csv and pictures. Needs the extra `theory`.
     """

@@ -1,4 +1,4 @@
-"""`hiso worker`: the process at a data holder's."""
+"""`hiso worker`: the process of a data holder."""
 
 from __future__ import annotations
 
@@ -27,22 +27,25 @@ def start(
     settings: dict[str, Any],
     file: Annotated[Path, typer.Argument(help="TOML file of settings.", show_default=False)],
     client: Annotated[int, typer.Option(min=0, help="Number of this client, from 0.")],
-    folder: Annotated[Path, typer.Option(help="The worker's folder; made if it is missing.")],
+    folder: Annotated[
+        Path, typer.Option(help="The worker's folder; created if it does not exist.")
+    ],
     share: Annotated[
         bool,
-        typer.Option("--share", help="Take this client's share of the data, not all of it."),
+        typer.Option("--share", help="Use only this client's share of the data."),
     ] = False,
     probe: Annotated[
         Literal["forward", "backward"],
-        typer.Option(help="How to find the scalars: by forward passes, or by a backward pass."),
+        typer.Option(help="How to measure the scalars: by forward passes, or by a backward pass."),
     ] = "forward",
     watchdog: Annotated[
-        float, typer.Option(min=1, help="End after so many seconds without progress.")
+        float, typer.Option(min=1, help="End after this many seconds without progress.")
     ] = 1800,
 ) -> None:
-    """Load model and data, and answer until stopped. Stays in the foreground.
+    """Load model and data, and answer the server until stopped. Stays in the foreground.
 
-    Flags override the TOML file, which should be the same for server and workers, but for `data`.
+    Flags override the TOML file, which should be the same for server and workers, except for
+    `data`.
     """
     from hiso.flower.daemon import LOG, Resident
     from hiso.flower.logs import log_to
@@ -62,7 +65,7 @@ def status(
     folder: Folder,
     as_json: Json = False,
 ) -> None:
-    """Say what a worker does, where it stands, and what went wrong last."""
+    """Show what a worker is doing, its position, and its last error."""
     facts = _ask(folder, "status")
     if as_json:
         print(json.dumps(facts))
@@ -72,7 +75,7 @@ def status(
 
 @app.command()
 def stop(folder: Folder) -> None:
-    """Let a worker keep a snapshot and end; a measurement that is going on is dropped."""
+    """Make a worker save a snapshot and end; a running measurement is discarded."""
     process = _ask(folder, "stop")["process"]
     Console().print(f"process {process} is stopping")
 

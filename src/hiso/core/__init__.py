@@ -1,7 +1,7 @@
-"""What a replica is made of: exact arithmetic that everybody who has the log repeats bit for bit.
+"""The parts of a replica: exact arithmetic that every holder of the log repeats bit for bit.
 
 Begin with `record.py` (one round's scalars) and `replica/replica.py` (weights that fold records).
-`identity.py` fixes everything that the bits depend on; `method/` holds the update rules, `noise/`
-the random directions, `kernels/` the loops over the weights, `measure/` what forward passes say.
-Needs torch and NumPy alone (and numba or Triton for a kernel backend).
+`identity.py` holds everything on which the bits depend; `method/` holds the update rules, `noise/`
+the random directions, `kernels/` the loops over the weights, `measure/` the measurement of
+scalars. Needs only torch and NumPy (and numba or Triton for a kernel backend).
 """

@@ -1,4 +1,4 @@
-"""A hash of a module: what a run's identity says of its base model."""
+"""A hash of a module, by which a run's identity recognises its base model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 
 def fingerprint(module: nn.Module) -> str:
-    """SHA-256 of a module's weights, persistent buffers, and which of them are trained, hex.
+    """SHA-256, in hex, of a module's weights, persistent buffers, and the names of trained
+    parameters.
 
     It covers name, shape, dtype and bytes of every tensor in `state_dict()`, in ascending order of
     names, and the names of the parameters with `requires_grad`.
@@ -26,8 +27,8 @@ def fingerprint(module: nn.Module) -> str:
 def tensor_bytes(module: nn.Module) -> Iterator[bytes | memoryview]:
     """Name, shape and dtype, then the bytes, of every tensor in `state_dict()`.
 
-    They come in ascending order of names. Computed buffers are not among them; of tied weights
-    each name is.
+    They come in ascending order of names. Non-persistent buffers are left out; tied weights appear
+    under each of their names.
     """
     tensors = {k: v for k, v in module.state_dict().items() if isinstance(v, Tensor)}
     for name, tensor in sorted(tensors.items()):
@@ -37,5 +38,5 @@ def tensor_bytes(module: nn.Module) -> Iterator[bytes | memoryview]:
 
 
 def hash_names(names: Iterable[str]) -> str:
-    """SHA-256 of names, in whatever order they come, hex."""
+    """SHA-256, in hex, of a set of names; their order does not matter."""
     return hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()

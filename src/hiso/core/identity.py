@@ -1,4 +1,4 @@
-"""What makes a run this run: ledger, replica, server and client are made from one value."""
+"""The identity of a run, from which ledger, replica, server and client are created."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ _MALFORMED = (
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Identity:
-    """All that decides which bits a run's replicas have, besides its log. It never changes.
+    """Everything, besides the log, that determines the bits of a run's replicas. Never changes.
 
     Its canonical text is JSON in ASCII with sorted keys and without spaces; fields that are None
     are left out. The chain of the run's log begins with the hash of this text. Two identities are
-    equal if their texts are.
+    equal if their texts are equal.
 
     Example:
         >>> from hiso.core.method.registry import HiSo
@@ -51,22 +51,22 @@ class Identity:
         True
 
     Attributes:
-        method: The method, with the hyper-parameters that the run began with.
+        method: The method, with its hyper-parameters at the start of the run.
         seed: Key of directions, sampling and batches, unsigned 64 bits.
-        noise: Law of the directions.
+        noise: Distribution of the directions' elements.
         dtype: Precision of forward passes; weights are float32.
         clients: Number of clients M.
         batch_size: Examples per client and local step.
-        per_client: Whether every client measures along directions of its own. In the text it is
-            `directions`: shared, or per-client.
+        per_client: Whether every client measures along its own directions. In the text this is the
+            key `directions`: shared, or per-client.
         model: Fingerprint of the base model.
         task: What is learned: name, prompt, label words.
-        data: Fingerprint of the data and how they were cut.
-        partition: Fingerprint of which client holds what.
-        joint: Whether clients share forward passes, which changes how losses are rounded.
-        loss: Name and version of a loss function that is a Python object: give another version
-            when you change it.
-        facts: Anything else that is JSON.
+        data: Fingerprint of the data, and how examples were truncated.
+        partition: Fingerprint of the assignment of examples to clients.
+        joint: Whether clients share forward passes; this changes the rounding of losses.
+        loss: Name and version of a loss function that is a Python object; change the version when
+            you change the function.
+        facts: Any other JSON values.
 
     Raises:
         SettingsError: A field is out of range, or not JSON with finite numbers.
@@ -120,16 +120,16 @@ class Identity:
 
     @classmethod
     def parse(cls, text: str, method: type[Method] | None = None) -> Self:
-        """Reads a canonical text, also that of a ledger made before identities had this type.
+        """Reads a canonical text, also from a ledger that is older than this class.
 
         Args:
-            text: The text, which is kept: equal text, equal chain.
-            method: The method's class, where it is not registered by its name.
+            text: The text; it is kept unchanged, so that the chain hash stays the same.
+            method: The method's class, if it is not registered under its name.
 
         Raises:
-            ProtocolError: It is not JSON, lacks a seed or a method, names a method or a format
-                that is not known here, or a hyper-parameter that the method does not have or
-                does not take. Whatever the text is, it raises nothing else.
+            ProtocolError: The text is not JSON, has no seed or no method, names an unknown method
+                or format, or has a hyper-parameter that the method does not have or whose value it
+                refuses. No text raises anything else.
         """
         try:
             values = json.loads(text)
@@ -171,7 +171,9 @@ class Identity:
         return self.root.hex()
 
     def differences(self, other: Identity) -> list[str]:
-        """Each key whose value differs: its name, the value of this one, that of the other."""
+        """One text for each key that differs: its name, this identity's value, the other's
+        value.
+        """
         mine, theirs = (_flat(json.loads(identity.text)) for identity in (self, other))
         return [
             f"{key}: {mine.get(key)!r}, {theirs.get(key)!r}"
@@ -189,7 +191,7 @@ def canonical_json(value: Any, what: str) -> str:
     """JSON with sorted keys and no spaces, in ASCII: equal values have equal text.
 
     Raises:
-        SettingsError: `what` holds something that JSON cannot say, or NaN or infinity.
+        SettingsError: `what` holds a value that JSON cannot represent, or NaN or infinity.
     """
     try:
         return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)

@@ -1,4 +1,4 @@
-"""Randomness outside the directions: batches, sampling, splits, each from a key of its own.
+"""Random numbers other than directions: batches, sampling, splits, each with a separate key.
 
 Every draw is a pure function of (seed, domain, coordinates). Only NumPy's raw Philox bits are
 used, whose stream NumPy guarantees; its distributions may change between versions.
@@ -42,6 +42,6 @@ def choose(seed: int, domain: str, *coordinates: int, size: int, count: int) -> 
 def batch_rows(
     seed: int, client: int, round: int, step: int, *, size: int, batch_size: int
 ) -> list[int]:
-    """A client's batch of a local step: min(batch_size, size) of its `size` examples, ascending."""
+    """Ascending indices of a client's batch: min(batch_size, size) of its `size` examples."""
     count = min(batch_size, size)
     return choose(seed, "batch", client, round, step, size=size, count=count)

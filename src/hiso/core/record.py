@@ -1,4 +1,4 @@
-"""The record: all that one round adds to the log, and all that replay reads.
+"""The record: everything that one round adds to the log, and everything that replay reads.
 
 Canonical bytes, little-endian, in this order (`FORMAT` 1):
 
@@ -9,8 +9,8 @@ Canonical bytes, little-endian, in this order (`FORMAT` 1):
     curvature f32[terms], if flagged
     if flagged:  facts u16 · each fact as a change, in ascending order of name
 
-The chain hash of a log is SHA-256(previous chain hash + record bytes); it starts from the hash
-of the run's identity, so no two runs share one.
+The chain hash of a log is SHA-256(previous chain hash + record bytes). The chain starts with the
+hash of the run's identity, so different runs have different chain hashes.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ MAX_STEP = MAX_DIRECTION = 2**16 - 1
 
 @dataclass(frozen=True, eq=False)
 class Record:
-    """One committed round: ordered terms with their final coefficients, and what changed.
+    """One committed round: ordered terms with their final coefficients, and changed values.
 
-    The step that a record stands for is, per local step k, Σ over its terms of
-    `coefficient` · u(round, k, stream, direction), divided by the method's denominator.
-    Coefficients are final: averaged over clients, divided by P, rounded to float32 once.
+    In local step k the record moves the weights along the sum, over its terms, of `coefficient` ·
+    u(round, k, stream, direction), divided by the method's denominator. Coefficients are already
+    averaged over clients, divided by P, and rounded to float32 once.
 
     Attributes:
         round: Position of the record in the log, from 0.
@@ -48,9 +48,9 @@ class Record:
         stream: 0 for a direction that all clients share, i + 1 for client i's own, uint32 [terms].
         direction: Index p of the direction, uint16 [terms].
         coefficient: The factor of the direction, float32 [terms]; finite.
-        curvature: The factor of its square (methods that ask for it), float32 [terms].
-        changes: Hyper-parameters that take a new value from this round on, float32.
-        facts: Means over clients of what their replies told beside scalars, float32.
+        curvature: The factor of the direction's square, for methods that need it, float32 [terms].
+        changes: Hyper-parameters with a new value from this round on, float32.
+        facts: Means over clients of the facts in their replies, float32.
 
     Raises:
         ProtocolError: A field is out of range, of another length, or not finite.
@@ -106,7 +106,9 @@ class Record:
 
     @property
     def scalars(self) -> int:
-        """float32 numbers that a client needs to replay this record (seeds never travel)."""
+        """Number of float32 numbers that a client needs to replay this record (no seeds are
+        sent).
+        """
         arrays = 1 if self.curvature is None else 2
         return self.terms * arrays + len(self.changes) + len(self.facts)
 
@@ -132,13 +134,13 @@ class Record:
         """Reads canonical bytes.
 
         Raises:
-            ProtocolError: The bytes are cut short, too long, of another format, or not canonical.
+            ProtocolError: The bytes are too short, too long, of another format, or not canonical.
         """
         data = bytes(data)
         try:
             magic, version, flags, number, terms, changed = _HEADER.unpack_from(data)
             if magic != _MAGIC:
-                raise ProtocolError("these bytes are no hiso record")
+                raise ProtocolError("these bytes are not a hiso record")
             if version != FORMAT:
                 raise ProtocolError(
                     f"record format {version} is not the one this hiso writes ({FORMAT}): "
@@ -178,11 +180,11 @@ def pack_named(values: Mapping[str, float]) -> bytes:
 
 
 def unpack_named(data: bytes, at: int, count: int) -> tuple[dict[str, float], int]:
-    """Reads `count` numbers by name from `at` on; gives them and where they end.
+    """Reads `count` numbers by name from offset `at` on; returns them and the end offset.
 
     Raises:
         ValueError: A name is not UTF-8.
-        struct.error: The data are cut short.
+        struct.error: The data are too short.
     """
     values: dict[str, float] = {}
     for _ in range(count):

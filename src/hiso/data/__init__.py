@@ -1,6 +1,6 @@
-"""Rows before any model sees them: reading files, splitting, and dividing among clients.
+"""Rows of data: reading files, splitting them, and dividing them among clients.
 
 `files.py` reads, `sharing.py` keeps rows with text in common in one split, `partition.py` gives
-each client its rows, `batches.py` draws batches of encoded examples, and `shards.py` draws them
-from lists and data sets of the user's own.
+each client its rows, `batches.py` draws batches of encoded examples, and `shards.py` draws batches
+from the user's own lists and data sets.
 """

@@ -14,19 +14,19 @@ E = TypeVar("E")
 
 @dataclass(frozen=True, slots=True)
 class Batch(Generic[E]):
-    """What one client measures its loss on in one local step."""
+    """The examples on which one client measures its loss in one local step."""
 
     client: int
     examples: tuple[E, ...]
 
 
 class Shard(Generic[E]):
-    """The examples of one client, as the model sees them. It refers to them and copies nothing.
+    """The encoded examples of one client. The shard refers to them and copies nothing.
 
     Attributes:
         client: Number of the client.
         encoded: Its examples.
-        batch_size: Examples in a batch; a smaller shard is one batch as a whole.
+        batch_size: Examples in a batch; if the shard is smaller, the batch is the whole shard.
     """
 
     def __init__(self, client: int, encoded: Sequence[E], batch_size: int, seed: int) -> None:

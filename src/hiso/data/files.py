@@ -15,7 +15,7 @@ _SHOWN = 10
 
 
 class Problems:
-    """What is wrong with a file or a list: the first few problems, and how many there are."""
+    """The problems of a file or a list: the first few of them, and their number."""
 
     def __init__(self, source: object, place: str = "line") -> None:
         self.source, self._place = source, place
@@ -23,7 +23,7 @@ class Problems:
         self._lines: list[str] = []
 
     def add(self, line: int, text: str) -> None:
-        """Note a problem in line `line` (counted from 1), or at another kind of place."""
+        """Note a problem in line `line` (counted from 1), or at another numbered place."""
         self.count += 1
         if len(self._lines) < _SHOWN:
             self._lines.append(f"  {self._place} {line}: {text}")
@@ -44,14 +44,15 @@ class Problems:
 
 
 def read_rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
-    """The rows of a file with their line numbers (from 1; of a record's last line).
+    """The rows of a file with their line numbers (from 1; for a row of several lines, the last).
 
-    CSV follows the usual quoting rules. TSV has none, as GLUE publishes it: a tab or a line break
-    cannot be part of a cell. Both start with a line of column names. JSON Lines has one object a
-    line. All are UTF-8.
+    CSV follows the usual quoting rules. TSV has no quoting, as in GLUE's files: a cell cannot
+    contain a tab or a line break. Both start with a line of column names. JSON Lines has one
+    object per line. All files are UTF-8.
 
     Raises:
-        LoadError: The file cannot be read or parsed; all faulty lines are named, up to a bound.
+        LoadError: The file cannot be read or parsed; the message lists the faulty lines, up to a
+            limit.
     """
     problems = Problems(path)
     parse = _json_lines if path.suffix.lower() == ".jsonl" else _table

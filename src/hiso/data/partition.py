@@ -18,7 +18,7 @@ Scheme = Literal["iid", "dirichlet", "column"]
 
 
 class Labelled(Protocol):
-    """An example, as far as partitions read it."""
+    """The part of an example that a partition needs."""
 
     @property
     def label(self) -> int | None:
@@ -27,7 +27,7 @@ class Labelled(Protocol):
 
     @property
     def group(self) -> str | None:
-        """Value of the column that examples are partitioned by."""
+        """Value of the column by which examples are partitioned."""
         ...
 
 
@@ -40,14 +40,15 @@ def partition(
     column: Sequence[str | None] | None,
     seed: int,
 ) -> list[list[int]]:
-    """Which examples each client holds: every example with one client, no client without any.
+    """Assigns each example to exactly one client; every client gets at least one example.
 
     Args:
         examples: The training examples.
         clients: Number of clients.
-        scheme: "iid": shuffled and dealt out evenly. "dirichlet": each label's examples are
-            divided by proportions drawn from a symmetric Dirichlet distribution. "column": all
-            examples of one value of a column are one client, in the order of the sorted values.
+        scheme: "iid": shuffled and divided evenly. "dirichlet": each label's examples are divided
+            by proportions drawn from a symmetric Dirichlet distribution. "column": each client
+            gets all examples with one value of a column; clients are numbered in the order of the
+            sorted values.
         alpha: Concentration for "dirichlet": the smaller, the more clients differ.
         column: One value per example for "column".
         seed: The partition is a pure function of the arguments; "dirichlet" also depends on
@@ -57,7 +58,7 @@ def partition(
         Ascending indices into `examples` for each client.
 
     Raises:
-        SettingsError: The arguments allow no such partition.
+        SettingsError: No such partition is possible.
     """
     _check(examples, clients, scheme, alpha, column)
     if scheme == "iid":
@@ -85,7 +86,7 @@ def _dirichlet(labels: list[str], clients: int, alpha: float, seed: int) -> list
     )
     partitioner.dataset = Dataset.from_dict({"key": labels, "index": list(range(len(labels)))})
     try:
-        # Its progress bars, and its warnings of another attempt, are of no use to anybody.
+        # Hides the partitioner's progress bars, and its warnings about repeated attempts.
         with redirect_stderr(io.StringIO()), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             shards = [partitioner.load_partition(client)["index"] for client in range(clients)]

@@ -1,4 +1,4 @@
-"""Data sets as clients' shards: batches are drawn by hiso's keys."""
+"""Data sets as clients' shards, with batches drawn from hiso's seed."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ Collate = Callable[[list[Any]], Any]
 class DataShard:
     """A client's shard: a list, a map-style torch `Dataset`, or a Hugging Face data set.
 
-    Anything will do that has a length and gives an item for an index. Items must not be random:
-    a batch has to be the same whenever it is drawn.
+    Any object with a length and items by index is accepted. Items must not be random: a batch must
+    be the same every time it is drawn.
 
     Example:
         >>> shard = DataShard([1.0, 2.0, 3.0], client=0, batch_size=2, seed=0)
@@ -39,16 +39,16 @@ class DataShard:
         seed: int,
         collate: Collate = default_collate,
     ) -> None:
-        """The shard of client number `client`, whose batches follow from `seed`."""
+        """The shard of client `client`; its batches are a function of `seed`."""
         self.data, self.examples = data, len(data)
         self._client, self._seed, self._collate = client, seed, collate
         self._batch_size = batch_size
 
     def batch(self, round: int, step: int) -> Any:
-        """The batch of local step `step` in round `round`: what `collate` makes of its items.
+        """The batch of local step `step` in round `round`: its items joined by `collate`.
 
-        It has min(batch_size, examples) different items in ascending order of their indices, and
-        is a pure function of (seed, client, round, step).
+        The batch has min(batch_size, examples) different items in ascending order of their indices,
+        and is a pure function of (seed, client, round, step).
         """
         rows = batch_rows(
             self._seed, self._client, round, step, size=self.examples, batch_size=self._batch_size

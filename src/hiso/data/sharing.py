@@ -1,6 +1,6 @@
-"""Which rows have text in common, so that no text lands in two splits.
+"""Finds rows that have text in common, so that no text is put into two splits.
 
-All functions take texts as `words_of` gives them.
+All functions take texts in the form that `words_of` returns.
 """
 
 from __future__ import annotations
@@ -14,21 +14,22 @@ Texts = tuple[str, ...]
 
 _WORD = re.compile(r"\w+")
 _PHRASE = 2
-"""Words that a text must have to count as a part of another. One word is vocabulary: in SST-2,
-rows of one word lie in foreign sentences nearly as often as in those that they come from."""
+"""Smallest number of words of a text that counts as part of another text. Single words are too
+common: in SST-2, rows of one word occur in unrelated sentences nearly as often as in the sentences
+from which they were taken."""
 
 
 @lru_cache(maxsize=64)  # rows with the same passage often follow one another
 def words_of(text: str) -> str:
-    """The words of `text` in lower case, a space behind each; punctuation is left out."""
+    """The words of `text` in lower case, each followed by a space, without punctuation."""
     return "".join(word.casefold() + " " for word in _WORD.findall(text))
 
 
 def groups(rows: Sequence[Texts]) -> list[list[int]]:
-    """The numbers of `rows` in the groups that must stay together.
+    """Groups of row numbers; the rows of a group must stay in one split.
 
-    Rows with an equal text are in one group, and so are rows that others connect in this way.
-    Groups are in order of their first row, and so are the rows of each.
+    Rows with an equal text are in one group, and so are rows that are connected through other
+    rows. Groups are ordered by their first row, and rows within a group are in ascending order.
     """
     parent = list(range(len(rows)))
 
@@ -49,10 +50,10 @@ def groups(rows: Sequence[Texts]) -> list[list[int]]:
 
 
 def whole(rows: Sequence[Texts], lengths: Sequence[int]) -> list[int]:
-    """The numbers of those `rows` whose text does not lie inside that of another row.
+    """The numbers of the `rows` whose text is not part of the text of another row.
 
-    Of rows with the same words only the one that is longest as written is among them, by
-    `lengths`, or the first of these. Rows without a text are not.
+    Of several rows with the same words, only the longest by `lengths` is included, or the first of
+    the longest ones. Rows without a text are not included.
     """
     longest: dict[str, int] = {}
     for number, texts in enumerate(rows):
@@ -64,13 +65,13 @@ def whole(rows: Sequence[Texts], lengths: Sequence[int]) -> list[int]:
 
 
 def touching(rows: Sequence[Texts], kept: Sequence[Texts], *, phrases: bool) -> set[int]:
-    """The numbers of those `rows` that have a text in common with one of `kept`.
+    """The numbers of the `rows` that have a text in common with one of `kept`.
 
     Args:
-        rows: The rows to look at.
+        rows: The rows to test.
         kept: The rows to compare them with.
-        phrases: Whether a text is also in common if it has two words or more and lies, word for
-            word, inside the other.
+        phrases: Whether a text of two words or more is also in common if it is part of the other
+            text, word for word.
     """
     taken = {text for texts in kept for text in texts}
     if phrases:
@@ -86,12 +87,13 @@ def _phrases(texts: Collection[str]) -> list[str]:
 
 
 def nested(parts: Collection[str], wholes: Collection[str]) -> tuple[set[str], set[str]]:
-    """Which of `parts` lie, word for word, inside one of `wholes`, and which of these hold one.
+    """The `parts` that are contained, word for word, in one of `wholes`; and the `wholes` that
+    contain one.
 
-    A text does not lie inside its equal.
+    A text is not contained in an equal text.
     """
     ordered = sorted({text for text in parts if text})
-    shorter: list[int] = []  # where the longest of `ordered` is that this one begins with, or -1
+    shorter: list[int] = []  # index in `ordered` of this text's longest prefix, or -1
     for number, text in enumerate(ordered):
         at = number - 1
         while at >= 0 and not text.startswith(ordered[at]):

@@ -1,4 +1,4 @@
-"""What `hiso.Federation` is given, checked: everything that is wrong is told at once."""
+"""Checks the arguments of `hiso.Federation` and reports all problems at once."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from hiso.ring.round_settings import RoundSettings
 
 def _trainable(model: Any) -> nn.Module:
     if not isinstance(model, nn.Module):
-        raise ValueError(f"{_named(model)} is no torch.nn.Module")
+        raise ValueError(f"{_named(model)} is not a torch.nn.Module")
     try:
         find_trainable(model)
     except SettingsError as error:
@@ -37,14 +37,14 @@ def _trainable(model: Any) -> nn.Module:
 
 def _object(method: Any) -> Method:
     if not isinstance(method, Method):
-        raise ValueError(f"{_named(method)} is no method: give an object, such as HiSo(lr=1e-3)")
+        raise ValueError(f"{_named(method)} is not a method: give an object, such as HiSo(lr=1e-3)")
     return method
 
 
 def _all_shards(shards: Any) -> Sequence[Any]:
     if not isinstance(shards, list | tuple):
         raise ValueError(
-            f"{_named(shards)} is no list: give a list of data sets, that of each client"
+            f"{_named(shards)} is not a list: give a list with the data set of each client"
         )
     problems = [
         f"client {client} {problem}"
@@ -58,7 +58,7 @@ def _all_shards(shards: Any) -> Sequence[Any]:
 
 def _file(path: Any) -> Path | None:
     if not isinstance(path, str | Path | None):
-        raise ValueError(f"{_named(path)} is no path of a file")
+        raise ValueError(f"{_named(path)} is not the path of a file")
     if path is not None and Path(path).is_dir():
         raise ValueError(f"{path} is a folder: name a file in it")
     return None if path is None else Path(path)
@@ -68,7 +68,7 @@ Positive = Annotated[int, Field(ge=1)]
 
 
 class Arguments(BaseModel):
-    """The arguments of `hiso.Federation`, each valid in itself."""
+    """The arguments of `hiso.Federation`, each checked separately."""
 
     model_config = ConfigDict(frozen=True, strict=True, arbitrary_types_allowed=True)
 
@@ -99,22 +99,22 @@ class Arguments(BaseModel):
 
     @property
     def rounds(self) -> RoundSettings:
-        """What the server needs of them."""
+        """The round settings for the server."""
         return _rounds(dict(self))
 
     @property
     def identity(self) -> Identity:
-        """What makes the run this run; to be completed by the model."""
+        """The run's identity, still without the model."""
         return _identity(dict(self))
 
     @property
     def backward_clients(self) -> list[int]:
-        """The clients that answer by backward passes."""
+        """The clients that use backward passes."""
         return _backward_clients(dict(self))
 
     @property
     def stored(self) -> dict[str, Any]:
-        """What a ledger keeps of them besides the identity."""
+        """The arguments that a ledger stores besides the identity."""
         return {name: getattr(self, name) for name in _STORED}
 
 
@@ -150,15 +150,14 @@ _HARMLESS: dict[str, Any] = {
     "loss_name": None,
     "loss_version": 1,
 }
-"""In place of what is wrong in itself, to see whether the rest fits together."""
+"""Valid values that replace invalid arguments, so that the others can be checked together."""
 
 
 def check_arguments(values: Mapping[str, Any]) -> Arguments:
-    """The arguments of `hiso.Federation`, if all are right.
+    """Checks the arguments of `hiso.Federation`.
 
     Raises:
-        SettingsError: Some are not: it lists all that is wrong with each, and with what they make
-            together.
+        SettingsError: Lists every problem with single arguments and with their combination.
     """
     try:
         arguments, bad, problems = Arguments.model_validate(dict(values)), set[str](), list[str]()
@@ -181,10 +180,10 @@ def check_arguments(values: Mapping[str, Any]) -> Arguments:
 
 
 def _rounds(values: Mapping[str, Any]) -> RoundSettings:
-    """What the server needs of them. The log's own hyper-parameters stay in force.
+    """The round settings for the server. Hyper-parameters of the log stay unchanged.
 
     Raises:
-        SettingsError: They do not make a round.
+        SettingsError: The values do not give valid round settings.
     """
     return RoundSettings(
         clients=len(values["shards"]),
@@ -196,7 +195,7 @@ def _rounds(values: Mapping[str, Any]) -> RoundSettings:
 
 
 def _identity(values: Mapping[str, Any]) -> Identity:
-    """What makes the run this run, but for the model.
+    """The run's identity, without the model.
 
     Raises:
         SettingsError: A value is out of range.
@@ -213,10 +212,12 @@ def _identity(values: Mapping[str, Any]) -> Identity:
 
 
 def _backward_clients(values: Mapping[str, Any]) -> list[int]:
-    """The clients that answer by backward passes.
+    """The clients that use backward passes.
+
 
     Raises:
-        SettingsError: They cannot, or `probe` does not say of each client what it does.
+        SettingsError: Backward passes are not possible, or `probe` does not have one entry per
+            client.
     """
     probe, count = values["probe"], len(values["shards"])
     each = [probe] * count if isinstance(probe, str) else list(probe)
@@ -229,7 +230,7 @@ def _backward_clients(values: Mapping[str, Any]) -> list[int]:
 
 
 def _text(problem: Any) -> str:
-    """One of pydantic's errors in a line."""
+    """One pydantic error as one line."""
     name = problem["loc"][0]
     if problem["type"] == "value_error":
         return f"{name}: {problem['msg'].removeprefix('Value error, ')}"
@@ -237,6 +238,6 @@ def _text(problem: Any) -> str:
 
 
 def _named(value: Any) -> str:
-    """A value in few words: an object by its kind."""
+    """A short description of a value; for an object, its type."""
     short = isinstance(value, int | float | str | type | None)
     return repr(value) if short else f"a {type(value).__name__}"

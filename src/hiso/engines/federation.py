@@ -1,4 +1,4 @@
-"""`hiso.Federation`: any module and any data sets, trained in this process with a few lines."""
+"""`hiso.Federation`: trains any module on any data sets, in this process."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ from hiso.ring.ledger.schema import has_tables
 from hiso.ring.server import Aborted, Closed, Server
 
 Loss = Callable[[Any, Any], Any]
-"""Of the model and a batch: a mean loss, losses [B], or a pair of scores [B, C] and labels [B]."""
+"""From the model and a batch: a mean loss, losses [B], or a pair of scores [B, C], labels [B]."""
 
 
 class Federation:
     """A federated run of any module, with all clients in this process.
 
-    The module's trainable parameters belong to the federation until `close`, and it is in eval
-    mode. With a ledger that holds this run already, it goes on where that one ended: give the
-    base model again, untrained, and the same arguments.
+    Until `close`, the module's trainable parameters belong to the federation, and the module is in
+    eval mode. If the ledger already holds this run, the federation resumes it: pass the untrained
+    base model again, and the same arguments.
 
     Example:
         >>> with Federation(
@@ -57,9 +57,9 @@ class Federation:
 
     Attributes:
         model: The module. After a round it has the new weights.
-        replica: Its replica, at the end of the log.
+        replica: The replica of the module, at the end of the log.
         ledger: The log.
-        server: The server, whose `settings` hold from the next round on: assign others for a
+        server: The server. Its `settings` apply from the next round on: assign new ones for a
             schedule.
     """
 
@@ -91,49 +91,52 @@ class Federation:
         loss_name: str | None = None,
         loss_version: int | str = 1,
     ) -> None:
-        """A federation where the ledger ends, or at the beginning of a new one.
+        """Resumes the run in the ledger, or starts a new run.
 
         Args:
-            model: The base model: a module in which something has `requires_grad`.
-            method: The method, one of your own too.
-            loss: Called with the module and a batch; without gradients, but for a backward pass.
-                Returns a mean loss, losses [B], or a pair of scores [B, C] and labels [B], whose
-                cross-entropy is then the loss. It must give the same for the same weights and
-                batch.
+            model: The base model: a module with at least one parameter with `requires_grad`.
+            method: The method; it may be your own.
+            loss: Called with the module and a batch, with gradients disabled except for a backward
+                pass. Returns a mean loss, losses [B], or a pair of scores [B, C] and labels [B],
+                whose cross-entropy is then the loss. Must be deterministic: the same weights and
+                batch must give the same result.
             shards: Each client's data, by its index: a list of examples, a map-style torch
                 `Dataset`, or a Hugging Face data set.
-            batch_size: Examples per client and local step, B; a smaller shard is one batch.
-            sample: Clients that are asked in a round, m.
+            batch_size: Examples per client and local step, B; if a shard is smaller, the batch is
+                the whole shard.
+            sample: Clients sampled in a round, m.
             directions: Directions per local step, P.
             mu: Perturbation size μ.
             seed: Key of directions, sampling and batches, unsigned 64 bits.
-            ledger: The ledger's file; by default a temporary one, gone after `close`.
+            ledger: The ledger's file; by default a temporary file, which `close` deletes.
             local_steps: Local steps of a round, τ.
-            scheme: Differences taken; see docs/methods.md.
-            per_client: Whether every client measures along directions of its own.
-            weighting: Whether clients count alike ("plain") or by their examples ("examples").
-            normalise: Smoothing of a mean diagonal that divides `lr`; 0 for none.
-            divergence_factor: A round whose loss exceeds this many times that of the first rounds
-                is not recorded, and raises `Diverged`; None for no such guard.
-            noise: Law of the directions.
-            dtype: Precision of forward passes: that of the model's trainable parameters while the
-                loss is measured, so `loss` has to cast what it feeds them. Weights are float32.
+            scheme: Kind of finite differences; see docs/methods.md.
+            per_client: Whether every client measures along its own directions.
+            weighting: Weights of the clients in the mean: equal ("plain"), or by number of
+                examples ("examples").
+            normalise: Update rate ν of a mean diagonal that divides `lr`; 0 for none.
+            divergence_factor: A round whose loss exceeds this many times the loss of the first
+                rounds is not recorded, and raises `Diverged`; None for no limit.
+            noise: Distribution of the directions' elements.
+            dtype: Precision of forward passes. While the loss is measured, the model's trainable
+                parameters have this dtype, so `loss` must cast its inputs. Weights are float32.
             memory: "full", or "lean" for no copy of the weights; see `Replica`.
             backend: Kernels; see `Replica`.
             collate: Makes a batch of a list of items; torch's by default.
-            probe: How clients find their scalars, one word for all or one for each: "forward", or
-                "backward" for exact derivatives by one backward pass a local step. It is their own
-                choice, no part of the run, and may differ the next time.
+            probe: How clients compute their scalars, one word for all clients or one for each:
+                "forward", or "backward" for exact derivatives by one backward pass per local step.
+                This choice is not part of the run's identity, and may differ when the run is
+                resumed.
             loss_name: The loss's name in the identity; by default its qualified name.
-            loss_version: Its version. Give another one when you change what the loss computes:
-                a ledger that was begun with the old one is then refused.
+            loss_version: The loss's version in the identity. Change it when you change what the
+                loss computes: a ledger that was created with the old version is then refused.
 
         Raises:
-            SettingsError: Lists everything that is wrong with the arguments; or `loss` returns
-                something else than it should.
-            RunConflict: The ledger holds another run, or one with other settings. Says what
-                differs. The ledger is as it was.
-            ProtocolError: The file is no ledger, or is damaged.
+            SettingsError: Lists all problems with the arguments; or `loss` returns an unsupported
+                value.
+            RunConflict: The ledger holds another run, or a run with other settings. The message
+                lists the differences. The ledger is unchanged.
+            ProtocolError: The file is not a ledger, or is damaged.
             StorageError: The file cannot be written.
         """
         given = check_arguments({k: v for k, v in locals().items() if k != "self"})
@@ -165,11 +168,11 @@ class Federation:
         self._digest = self.replica.digest()
 
     def rounds(self, total: int) -> Iterator[Closed]:
-        """Runs rounds until the log has `total`, those of before included; gives each when closed.
+        """Runs rounds until the log has `total`, earlier ones included; yields each closed round.
 
-        The same call after an interruption does what is left: nothing, if nothing is. Of a round
-        you get `number`, `loss` (the mean loss of its clients before its step), `clients`, and
-        what else `Closed` has.
+        After an interruption the same call runs only the remaining rounds, if any. Each yielded
+        `Closed` has `number`, `loss` (the mean loss of the round's clients before its step),
+        `clients`, and more.
 
         Raises:
             Diverged: As `round`.
@@ -182,7 +185,7 @@ class Federation:
     def round(self) -> Closed:
         """Runs one more round.
 
-        An exception leaves the log as it was; what was running is measured anew.
+        An exception leaves the log unchanged; the next call measures the round again.
 
         Raises:
             Diverged: A loss is not finite, or the round's loss has exploded.
@@ -193,7 +196,7 @@ class Federation:
         if isinstance(closed, Aborted):
             number = self.ledger.position
             raise RoundAborted(
-                f"round {number} came to nothing: {closed.reason}",
+                f"round {number} was aborted: {closed.reason}",
                 round=number,
                 attempts=closed.attempt + 1,
                 reason=closed.reason,
@@ -202,7 +205,7 @@ class Federation:
 
     @property
     def digest(self) -> int:
-        """Fingerprint of weights and method state, unsigned 64 bits; as of `close` after it."""
+        """Fingerprint of weights and method state, unsigned 64 bits; fixed after `close`."""
         return self._digest if self._closed else self.replica.digest()
 
     @property
@@ -211,9 +214,10 @@ class Federation:
         return self.replica.biases
 
     def close(self) -> None:
-        """Closes the ledger, and gives the module back: an ordinary one, with the last weights.
+        """Closes the ledger, and makes the module an ordinary one again, with the last weights.
 
-        It is in eval mode, and its trainable parameters are float32. Closing twice does nothing.
+        The module is in eval mode, and its trainable parameters are float32. A second call does
+        nothing.
         """
         if self._closed:
             return
@@ -230,7 +234,7 @@ class Federation:
         error: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
-        """Closes. After an error only the ledger: the module may be between two positions."""
+        """Closes; after an error only the ledger: the module may be between two positions."""
         if kind is None:
             self.close()
         else:
@@ -246,7 +250,7 @@ class Federation:
         return [self._loss(self.model, batch) for batch in batches]
 
     def _try(self, shard: DataShard, method: Method, *, backward: bool) -> None:
-        """Makes sure, before anything is written, that the loss returns what it should."""
+        """Checks, before anything is written, that the loss returns a supported value."""
         batch = shard.batch(0, 0)
         outcome = Outcome.of(self._losses([batch])[0])
         if backward:
@@ -257,13 +261,13 @@ class Federation:
 
 
 def _check_same(ledger: Ledger, identity: Identity, given: Arguments) -> None:
-    """Makes sure that a ledger's run is the one that is asked for.
+    """Checks that the run in a ledger is the requested one.
 
     Raises:
-        RunConflict: It is not.
+        RunConflict: The ledger holds another run.
     """
     name, mine = ledger.facts["method"]["name"], identity.method.name
-    if name != mine:  # whose identity cannot be read with this method's class
+    if name != mine:  # its identity cannot be read with this method's class
         different = [f"method: {name}, {mine}"]
     else:
         different = ledger.identity.differences(identity)
@@ -284,6 +288,7 @@ def _check_same(ledger: Ledger, identity: Identity, given: Arguments) -> None:
         raise RunConflict(
             f"{ledger.path} holds a run with other settings (in the run, then here):\n"
             + "\n".join(lines)
-            + "\nGive the same to go on; to alter them from some round on, assign server.settings.",
+            + "\nGive the same values to resume; to change them from some round on, assign "
+            "server.settings.",
             settings=settings,
         )

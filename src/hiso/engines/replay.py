@@ -1,4 +1,4 @@
-"""`hiso.replay`: a late joiner, who has the base model and the ledger."""
+"""`hiso.replay`: rebuilds a replica from the base model and the ledger, for a late joiner."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ def replay(
 ) -> Replica:
     """The replica at a position of a run's log, from the base model and the records alone.
 
-    The digest is compared with the one that the clients agreed upon, at the last position up to
-    `position` where there is one.
+    The digest is compared with the clients' digest at the last position, up to `position`, for
+    which the clients have agreed on a digest.
 
     Example:
         >>> late = replay("toy.sqlite", network())
         >>> late.module(x)          # the model with the weights at that position
 
     Args:
-        ledger: The ledger's file, of a run that goes on too; it is only read.
-        model: The base model, as the run began with it. The replica takes its weights over; to
-            have an ordinary module again, call the replica's `release()`.
+        ledger: The ledger's file, also of an active run; the file is only read.
+        model: The base model of the run, untrained. Its parameters become part of the replica;
+            call the replica's `release()` to get an ordinary module again.
         position: Number of records to fold; by default all.
-        method: The class of the run's method, if it is one of your own.
+        method: The class of the run's method, if it is your own.
         memory: As for `Replica`.
         backend: As for `Replica`.
 
@@ -47,9 +47,9 @@ def replay(
         The replica; its `module` has the weights at that position.
 
     Raises:
-        ProtocolError: There is no ledger, it is damaged, it has no such position, or the digest is
-            not that of the run: the model is not the base model, or something has changed it.
-        RunConflict: The ledger has a fingerprint of the base model, and it is not this model's.
+        ProtocolError: There is no ledger, the ledger is damaged or has no such position, or the
+            digest differs from that of the run: `model` is not the base model, or was changed.
+        RunConflict: The ledger has a fingerprint of the base model, and `model` has another one.
         SettingsError: As `Replica`.
     """
     with Ledger.read(ledger, method=method) as log:
@@ -67,15 +67,15 @@ def replay(
 
 
 def describe_model(model: nn.Module) -> dict[str, str]:
-    """What an identity says of a base model that is a module of the user's own."""
+    """The identity's entry for a base model that is the user's own module."""
     return {"module": fingerprint(model)}
 
 
 def check_model(identity: Identity, model: nn.Module) -> None:
-    """Makes sure that a module is the base model, if the identity has a module's fingerprint.
+    """Checks that a module is the base model, if the identity has a module's fingerprint.
 
     Raises:
-        RunConflict: It is not.
+        RunConflict: The module is not the base model.
     """
     known = identity.model if isinstance(identity.model, Mapping) else {}
     if "module" in known and known != describe_model(model):
@@ -86,16 +86,16 @@ def check_model(identity: Identity, model: nn.Module) -> None:
 
 
 def last_agreed(ledger: Ledger, position: int) -> int:
-    """The last position up to `position` whose digest the clients have agreed upon, or 0."""
+    """The last position up to `position` for which the clients agreed on a digest, or 0."""
     at, _ = ledger.last_digest(position) or (0, None)
     return at
 
 
 def check_digest(ledger: Ledger, replica: Replica) -> None:
-    """Compares a replica with the clients', where its position's digest is known.
+    """Compares a replica's digest with the clients' digest, if that is known for its position.
 
     Raises:
-        ProtocolError: It is another one.
+        ProtocolError: The digests differ.
     """
     known = ledger.digest_at(replica.position)
     if known is not None and known != replica.digest():

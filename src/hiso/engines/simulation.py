@@ -1,7 +1,7 @@
-"""All clients in one process, on one replica: directions outside, clients inside.
+"""All clients in one process, on one replica: a loop over directions, inside it over clients.
 
-At the start of a round every replica of a federation is the same by construction, so one serves
-them all, and memory does not grow with the number of clients. Clients that measure at the same
+At the start of a round all replicas of a federation are equal, so one replica is enough for all
+clients, and memory does not grow with the number of clients. Clients that measure at the same
 point (with shared directions: all of them, in the first local step) share one perturbed copy of
 the weights and may share one forward pass.
 """
@@ -34,12 +34,12 @@ class Simulation:
         ...     simulation.round()
 
     Attributes:
-        server: The server; its ledger is the run.
-        replica: The one replica. It stands at the end of the log, before and after every round.
+        server: The server; its ledger holds the run.
+        replica: The one replica. Before and after every round it is at the end of the log.
 
     Raises:
-        ProtocolError: The replica is of another run than the ledger, or has folded other records.
-            Says what differs.
+        ProtocolError: The replica belongs to another run than the ledger, or has folded other
+            records. The message says what differs.
     """
 
     def __init__(
@@ -52,15 +52,17 @@ class Simulation:
         backward: Mapping[int, Backward] | None = None,
         adjust: Mapping[int, NDArray[np.float64]] | None = None,
     ) -> None:
-        """A federation where the server's log ends.
+        """Resumes at the end of the server's log.
 
         Args:
             server: The server.
-            replica: A replica of its run, anywhere on its log; it is brought to the end.
+            replica: A replica of the server's run at any position of its log; missing records are
+                folded.
             shards: Each client's data, by its index.
-            losses: What the replica's model makes of batches.
-            backward: By its index, the loss of each client that answers by backward passes.
-            adjust: By its index, what each client adds to the scores of labels; see `Client`.
+            losses: Evaluates the replica's model on batches.
+            backward: By client index, the loss function of each client that uses backward passes.
+            adjust: By client index, the numbers that the client adds to the labels' scores; see
+                `Client`.
         """
         server.ledger.check_replica(replica.identity, replica.position, replica.chain)
         self.server, self.replica, self._losses = server, replica, losses
@@ -80,7 +82,7 @@ class Simulation:
         self._catch_up()
 
     def _catch_up(self) -> None:
-        """Folds what the log has and the replica lacks, and shows the module its weights."""
+        """Folds the records that the replica lacks, and writes the weights to the module."""
         missing = self.server.ledger.records(self.replica.position)
         if missing:
             self.replica.replay(missing)
@@ -89,9 +91,8 @@ class Simulation:
     def round(self) -> Closed | Aborted:
         """Runs one round: the clients measure, the server commits, the replica folds the record.
 
-        After it the module holds the new weights.
-
-        An exception leaves the log as it was, and no round open.
+        Afterwards the module holds the new weights. An exception leaves the log unchanged and no
+        round open.
 
         Raises:
             Diverged: A loss is not finite, or the round's loss has exploded.
@@ -106,7 +107,7 @@ class Simulation:
             self._first_step([job for job in jobs if job[0].forward])
             for client, probe, changes in jobs:
                 client.measure(probe, changes)
-            for client, _, _ in jobs:  # only now: an odd loss leaves no client half answered
+            for client, _, _ in jobs:  # only now: a bad loss must not leave some clients answered
                 verdict = self.server.tell(client.finish())
                 if not verdict.accepted:
                     raise ProtocolError(f"client {client.index} was refused: {verdict.reason}")
@@ -126,7 +127,7 @@ class Simulation:
         return outcomes
 
     def _timed(self, loss: Backward) -> Backward:
-        """The same loss; its forward pass is timed, the backward pass comes later."""
+        """The same loss function with its forward pass timed; the backward pass comes later."""
 
         def timed(batch: Any) -> Any:
             began = time.perf_counter()
@@ -137,10 +138,11 @@ class Simulation:
         return timed
 
     def _first_step(self, jobs: Sequence[tuple[Client, Probe, Mapping[str, float]]]) -> None:
-        """Measures at the shared weights, each point once for all clients that ask for it.
+        """Measures at the shared weights, writing each point once for all clients that ask for it.
 
-        `Client.measure` would give the same bits, writing each point once for each client; where
-        the objective lets batches share a pass, up to that rounding.
+        `Client.measure` would give the same bits, but would write each point once per client. If
+        the objective lets batches share a pass, the results differ only by the rounding of that
+        pass.
         """
         batches = [client.batches(probe.round)(0) for client, probe, _ in jobs]
         while True:

@@ -1,5 +1,6 @@
-"""Out of a run: a model folder, an adapter of scalars, and answers to texts.
+"""Exports a run: model folders, adapters of scalars, and predictions for texts.
 
-Begin with `out.py` (what `hiso export` writes) and `load.py` (the model again, from an adapter or
-a run). `adapter.py` is the file, `columns.py` its arrays, `cards.py` what people read with it.
+Begin with `out.py` (writes exports) and `load.py` (rebuilds the model from an adapter or a run).
+`adapter.py` reads and writes the adapter file, `columns.py` defines its arrays, and `cards.py`
+writes cards for readers.
 """

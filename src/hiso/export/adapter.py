@@ -1,4 +1,4 @@
-"""An adapter: a run's log up to a position, and what makes it usable on another machine."""
+"""Adapters: a run's log up to a position, in a file that can be used on another machine."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 @dataclass(frozen=True, eq=False)
 class Adapter:
-    """The log of a run up to a position: with the base model, it is the tuned model.
+    """The log of a run up to a position; with the base model it gives the tuned model.
 
     Attributes:
-        identity: The run's.
+        identity: The run's identity.
         records: Records 0, 1, … up to the position.
-        base: Name of the base model; None if nobody else could load it by that name.
+        base: Name of the base model; None if the name is valid only on one machine.
         before: Digest of the replica at position 0; None if it is not known.
-        after: Digest of the replica at the position; likewise.
+        after: Digest of the replica at the position; None if it is not known.
     """
 
     identity: Identity
@@ -62,7 +62,7 @@ class Adapter:
 
     @cached_property
     def hyper(self) -> dict[str, float]:
-        """The hyper-parameters in force at the position."""
+        """The hyper-parameters at the position."""
         hyper = dict(self.identity.method.hyper)
         for record in self.records:
             hyper |= record.changes
@@ -70,14 +70,14 @@ class Adapter:
 
 
 def read_log(place: str | Path, *, method: type[Method] | None = None) -> Adapter:
-    """The log in a run's folder, or that of an adapter.
+    """The log in a run's folder or in an adapter.
 
     Args:
         place: A run's folder, an adapter's folder or file, or the Hugging Face id of an adapter.
-        method: The class of the run's method, if it is one of your own.
+        method: The class of the run's method, if it is your own.
 
     Raises:
-        ProtocolError: What is there is damaged or of another version.
+        ProtocolError: The run or adapter is damaged or of another version.
         LoadError: There is neither a run nor an adapter.
     """
     folder = Path(place).expanduser()
@@ -89,7 +89,7 @@ def read_log(place: str | Path, *, method: type[Method] | None = None) -> Adapte
 def read_run(
     run: Path, position: int | None = None, *, method: type[Method] | None = None
 ) -> Adapter:
-    """The log in a run's folder up to a position, by default up to the model it comes to (`keep`).
+    """The log in a run's folder up to a position, by default up to the run's final model.
 
     Raises:
         ProtocolError: There is no run or no such position, or the log is damaged.
@@ -106,7 +106,7 @@ def read_run(
 
 
 def public_name(model: str | None) -> str | None:
-    """The name of a base model, if it means the same everywhere: packaged, or a Hugging Face id."""
+    """The name of a base model, if it is valid on any machine: packaged, or a Hugging Face id."""
     if model is None or model in PACKAGED:
         return model
     local = Path(model).expanduser().exists() or model.lower().endswith(".gguf")
@@ -117,8 +117,8 @@ def write_file(adapter: Adapter, path: Path) -> None:
     """Writes an adapter whose digests are known as one safetensors file.
 
     Raises:
-        ProtocolError: The log would not read back as it is.
-        StorageError: See `storing`, which has to be around this.
+        ProtocolError: The log cannot be stored without loss.
+        StorageError: See `storing`, within which this function must be called.
     """
     arrays, names = pack_records(adapter.records)
     facts = {
@@ -136,11 +136,11 @@ def write_file(adapter: Adapter, path: Path) -> None:
 
 
 def read_adapter(place: str | Path, *, method: type[Method] | None = None) -> Adapter:
-    """The adapter in a folder or file, or of a Hugging Face id.
+    """The adapter in a folder or file, or with a Hugging Face id.
 
     Raises:
-        LoadError: There is none.
-        ProtocolError: It is damaged, of another version, or of a method that is not known here.
+        LoadError: There is no adapter.
+        ProtocolError: The adapter is damaged, of another version, or of an unknown method.
     """
     path = _find(place)
     try:
@@ -177,7 +177,7 @@ def _parse(arrays: Arrays, facts: Mapping[str, str], method: type[Method] | None
 
 
 def _find(place: str | Path) -> Path:
-    """The file of an adapter, from the Hugging Face hub or its cache if need be."""
+    """The file of an adapter, if necessary from the Hugging Face hub or its cache."""
     path = Path(place).expanduser()
     if path.is_dir():
         if not (path / FILE).is_file():
@@ -191,8 +191,9 @@ def _find(place: str | Path) -> Path:
 
     try:
         return Path(hf_hub_download(place, FILE))
-    except Exception as error:  # what huggingface_hub raises here has no common root
+    except Exception as error:  # huggingface_hub raises unrelated exception types
         raise LoadError(
-            f"cannot load the adapter {place}: {error}\nIt is no local folder, so it was looked up "
+            f"cannot load the adapter {place}: {error}\nIt is not a local folder, so it was "
+            "looked up "
             "on Hugging Face. Check the name and the connection."
         ) from error

@@ -1,4 +1,4 @@
-"""Cards: what people read beside an exported model or an adapter."""
+"""Cards: texts for readers of an exported model or an adapter."""
 
 from __future__ import annotations
 
@@ -9,37 +9,40 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from hiso.core.identity import Identity
 from hiso.export.adapter import FORMAT, Adapter, public_name
 from hiso.export.load import Tuned
 from hiso.export.task import task_of
 from hiso.ring.ledger.runfile import Evaluation
 from hiso.run.formatting import figure
+from hiso.workloads.text.choice import Choice
 from hiso.workloads.text.gguf import PACKAGED
 from hiso.workloads.text.task import Task
 from hiso.workloads.text.verbalizer import check_labels
 
 _REVEALS = (
-    "This adapter holds no examples and no losses. Its numbers are means over the clients that "
-    "answered in a round, of which there may have been one: of the slope of their loss along a "
-    "random direction that everybody can compute, of its curvature, or of a step made of both. So "
-    "they are functions of private data. Whoever has the base model can rebuild the model after "
-    "every round, and from what a round changed guess at the data of that round. The identity has "
-    "hashes of the data and of their division among clients: whoever has the very same data can "
-    "tell that they were used. hiso makes no claim of privacy."
+    "This adapter contains no examples and no losses. Its numbers are means over the clients that "
+    "answered in a round (possibly a single client). A number is the slope of the loss along a "
+    "random direction that everybody can compute, the curvature along it, or a step computed from "
+    "both. So the numbers are functions of private data. Anyone with the base model can rebuild "
+    "the model after every round, and can guess at the data of a round from its changes. The "
+    "identity has "
+    "hashes of the data and of the partition: anyone who has exactly the same data can tell that "
+    "they were used. hiso makes no claim of privacy."
 )
 _OWN_STREAMS = (
-    " In this run each client had directions of its own: the streams are client numbers plus one, "
-    "and a scalar is that client's alone."
+    " In this run each client had its own directions: the streams are client numbers plus one, "
+    "and each scalar comes from one client."
 )
 
 
 @dataclass(frozen=True)
 class Figures:
-    """What a run's folder says beside its log.
+    """Data from a run's folder other than its log.
 
     Attributes:
-        settings: The settings in force.
-        source: Where the data came from, in words; empty if that is not known.
+        settings: The current settings.
+        source: A description of the source of the data; empty if it is not known.
         evaluations: All evaluations.
     """
 
@@ -48,37 +51,40 @@ class Figures:
     evaluations: Sequence[Evaluation]
 
 
-def model_card(log: Adapter, tuned: Tuned, figures: Figures | None) -> str:
-    """A README.md in Markdown with Hugging Face's front matter. It names no path of this machine.
+def model_card(log: Adapter, tuned: Tuned, figures: Figures | None, *, peft: bool = False) -> str:
+    """A README.md in Markdown with Hugging Face's front matter, without paths of this machine.
 
     Args:
         log: The log that was replayed.
-        tuned: What came of it.
-        figures: What the run's folder says; None for an adapter, which has none of it.
+        tuned: The resulting model.
+        figures: Data from the run's folder; None for an adapter, which has none.
+        peft: Whether the folder holds a PEFT adapter instead of the whole model.
     """
     task, base = task_of(log.identity), public_name(log.base)
     kind = "text-generation" if tuned.lm.classes is None else "text-classification"
+    library = "peft" if peft else "transformers"
     hub = [f"base_model: {base}"] if base and base not in PACKAGED else []
     parts = [
-        "\n".join(["---", "library_name: transformers", f"pipeline_tag: {kind}", *hub]),
+        "\n".join(["---", f"library_name: {library}", f"pipeline_tag: {kind}", *hub]),
         "tags: [hiso, federated-learning, zeroth-order]\n---\n",
         f"# {base or 'A language model'}, fine-tuned on {task.name} by a federation\n",
         "Weights are float32. Licences are those of the base model and of the data.\n",
-        _section("Use", _biases(task, tuned) + _use(task, tuned)),
+        _section("Use", _biases(task, tuned) + _use(log, task, tuned, peft)),
         _section("Data", _data(log, figures)),
         _section("Method", _method(log, figures)),
         _section("Metrics", _metrics(log, figures)),
-        _section("How it was made", _origin(log, tuned)),
+        _section("How it was made", _origin(log, tuned, peft)),
     ]
     return "\n".join(parts)
 
 
 def adapter_card(adapter: Adapter) -> dict[str, Any]:
-    """What an adapter's JSON card says, for people and scripts; hiso reads the file alone."""
+    """The content of an adapter's JSON card, for readers and scripts; hiso does not read it."""
     identity = adapter.identity
     facts = json.loads(identity.text)
     streams = {int(stream) for record in adapter.records for stream in record.stream}
     reveals = _REVEALS + (_OWN_STREAMS if streams - {0} else "")
+    train = {} if identity.facts.get("train") is None else {"train": identity.facts["train"]}
     return {
         "kind": "hiso adapter",
         "format": FORMAT,
@@ -86,6 +92,7 @@ def adapter_card(adapter: Adapter) -> dict[str, Any]:
         "hiso": version("hiso"),
         "base": {"name": public_name(adapter.base), **facts["model"]},
         "task": identity.task,
+        **train,
         "method": facts["method"],
         "hyper_at_end": adapter.hyper,
         "noise": identity.noise,
@@ -114,20 +121,21 @@ def _biases(task: Task, tuned: Tuned) -> str:
     )
     return (
         "The tuned model is the weights in this folder and a bias of each label, which is added to "
-        f"its score: {each}. Whatever reads the weights alone does without them.\n\n"
+        f"its score: {each}. Programs that read only the weights do not use it.\n\n"
     )
 
 
-def _use(task: Task, tuned: Tuned) -> str:
+def _use(log: Adapter, task: Task, tuned: Tuned, peft: bool) -> str:
     filled = ", ".join(f'{name}="…"' for name in task.columns)
     classifier = tuned.lm.classes is not None
     auto = "AutoModelForSequenceClassification" if classifier else "AutoModelForCausalLM"
     lines = [
+        *(["from peft import PeftModel"] if peft else []),
         f"from transformers import {auto}, AutoTokenizer",
         "",
         'folder = "."  # this folder, or its name on the Hugging Face hub',
         "tokenizer = AutoTokenizer.from_pretrained(folder)",
-        f"model = {auto}.from_pretrained(folder)",
+        *_loading(auto, log.base if peft else None),
         f"prompt = {json.dumps(task.template)}.format({filled})",
         *_inputs(task),
     ]
@@ -145,6 +153,18 @@ def _use(task: Task, tuned: Tuned) -> str:
     return "\n".join(["```python", *lines, "```"])
 
 
+def _loading(auto: str, base: str | None) -> list[str]:
+    """Code that loads the model, or the base model and an adapter of PEFT."""
+    if base is None:
+        return [f"model = {auto}.from_pretrained(folder)"]
+    name = public_name(base)
+    named = name if name and name not in PACKAGED else "BASE MODEL"
+    return [
+        f'base = {auto}.from_pretrained("{named}")  # in float32',
+        "model = PeftModel.from_pretrained(base, folder)",
+    ]
+
+
 def _inputs(task: Task) -> list[str]:
     if task.chat is None:
         return ['inputs = tokenizer(prompt, return_tensors="pt")']
@@ -158,7 +178,7 @@ def _data(log: Adapter, figures: Figures | None) -> str:
     facts = log.identity.data
     lines = [f"Texts were cut to {facts['max_length']} tokens."]
     if log.identity.partition is None:
-        lines.append("Each site had data of its own, of which nothing is known here.")
+        lines.append("Each site had its own data, about which nothing is known here.")
     elif figures is not None:
         lines.insert(0, f"Source: {_source(figures)}.")
     if "fingerprint" in facts:
@@ -167,7 +187,7 @@ def _data(log: Adapter, figures: Figures | None) -> str:
 
 
 def _source(figures: Figures) -> str:
-    """Where the data came from, without the path of a local file."""
+    """The source of the data, without the path of a local file."""
     data = figures.settings.get("data")
     if data is None:
         return figures.source or "the task's own data set"
@@ -181,14 +201,28 @@ def _method(log: Adapter, figures: Figures | None) -> str:
     hyper = ", ".join(f"{name} = {value:g}" for name, value in log.hyper.items())
     directions = max((int(r.direction.max()) + 1 for r in log.records), default=0)
     told = (
-        "" if figures is None else f", of whom {figures.settings['sample']} were asked in a round"
+        ""
+        if figures is None
+        else f", of which {figures.settings['sample']} were sampled in a round"
     )
     return (
-        f"`{identity.method.name}` ({hyper} at the end), {log.position} rounds, {directions} "
-        f"directions, batches of {identity.batch_size}, {identity.clients} clients{told}, forward "
-        f"passes in {identity.dtype}, seed {identity.seed}. Clients sent scalars, and no tensors: "
-        f"the log has {sum(r.scalars for r in log.records):,}."
+        f"{_trained(identity)}`{identity.method.name}` ({hyper} at the end), {log.position} "
+        f"rounds, {directions} directions, batches of {identity.batch_size}, {identity.clients} "
+        f"clients{told}, forward passes in {identity.dtype}, seed {identity.seed}. Clients sent "
+        f"scalars, and no tensors: the log has {sum(r.scalars for r in log.records):,}."
     )
+
+
+def _trained(identity: Identity) -> str:
+    """What of the model was trained, if not all was."""
+    choice = Choice.of(identity.facts, identity.model)
+    if choice.full:
+        return ""
+    facts = {"rank": choice.rank, "alpha": choice.alpha}
+    told = [f"{name} {value}" for name, value in facts.items() if value is not None]
+    told += list(choice.targets or ())
+    more = f" ({', '.join(told)})" if told else ""
+    return f"Trained: `{choice.kind}`{more}. "
 
 
 def _metrics(log: Adapter, figures: Figures | None) -> str:
@@ -204,7 +238,7 @@ def _metrics(log: Adapter, figures: Figures | None) -> str:
     return "\n".join(["| split | after rounds | metric | value |", "|---|---|---|---|", *rows])
 
 
-def _origin(log: Adapter, tuned: Tuned) -> str:
+def _origin(log: Adapter, tuned: Tuned, peft: bool) -> str:
     rows = {
         "hiso": version("hiso"),
         "run": log.identity.run,
@@ -214,7 +248,9 @@ def _origin(log: Adapter, tuned: Tuned) -> str:
         "chain hash of the log": log.chain.hex(),
     }
     text = (
-        "By replay: the scalars of the log were folded into the base model. Whoever has the base "
-        "model and the log gets these weights, bit for bit, and the same digest.\n\n"
+        "By replay: the scalars of the log were folded into the base model. Anyone with the base "
+        "model and the log gets the same weights, bit for bit, and the same digest.\n\n"
     )
+    if Choice.of(log.identity.facts, log.identity.model).adapts and not peft:
+        text += "These are the weights of the adapters; merging them here may round otherwise.\n\n"
     return text + "\n".join(["| | |", "|---|---|", *(f"| {k} | `{v}` |" for k, v in rows.items())])

@@ -1,16 +1,16 @@
-"""Records as a few arrays, which is what an adapter's file holds.
+"""Records as a few arrays, which are the content of an adapter's file.
 
-The coordinates of a record's terms (step, stream and direction of each) are its pattern. Most
-records of a run share one, so each pattern is stored once. For R records with N terms in all, K
-patterns with T terms in all, and C changes:
+The coordinates of a record's terms (step, stream and direction of each term) are its pattern. Most
+records of a run have the same pattern, so each pattern is stored once. For R records with N terms
+in total, K patterns with T terms in total, and C changes:
 
     coefficient f32[N] · curvature f32[N], if the method has it
     pattern u32[R]                               the pattern of each record
     pattern.terms u32[K] · pattern.step u16[T] · pattern.stream u32[T] · pattern.direction u16[T]
     change.round u32[C] · change.name u32[C] · change.value f32[C]
-    fact.round, fact.name, fact.value            likewise
+    fact.round, fact.name, fact.value            as for changes
 
-`change.name` and `fact.name` index lists of names, which stand beside the arrays.
+`change.name` and `fact.name` are indices into lists of names, which are stored with the arrays.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def pack_records(records: Sequence[Record]) -> tuple[Arrays, Names]:
     """The arrays and the lists of names of records 0, 1, … of a log.
 
     Raises:
-        ProtocolError: Some of the records have curvature, others have none.
+        ProtocolError: Some of the records have curvature and others do not.
     """
     patterns: dict[tuple[bytes, ...], Record] = {}
     keys = [tuple(getattr(record, name).tobytes() for name in _COORDINATES) for record in records]
@@ -52,7 +52,9 @@ def pack_records(records: Sequence[Record]) -> tuple[Arrays, Names]:
         arrays[f"pattern.{name}"] = _joined([getattr(record, name) for record in kinds], dtype)
     curvature = [record.curvature for record in records if record.curvature is not None]
     if len(curvature) not in (0, len(records)):
-        raise ProtocolError("some records have curvature and others have none: they are of no run")
+        raise ProtocolError(
+            "some records have curvature and others do not: no run has such records"
+        )
     if curvature:
         arrays["curvature"] = _joined(curvature, np.float32)
     names: Names = {}
@@ -66,15 +68,15 @@ def pack_records(records: Sequence[Record]) -> tuple[Arrays, Names]:
 
 
 def unpack_records(arrays: Mapping[str, NDArray[Any]], names: Mapping[str, Any]) -> list[Record]:
-    """The records that `pack_records` made arrays of.
+    """The records from the arrays of `pack_records`.
 
     Raises:
-        ProtocolError: The arrays are not such; says what is wrong.
+        ProtocolError: The arrays are invalid; the message says why.
     """
     try:
         return list(_records(arrays, names))
     except (KeyError, IndexError, ValueError, TypeError, AttributeError) as error:
-        raise ProtocolError(f"its arrays make no records: {error!r}") from error
+        raise ProtocolError(f"its arrays are not valid records: {error!r}") from error
 
 
 def _records(arrays: Mapping[str, NDArray[Any]], names: Mapping[str, Any]) -> Iterator[Record]:

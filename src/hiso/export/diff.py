@@ -1,4 +1,4 @@
-"""`hiso diff`: where two logs part."""
+"""`hiso diff`: compares two logs."""
 
 from __future__ import annotations
 
@@ -10,16 +10,15 @@ from hiso.export.adapter import Adapter, read_log
 
 
 def diff(a: str | Path, b: str | Path) -> dict[str, Any]:
-    """Compares two runs or adapters, whose models are not loaded.
+    """Compares two runs or adapters without loading their models.
 
     Returns:
         `a` and `b`: run, rounds and digest of each. `identity_equal`, `base_equal`, and
-        `differences`, what differs in the identities. `position`: the number of records that the
-        logs have in common, which is where they part; `first`: the first records that differ, as
-        far as there are such.
+        `differences`: how the identities differ. `position`: the number of records that the logs
+        have in common; `first`: the first records that differ, if there are any.
 
     Raises:
-        ProtocolError: One is damaged, or of another version.
+        ProtocolError: One of them is damaged, or of another version.
         LoadError: There is neither a run nor an adapter.
     """
     one, other = read_log(a), read_log(b)
@@ -45,7 +44,7 @@ def _told(place: str | Path, log: Adapter) -> dict[str, Any]:
 
 
 def _first(log: Adapter, position: int) -> dict[str, Any] | None:
-    """What a record says; None where the log ends."""
+    """The content of a record; None after the end of the log."""
     if position == log.position:
         return None
     record = log.records[position]

@@ -1,4 +1,4 @@
-"""Folders that are written whole or not at all."""
+"""Writes folders completely or not at all."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from hiso.run.folder import storing
 
 
 def check_free(out: Path) -> None:
-    """Makes sure that nothing would be overwritten.
+    """Checks that nothing would be overwritten.
 
     Raises:
-        RunConflict: There is a file, or a folder with something in it.
+        RunConflict: There is a file, or a folder that is not empty.
         StorageError: The folder cannot be read.
     """
     with storing(out):
@@ -27,11 +27,11 @@ def check_free(out: Path) -> None:
 
 @contextmanager
 def whole(out: Path) -> Iterator[Path]:
-    """A folder to write into, which becomes `out` at the end; after an error, nothing is there.
+    """A folder to write into, which becomes `out` at the end; after an error it is deleted.
 
     Raises:
-        RunConflict: Something is at `out` already.
-        StorageError: The disk is full, or there is no writing there.
+        RunConflict: `out` exists already.
+        StorageError: The disk is full, or the place is not writable.
     """
     check_free(out)
     out = out.resolve()

@@ -9,18 +9,17 @@ from hiso.export.adapter import CARD, FILE, read_adapter
 
 
 def push_to_hub(folder: str | Path, repository: str, *, private: bool = True) -> str:
-    """Uploads an adapter; needs a token, as `hf auth login` stores one. Gives its address.
+    """Uploads an adapter, with the token of `hf auth login`. Returns its address.
 
-    `hiso.load(BASE, repository)` then finds it. Not tested: that needs a network.
+    `hiso.load(BASE, repository)` then finds the adapter. Not tested, because this needs a network.
 
     Args:
         folder: An adapter's folder.
-        repository: `owner/name`; made if it is missing.
-        private: Whether a repository that is made is for its owner alone. The log is a function
-            of private data.
+        repository: `owner/name`; created if it does not exist.
+        private: Whether a new repository is private. The log is a function of private data.
 
     Raises:
-        LoadError: There is no adapter in the folder, or the hub does not take it.
+        LoadError: There is no adapter in the folder, or the hub refuses it.
     """
     from huggingface_hub import HfApi
 
@@ -31,6 +30,6 @@ def push_to_hub(folder: str | Path, repository: str, *, private: bool = True) ->
         done = api.upload_folder(
             repo_id=repository, folder_path=Path(folder), allow_patterns=[FILE, CARD]
         )
-    except Exception as error:  # what huggingface_hub raises here has no common root
+    except Exception as error:  # huggingface_hub raises unrelated exception types
         raise LoadError(f"cannot upload {folder} to {repository}: {error}") from error
     return str(done)

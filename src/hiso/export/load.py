@@ -19,7 +19,9 @@ from hiso.run.observer import Observer, Silent
 from hiso.run.snapshots import fold
 from hiso.run.workload.objects import Objects
 from hiso.run.workload.text import describe_model
+from hiso.workloads.text.choice import Choice
 from hiso.workloads.text.models import LanguageModel, copy_model, load_model
+from hiso.workloads.text.trained import choose, finish
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -27,17 +29,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Tuned:
-    """A language model as a run left it, free to be used in any way.
+    """The language model of a run, as an ordinary model.
 
     Attributes:
-        lm: Model and tokenizer, as hiso's own functions take them.
-        base: The same before the first round; None unless it was asked for.
-        identity: That of the run.
+        lm: Model and tokenizer, in the form that hiso's own functions use.
+        base: The same before the first round; None unless it was requested.
+        identity: The identity of the run.
         position: Number of rounds.
         before: Digest of the replica at position 0.
         digest: Digest of the replica at the position.
-        biases: What is added to the scores of the task's labels, float64 [C]: a part of the tuned
-            model that its weights do not have. None without; see `hiso.label_bias`.
+        biases: Added to the scores of the task's labels, float64 [C]: a part of the tuned model
+            that is not in its weights. None without biases; see `hiso.label_bias`.
     """
 
     lm: LanguageModel
@@ -50,7 +52,7 @@ class Tuned:
 
     @property
     def model(self) -> PreTrainedModel:
-        """An ordinary model of transformers, float32, in eval mode."""
+        """An ordinary transformers model, float32, in eval mode."""
         return self.lm.model
 
     @property
@@ -73,9 +75,10 @@ def load(
     method: type[Method] | None = None,
     device: Literal["cpu", "cuda"] = "cpu",
     keep_base: bool = False,
+    merge: bool = True,
     observer: Observer | None = None,
 ) -> Tuned:
-    """The tuned model: the base model, and all records of an adapter folded into it.
+    """The tuned model: all records of an adapter folded into the base model.
 
     The base model is checked before the replay and the result after it, by their digests.
 
@@ -85,20 +88,22 @@ def load(
 
     Args:
         base: The base model: a packaged name, a folder, a .gguf file, a Hugging Face id, or a
-            model object, which is copied. None for the name that the adapter has.
+            model object, which is copied. None to use the name stored in the adapter.
         adapter: An adapter's folder, file or Hugging Face id; a run's folder; or an `Adapter`.
         tokenizer: The tokenizer of a base model that is an object.
-        method: The class of the run's method, if it is one of your own.
-        device: Where to replay, and where the model is then. The bits are the same everywhere.
-        keep_base: Keep a copy of the base model too.
-        observer: Who watches.
+        method: The class of the run's method, if it is your own.
+        device: The device for the replay and the resulting model. The bits do not depend on it.
+        keep_base: Whether to keep a copy of the base model too.
+        merge: Whether to merge a run's trained adapters (`train` = lora, ia3) into
+            the weights. Otherwise the model keeps PEFT's layers, and frozen parameters stay frozen.
+        observer: Receives the progress.
 
     Raises:
-        ProtocolError: The base model is not that of the adapter, or the adapter is damaged, or of
-            another version; says which.
+        ProtocolError: The base model is not that of the adapter, or the adapter is damaged or of
+            another version; the message says which.
         LoadError: The adapter or the base model cannot be loaded.
-        SettingsError: The adapter is not of a language model; or a model object and its tokenizer
-            do not come together.
+        SettingsError: The adapter does not belong to a language model; or only one of model object
+            and tokenizer is given.
     """
     observer = observer or Silent()
     if not isinstance(adapter, Adapter):
@@ -106,9 +111,13 @@ def load(
     check_language(adapter)
     base = adapter.base if base is None else base
     with observer.phase(f"loading model {base if isinstance(base, str | Path) else ''}"):
-        lm, found = _load_base(base, tokenizer)
-    lm.model.to(device)  # pyright: ignore[reportArgumentType]
+        lm, objects = _load_base(base, tokenizer)
     kept = replace(lm, model=copy.deepcopy(lm.model)) if keep_base else None
+    identity = adapter.identity
+    choice = choose(lm, Choice.of(identity.facts, identity.model), identity.seed)
+    found = describe_model(lm, objects, choice)
+    for each in [lm] if kept is None else [lm, kept]:
+        each.model.to(device)  # pyright: ignore[reportArgumentType]
     with observer.phase("preparing kernels"):
         replica = Replica(lm.model, adapter.identity, memory="lean")
         before = replica.digest()
@@ -121,14 +130,16 @@ def load(
             f"{adapter.after:016x} as in the run: the adapter is damaged, or the run was"
         )
     replica.release()
+    if merge:
+        finish(lm.model, choice)
     return Tuned(lm, kept, adapter.identity, adapter.position, before, after, biases)
 
 
 def check_language(adapter: Adapter) -> None:
-    """Makes sure that a log is one of a language model on a task.
+    """Checks that a log belongs to a language model on a task.
 
     Raises:
-        SettingsError: It is not.
+        SettingsError: It does not.
     """
     identity = adapter.identity
     places = identity.task, identity.model, identity.data
@@ -138,7 +149,7 @@ def check_language(adapter: Adapter) -> None:
         for place, needed in zip(places, keys, strict=True)
     ):
         raise SettingsError(
-            "the run is not one of a language model, so it is not exported. From Python, "
+            "the run is not a run of a language model, so it cannot be exported. From Python, "
             "hiso.open_run gives the network of a run on images, and hiso.replay a module of your "
             "own"
         )
@@ -146,23 +157,21 @@ def check_language(adapter: Adapter) -> None:
 
 def _load_base(
     base: str | Path | PreTrainedModel | None, tokenizer: PreTrainedTokenizerBase | None
-) -> tuple[LanguageModel, dict[str, str]]:
-    """The base model, and what an identity says of it."""
+) -> tuple[LanguageModel, Objects]:
+    """The base model, and the objects from which it was made."""
     if base is None or (isinstance(base, str) and base.startswith("own:")):
         raise LoadError(
             "the adapter does not name its base model, which was a local file or a Python object: "
             "name or pass the base model"
         )
     if isinstance(base, str | Path):
-        lm = load_model(str(base))
-        return lm, describe_model(lm, Objects())
+        return load_model(str(base)), Objects()
     if tokenizer is None:
         raise SettingsError("a model object and its tokenizer object go together: give both")
-    lm = copy_model(base, tokenizer)
-    return lm, describe_model(lm, Objects(model=base, tokenizer=tokenizer))
+    return copy_model(base, tokenizer), Objects(model=base, tokenizer=tokenizer)
 
 
-def _check_base(adapter: Adapter, found: dict[str, str], before: int, name: str) -> None:
+def _check_base(adapter: Adapter, found: dict[str, Any], before: int, name: str) -> None:
     known: Any = adapter.identity.model
     if found == known and adapter.before in (None, before):
         return

@@ -1,4 +1,4 @@
-"""What leaves a run: model folders and adapters."""
+"""Writes the exports of a run: model folders, adapters, and PEFT adapters."""
 
 from __future__ import annotations
 
@@ -8,15 +8,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hiso.core.method.base import Method
-from hiso.export.adapter import CARD, FILE, Adapter, read_log, read_run, write_file
+from hiso.errors import SettingsError
+from hiso.export.adapter import CARD, FILE, Adapter, public_name, read_log, read_run, write_file
 from hiso.export.cards import Figures, adapter_card, model_card
 from hiso.export.folders import check_free, whole
 from hiso.export.load import Tuned, check_language, load
 from hiso.ring.ledger.ledger import Ledger
 from hiso.run.folder import RunFolder, write_text
 from hiso.run.observer import Observer
+from hiso.workloads.text.choice import Choice
+from hiso.workloads.text.gguf import PACKAGED
 from hiso.workloads.text.metrics import WITHOUT_BIAS
 from hiso.workloads.text.models import quiet
+from hiso.workloads.text.trained import save_peft
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -32,26 +36,26 @@ def export_model(
     method: type[Method] | None = None,
     observer: Observer | None = None,
 ) -> dict[str, Any]:
-    """Writes the model of a run as a folder that transformers loads: float32, with a model card.
+    """Writes the model of a run as a folder for transformers: float32, with a model card.
 
     Args:
         run: The run's folder.
         out: The folder to write. It must not exist, or be empty.
-        position: Number of rounds after which; by default where the run's model is kept.
+        position: Export the model after this many rounds; by default the run's final model.
         base: The base model, if the run was made with an object; with its `tokenizer`.
         tokenizer: See `base`.
-        method: The class of the run's method, if it is one of your own.
-        observer: Who watches.
+        method: The class of the run's method, if it is your own.
+        observer: Receives the progress.
 
     Returns:
-        Run, position, digest, folder and its bytes; and `label_bias` where the run tuned it. The
-        folder has the weights alone, its model card also the biases; `accuracy` and
-        `accuracy_without_bias` on the test split stand beside them, where the run knows them.
+        Run, position, digest, folder and its bytes; and `label_bias` if the run tuned it. The
+        folder has only the weights; its model card also has the biases. With `label_bias` the
+        result also has `accuracy` and `accuracy_without_bias` on the test split, if known.
 
     Raises:
-        RunConflict: There is something at `out`.
-        SettingsError: The run is not one of a language model.
-        HisoError: As `load`. Whatever is raised, nothing is written.
+        RunConflict: `out` exists and is not empty.
+        SettingsError: The run is not a run of a language model.
+        HisoError: As `load`. After any error, nothing is written.
     """
     log = _checked(run, Path(out), position, method)
     tuned = load(base, log, tokenizer=tokenizer, observer=observer)
@@ -75,16 +79,16 @@ def export_adapter(
 ) -> dict[str, Any]:
     """Writes the log of a run as an adapter: a safetensors file and a JSON card.
 
-    The base model is only loaded where the ledger does not know both digests.
+    The base model is loaded only if the ledger does not have both digests.
 
     Args:
         run: The run's folder.
         out: The folder to write. It must not exist, or be empty.
-        position: Number of rounds; by default up to the model that the run keeps.
+        position: Number of rounds; by default up to the run's final model.
         base: See `export_model`.
         tokenizer: See `export_model`.
         method: See `export_model`.
-        observer: Who watches.
+        observer: Receives the progress.
 
     Returns:
         Run, position, digest, folder and its bytes.
@@ -103,6 +107,53 @@ def export_adapter(
     return _told(log.identity.run, log.position, log.after, Path(out))
 
 
+def export_peft(
+    run: str | Path,
+    out: str | Path,
+    *,
+    position: int | None = None,
+    base: PreTrainedModel | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    method: type[Method] | None = None,
+    observer: Observer | None = None,
+) -> dict[str, Any]:
+    """Writes the adapters of a run that trained `lora` or `ia3` as a folder for PEFT.
+
+    `peft.PeftModel.from_pretrained(base, out)` gives the tuned model. The folder also has the
+    tokenizer and a model card.
+
+    Args:
+        run: The run's folder.
+        out: The folder to write. It must not exist, or be empty.
+        position: See `export_model`.
+        base: See `export_model`.
+        tokenizer: See `export_model`.
+        method: See `export_model`.
+        observer: Receives the progress.
+
+    Returns:
+        As `export_model`.
+
+    Raises:
+        SettingsError: The run trained no adapters.
+        HisoError: As `export_model`.
+    """
+    log = _checked(run, Path(out), position, method)
+    choice = Choice.of(log.identity.facts, log.identity.model)
+    if not choice.adapts:
+        raise SettingsError(
+            f"the run trained {choice.kind}, which is no adapter of PEFT: export the model, or "
+            "hiso's adapter"
+        )
+    tuned = load(base, log, tokenizer=tokenizer, merge=False, observer=observer)
+    name = public_name(log.base)
+    with whole(Path(out)) as folder, quiet():
+        save_peft(tuned.model, folder, None if name in PACKAGED else name)
+        tuned.tokenizer.save_pretrained(folder)
+        write_text(folder / "README.md", model_card(log, tuned, _figures(Path(run)), peft=True))
+    return _told_of(tuned, Path(out))
+
+
 def apply(
     adapter: str | Path,
     out: str | Path,
@@ -111,20 +162,20 @@ def apply(
     method: type[Method] | None = None,
     observer: Observer | None = None,
 ) -> dict[str, Any]:
-    """Writes the model that an adapter makes of a base model; see `load` and `export_model`.
+    """Applies an adapter to a base model and writes the result; see `load` and `export_model`.
 
     Args:
         adapter: As for `load`.
         out: The folder to write. It must not exist, or be empty.
         base: The base model; by default the one that the adapter names.
-        method: The class of the run's method, if it is one of your own.
-        observer: Who watches.
+        method: The class of the run's method, if it is your own.
+        observer: Receives the progress.
 
     Returns:
         As `export_model`.
 
     Raises:
-        HisoError: As `load` and `export_model`. Whatever is raised, nothing is written.
+        HisoError: As `load` and `export_model`. After any error, nothing is written.
     """
     check_free(Path(out))
     log = read_log(adapter, method=method)
@@ -135,7 +186,7 @@ def apply(
 def _checked(
     run: str | Path, out: Path, position: int | None, method: type[Method] | None
 ) -> Adapter:
-    """The log of a run that can be exported to `out`."""
+    """The log of a run, after checking that it can be exported to `out`."""
     check_free(out)
     log = read_run(Path(run), position, method=method)
     check_language(log)
@@ -147,6 +198,10 @@ def _write_model(tuned: Tuned, out: Path, card: str) -> dict[str, Any]:
         tuned.model.save_pretrained(folder)
         tuned.tokenizer.save_pretrained(folder)
         write_text(folder / "README.md", card)
+    return _told_of(tuned, out)
+
+
+def _told_of(tuned: Tuned, out: Path) -> dict[str, Any]:
     told = _told(tuned.identity.run, tuned.position, tuned.digest, out)
     return told if tuned.biases is None else {**told, "label_bias": tuned.biases.tolist()}
 
@@ -158,7 +213,7 @@ def _told(run: str, position: int, digest: int, out: Path) -> dict[str, Any]:
 
 
 def _figures(run: Path) -> Figures:
-    """What the ledger of a run says for the model card."""
+    """The data from a run's ledger for the model card."""
     folder = RunFolder(run)
     with Ledger.read(folder.ledger) as ledger:
         settings, evaluations = ledger.settings, ledger.evaluations()

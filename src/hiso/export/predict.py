@@ -1,4 +1,4 @@
-"""What a tuned model predicts: labels with probabilities, answers, or how a text goes on."""
+"""Predictions of a tuned model: labels with probabilities, answers, or continuations."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from hiso.workloads.text.task import Row, Task
 from hiso.workloads.text.verbalizer import prefix, tokens
 
 CONTINUATION = 32
-"""Most tokens that a model of free text writes."""
+"""Maximum number of tokens of a continuation of free text."""
 
 
 class Predictor:
-    """Puts rows to a tuned model as its run put them.
+    """Predicts with a tuned model, with the same prompts as in its run.
 
-    Computes in float32, whatever the run did. Prompts are cut to the run's `max_length`.
+    Computes in float32, for any dtype of the run. Prompts are cut to the run's `max_length`.
 
     Attributes:
         task: The run's task.
-        max_length: That of the run.
+        max_length: The run's `max_length`.
     """
 
     def __init__(self, tuned: Tuned) -> None:
@@ -47,11 +47,11 @@ class Predictor:
     def __call__(
         self, rows: Sequence[Row], observer: Observer | None = None
     ) -> list[dict[str, Any]]:
-        """What the model says to each row, in order.
+        """The predictions for the rows, in order.
 
         Args:
-            rows: Each with the task's columns; others play no part.
-            observer: Who watches.
+            rows: Each has the task's columns; other columns are ignored.
+            observer: Receives the progress.
 
         Returns:
             For each row `input`, the row itself, and `tuned`; with a base model also `base`. These
@@ -59,7 +59,7 @@ class Predictor:
             free text, `perplexity` (None for a single token) and `continuation`.
 
         Raises:
-            LoadError: A row lacks a column, or has nothing in it.
+            LoadError: A row lacks a column, or a column is empty.
             SettingsError: The run's `max_length` does not fit the model.
             Diverged: The model's scores are not finite.
         """
@@ -87,7 +87,7 @@ def _is_empty(value: Any) -> bool:
 
 
 class _Model:
-    """One model, to which rows are put as its task says."""
+    """One model, with prompts according to the task."""
 
     def __init__(self, lm: LanguageModel, task: Task, biases: NDArray[np.float64] | None) -> None:
         self._lm, self._task, self._biases = lm, task, biases
@@ -106,7 +106,7 @@ class _Model:
 
     def _encode(self, rows: Sequence[Row], max_length: int) -> list[Encoded]:
         task = self._task
-        # What is right is not known, and neither prompts nor scores depend on it.
+        # The right answer is not known; prompts and scores do not depend on it.
         label, answers = (0, ()) if task.labels else (None, ("-",))
         examples = [
             Example(task.prompt(row), label, answers=answers, context=task.context(row))
@@ -150,10 +150,10 @@ class _Model:
 
 
 def rows_of(texts: Sequence[str], task: Task) -> list[Mapping[str, Any]]:
-    """Rows from texts: JSON objects where a task has several columns, else plain texts.
+    """Rows from texts: JSON objects if the task has several columns, otherwise plain texts.
 
     Raises:
-        LoadError: A line is no JSON object where one is needed.
+        LoadError: A JSON object is needed, but a line is not one.
     """
     if len(task.columns) == 1:
         return [{task.columns[0]: text} for text in texts]

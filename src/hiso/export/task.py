@@ -1,4 +1,4 @@
-"""The task of a run, from its identity alone."""
+"""Rebuilds the task of a run from its identity."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from hiso.workloads.text.tasks import TASKS
 
 
 def task_of(identity: Identity) -> Task:
-    """The task that hiso knows by its name, or else one made of what the identity says.
+    """The built-in task of this name, or otherwise a task made from the identity.
 
-    Of a task of the user's own, only template, label words and length of answers are known there.
+    For the user's own task, the identity has only template, label words and length of answers.
     """
     said = identity.task
     labels, answer_tokens = tuple(said["labels"]), said.get("answer_tokens", 0)

@@ -1,6 +1,7 @@
-"""The ring over a network: server and clients as applications of Flower.
+"""Server and clients over a network, as applications of Flower.
 
-At the server: `server_app.py`, which drives `rounds.py`; `sites.py` knows who can be reached,
-`exchange.py` sends and waits. At a site: `worker.py` answers, `daemon.py` keeps it running, and
-`client_app.py` carries messages between SuperNode and worker through `local_socket.py`.
+At the server: `server_app.py` runs a run through `rounds.py`; `sites.py` keeps the reachable
+clients; `exchange.py` sends messages and collects answers. At a site: `worker.py` answers
+requests, `daemon.py` is its process, and `client_app.py` carries messages between SuperNode and
+worker through `local_socket.py`.
 """

@@ -1,7 +1,7 @@
-"""The endpoint of a simulation on Flower: the worker lives in the Ray actor itself.
+"""The client side of a simulation on Flower: the worker runs inside the Ray actor.
 
-Each actor holds one replica, which serves all clients that Ray gives it, and their shares of the
-data. An actor that has not seen the last rounds says so, and is sent the records.
+Each actor has one replica for all clients that Ray assigns to it, and their shares of the data. An
+actor that lacks the records of the last rounds reports this, and the server sends them.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from hiso.run.settings import parse_settings
 
 
 def answer(request: Envelope, client: int, settings: str) -> Envelope:
-    """The answer of `client`; `settings` is the JSON that the server has too."""
+    """The answer of `client`; `settings` is the same JSON as at the server."""
     return _worker(settings).handle(request, client)
 
 
 @cache
 def _worker(settings: str) -> Worker:
-    """This process's worker; its copies of logs lie among the machine's temporary files."""
+    """The worker of this process; its copies of logs are in the machine's temporary folder."""
     folder = Path(tempfile.mkdtemp(prefix="hiso-actor-"))
     return Worker(parse_settings(json.loads(settings)), folder, own=None, alive=lambda: None)

@@ -1,6 +1,6 @@
-"""The client application: carries a message to the worker on this machine, and its answer back.
+"""The client application: carries a message to the worker on this machine, and the answer back.
 
-Flower starts a process for every message, so this one knows neither model nor data.
+Flower starts a process for every message, so this process loads neither model nor data.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from hiso.flower.envelope import MISSING, Envelope
 from hiso.flower.local_socket import ask
 
 _SPARE = 2.0
-"""Seconds kept of a message's time to live, for the way back."""
+"""Seconds of a message's time to live that are reserved for the answer."""
 
 app = ClientApp()
 
 
 @app.query()
 def relay(message: Message, context: Context) -> Message:
-    """Hands the request to the worker that the SuperNode's configuration names.
+    """Passes the request to the worker named in the SuperNode's configuration.
 
-    In Flower's simulation, nodes have no configuration but their numbers: there the worker lives in
-    this process, which Ray keeps.
+    In Flower's simulation, a node's configuration has only the node's number; there the worker
+    runs in this process, which Ray keeps alive.
     """
     left = message.metadata.created_at + message.metadata.ttl - time.time() - _SPARE
     node = context.node_config
@@ -56,7 +56,7 @@ def unpack(message: Message) -> Envelope:
     """The envelope in a Flower message.
 
     Raises:
-        ProtocolError: There is none, or it is malformed.
+        ProtocolError: There is no envelope, or it is malformed.
     """
     try:
         data = message.content["hiso"]["envelope"]

@@ -1,8 +1,8 @@
-"""The worker as a process: a socket for its owner alone, a log, a watchdog.
+"""The worker as a process, with a socket that only its owner can use, a log and a watchdog.
 
-One thread computes, the one that started; each connection has a thread that waits. Status and
-hello are answered at any time. A request that comes again while it is computed waits for the same
-answer; a newer one takes the place of the one that is computed.
+The main thread computes; each connection has a thread that waits. Status and hello are answered at
+any time. If a request arrives again while its answer is being computed, it waits for the same
+answer. A newer request replaces the one being computed.
 """
 
 from __future__ import annotations
@@ -44,11 +44,12 @@ class Resident:
     """Answers requests until it is stopped.
 
     Attributes:
-        folder: Its folder, which nobody else may enter: socket, log, copies of the logs of runs.
+        folder: Its folder, which only the owner may access: socket, log, copies of the logs of
+            runs.
     """
 
     def __init__(self, folder: Path, client: int, watchdog: float) -> None:
-        """Args: its folder; its client's number; seconds without progress after which it ends."""
+        """Args: the folder; the client's number; seconds without progress after which it ends."""
         self.folder, self._client, self._watchdog = folder, client, watchdog
         self._started, self._since = time.time(), time.time()
         self._jobs: queue.Queue[_Job] = queue.Queue()
@@ -62,8 +63,9 @@ class Resident:
 
         Args:
             settings: The settings.
-            share: Take the client's share of data that all have, in place of all of it.
-            probe: How the client finds its scalars.
+            share: Use only the client's share of the data; for data that are the same at all
+                clients.
+            probe: How the client computes its scalars.
 
         Raises:
             RunConflict: Another worker runs in the folder.
@@ -102,7 +104,7 @@ class Resident:
             worker.superseded.set()
 
     def _alive(self) -> None:
-        """Winds the watchdog up again: if it runs down, it writes where every thread stands."""
+        """Restarts the watchdog; when its time is over, it writes the stack of every thread."""
         faulthandler.dump_traceback_later(self._watchdog, exit=True, file=self._trace)
 
     def _compute(self) -> None:
@@ -166,7 +168,7 @@ class Resident:
             return job
 
     def status(self) -> dict[str, Any]:
-        """What it is and does, for people and programs."""
+        """The worker's identity and present activity, for display and programs."""
         with self._lock:
             job, since = self._job, self._since
         return {

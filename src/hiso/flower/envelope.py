@@ -1,10 +1,10 @@
-"""What passes between server application, relay and worker: a kind, some facts, some bytes.
+"""The message between server application, relay and worker: a kind, some facts, some bytes.
 
-The relay only carries it, so nothing here needs more than the standard library.
+The relay only passes it on, so this module needs only the standard library.
 
     "HENV" · format u16 · length of the header u32 · header (JSON: {"kind": …, "facts": {…}}) · body
 
-Over a socket each envelope is preceded by its length, u64. All little-endian.
+On a socket each envelope is preceded by its length, u64. All numbers are little-endian.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from hiso.errors import HisoError, ProtocolError
 
 FORMAT = 2
 MAX_BYTES = 256 * 2**20
-"""Largest envelope that is read: a log of a million rounds with P = 5 is half of it."""
+"""Largest accepted envelope; a log of a million rounds with P = 5 takes half of it."""
 MISSING = "WorkerMissing"
 """Kind of error: no worker answers at the node."""
 BUSY = "WorkerBusy"
-"""Kind of error: the worker did not finish in time, or does something newer."""
+"""Kind of error: the worker did not finish in time, or works on a newer request."""
 LOST = "MessageLost"
-"""Kind of error: Flower says that no answer will come, or its time is over."""
+"""Kind of error: Flower reports that no answer will come, or the time for it is over."""
 UNKNOWN_RUN = "UnknownRun"
 """Kind of error: the worker needs the run's identity before it can take part."""
 BEHIND = "Behind"
-"""Kind of error: the worker lacks records before those that were sent; it says where it stands."""
+"""Kind of error: the worker lacks records before the sent ones; it reports its position."""
 _HEAD = struct.Struct("<4sHI")
 _LENGTH = struct.Struct("<Q")
 
@@ -39,9 +39,9 @@ class Envelope:
     """One message.
 
     Attributes:
-        kind: What it is: "hello", "round", "fold", "status", "stop"; or as an answer "hello",
-            "reply", "folded", "status", "error".
-        facts: Anything that is JSON.
+        kind: The kind of message. Requests: "hello", "round", "fold", "status", "stop". Answers:
+            "hello", "reply", "folded", "status", "error".
+        facts: Any JSON values.
         body: The bytes of a plan, a reply, or records.
     """
 
@@ -51,12 +51,12 @@ class Envelope:
 
     @classmethod
     def of_error(cls, kind: str, reason: str) -> Envelope:
-        """An error for the other side: its kind is for programs, its reason for people."""
+        """An error for the receiver: `kind` is for programs, `reason` for display."""
         return cls("error", {"error": kind, "reason": reason})
 
     @classmethod
     def of_exception(cls, error: HisoError) -> Envelope:
-        """The same, of one of hiso's exceptions."""
+        """An error message made from one of hiso's exceptions."""
         return cls.of_error(type(error).__name__, str(error))
 
     def to_bytes(self) -> bytes:
@@ -69,7 +69,7 @@ class Envelope:
         """Reads an envelope.
 
         Raises:
-            ProtocolError: These bytes are no envelope, or one of another format.
+            ProtocolError: The bytes are not an envelope, or an envelope of another format.
         """
         try:
             magic, version, length = _HEAD.unpack_from(data)
@@ -101,8 +101,8 @@ def receive(connection: socket.socket) -> Envelope:
     """Reads one envelope from a socket.
 
     Raises:
-        ProtocolError: The other side hung up, or sent something else or too much.
-        TimeoutError: Nothing came within the socket's timeout.
+        ProtocolError: The other side closed the connection, or sent invalid or too much data.
+        TimeoutError: Nothing arrived within the socket's timeout.
     """
     (length,) = _LENGTH.unpack(_read(connection, _LENGTH.size))
     if length > MAX_BYTES:
@@ -115,6 +115,6 @@ def _read(connection: socket.socket, count: int) -> bytes:
     while len(parts) < count:
         part = connection.recv(min(count - len(parts), 2**20))
         if not part:
-            raise ProtocolError("the other side hung up in the middle of an envelope")
+            raise ProtocolError("the other side closed the connection in the middle of an envelope")
         parts += part
     return bytes(parts)

@@ -1,4 +1,4 @@
-"""Messages under way, on Flower's `push_messages` and `pull_messages`."""
+"""Sends messages and collects answers, with Flower's `push_messages` and `pull_messages`."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back from a node.
+    """The answer of a node.
 
     Attributes:
         node: Flower's id of the node.
-        request: What it was asked.
-        envelope: The answer; an error if there is none.
-        size: Bytes of it.
+        request: The request.
+        envelope: The answer; an error envelope if there is none.
+        size: Size of the answer in bytes.
     """
 
     node: int
@@ -44,8 +44,8 @@ class _Sent:
 class Post:
     """Sends requests to nodes and collects the answers.
 
-    Only what this process has sent is collected: answers to requests of a server that died are
-    never asked for, and Flower drops them when their time is over.
+    Collects only answers to requests of this process. Answers to requests of an earlier server
+    process are never fetched; Flower deletes them when their time is over.
     """
 
     def __init__(self, grid: Grid) -> None:
@@ -54,14 +54,14 @@ class Post:
         self._failed: list[Answer] = []
 
     def nodes(self) -> set[int]:
-        """Ids of the nodes that Flower holds to be connected."""
+        """Ids of the nodes that are connected according to Flower."""
         return set(self._grid.get_node_ids())
 
     def send(self, requests: Mapping[int, Envelope], ttl: float, group: str = "") -> dict[int, int]:
-        """Sends a request to each node; gives the bytes of each.
+        """Sends a request to each node; returns the size of each in bytes.
 
-        What Flower fails to take over, as it may when the SuperLink is overloaded, is answered with
-        an error by the next `collect`.
+        If Flower does not accept a request, for example because the SuperLink is overloaded, the
+        next `collect` returns an error as its answer.
         """
         if not requests:
             return {}
@@ -73,18 +73,18 @@ class Post:
         try:
             ids = self._grid.push_messages(messages)
             taken = list(zip(ids, requests.items(), strict=True))
-        except Exception as error:  # of types that are not public
+        except Exception as error:  # the exception types are not public
             log.warning("messages could not be sent: %r", error)
             lost = Envelope.of_error(LOST, f"it could not be sent: {error!r}")
             self._failed += [Answer(node, request, lost, 0) for node, request in requests.items()]
             return {}
         for message_id, (node, request) in taken:
-            if message_id:  # None: the node has just gone; a new hello finds it when it is back
+            if message_id:  # None: the node is gone; a new hello finds it again
                 self._sent[message_id] = _Sent(node, request, until)
         return {node: len(request.to_bytes()) for node, request in requests.items()}
 
     def collect(self) -> list[Answer]:
-        """Answers that have come since the last time."""
+        """Answers that have arrived since the last call."""
         answers, self._failed = self._failed, []
         if not self._sent:
             return answers

@@ -1,4 +1,4 @@
-"""Talking to a worker on this machine, through the socket in its folder."""
+"""Communication with a worker on this machine, through the socket in its folder."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ SOCKET = "worker.sock"
 
 
 def socket_path(folder: Path) -> str:
-    """The worker's socket, as short as can be: the system allows some 100 characters.
+    """The shortest path of the worker's socket; the system allows some 100 characters.
 
     Raises:
-        ProtocolError: It is too long.
+        ProtocolError: The path is too long.
     """
     path = str(folder.absolute() / SOCKET)
     path = min(path, os.path.relpath(path), key=len)
@@ -26,7 +26,7 @@ def socket_path(folder: Path) -> str:
 
 
 def ask(folder: Path, request: Envelope, timeout: float) -> Envelope:
-    """Sends a request to the worker in `folder`; an error is an answer too."""
+    """Sends a request to the worker in `folder`; the answer may be an error."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(max(timeout, 0.1))
         try:

@@ -1,4 +1,4 @@
-"""Where the processes of a deployment write what they do."""
+"""Logging of the processes of a deployment."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from pathlib import Path
 
 
 def log_to(path: Path) -> None:
-    """Logs to a file and to the terminal, in place of what a library has set up."""
+    """Logs to a file and to the terminal, and replaces handlers that a library has set up."""
     handlers = [logging.FileHandler(path), logging.StreamHandler()]
     for handler in handlers:
-        handler.setLevel(logging.INFO)  # libraries may have lower levels of their own
+        handler.setLevel(logging.INFO)  # libraries may set lower levels
     logging.basicConfig(
         level=logging.INFO,
         format="%(asctime)s %(levelname)s %(message)s",

@@ -1,4 +1,4 @@
-"""The server's rounds over Flower: who is asked, what is done with what comes back, how long."""
+"""The server's rounds over Flower: sends plans, handles answers, and decides how long to wait."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 _POLL = 0.05
 _TRIES = 10
-"""Times that a client is sent the plan of one round."""
+"""How often the plan of one round is sent to a client, at most."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ class Pace:
     """How long the server waits.
 
     Attributes:
-        round_seconds: Longest wait for the replies of a round, and for a client that was lost.
-        start_with: Clients that must be there before the first round of a run.
+        round_seconds: Longest wait for the replies of a round, and for a lost client.
+        start_with: Clients that must be connected before the first round of a run.
     """
 
     round_seconds: float
@@ -45,14 +45,14 @@ class Pace:
 def agree_on_identity(
     post: Post, sites: Sites, expected: Callable[[int], Identity], start_with: int
 ) -> Identity:
-    """Waits for `start_with` clients that were set up alike; gives the identity that they have.
+    """Waits for `start_with` clients with the same identity, and returns this identity.
 
     Args:
         post: The messages.
         sites: The clients.
-        expected: The part of the identity that the server's own settings tell, for a task with
-            a number of labels; raises a `SettingsError` where that number does not do.
-        start_with: How many must be alike.
+        expected: Returns the part of the identity known from the server's own settings, for a
+            given number of labels; raises a `SettingsError` for an unsuitable number.
+        start_with: How many clients must have the same identity.
     """
     while True:
         _greet(post, sites)
@@ -68,7 +68,7 @@ def agree_on_identity(
 
 
 def differences(expected: Callable[[int], Identity], there: Identity) -> str:
-    """How a client's identity is not the one `expected` here, in words; empty if it is."""
+    """How a client's identity differs from the `expected` one, in words; empty if it does not."""
     try:
         wanted = expected(there.method.labels)
     except SettingsError as error:
@@ -78,7 +78,7 @@ def differences(expected: Callable[[int], Identity], there: Identity) -> str:
 
 
 def _greet(post: Post, sites: Sites) -> list[Answer]:
-    """Says hello to whom it concerns, takes the answers, and gives those to other requests."""
+    """Sends `hello` where needed and handles answers to it; returns the other answers."""
     sites.look()
     answers = post.collect()
     for answer in answers:
@@ -89,7 +89,7 @@ def _greet(post: Post, sites: Sites) -> list[Answer]:
 
 @dataclass
 class _Asked:
-    """A client that is asked in the open round."""
+    """A client that was sampled in the open round."""
 
     plan: Plan
     request: Envelope | None = None
@@ -101,7 +101,7 @@ class _Asked:
 
 
 class Conductor:
-    """Runs the rounds of a server with the clients that can be reached."""
+    """Runs the rounds of a server with the reachable clients."""
 
     def __init__(self, post: Post, sites: Sites, server: Server, pace: Pace) -> None:
         self._post, self._sites, self._server, self._pace = post, sites, server, pace
@@ -110,11 +110,11 @@ class Conductor:
         self._accepted = 0
 
     def round(self) -> Closed | Aborted:
-        """Runs one round, with whoever answers in time.
+        """Runs one round with the clients that answer in time.
 
-        It ends when every client that was asked has answered, except those out of reach for long;
-        or after `round_seconds`. A client that was lost and returns is sent the plan again, and
-        answers from memory if it has measured already.
+        The round ends when every sampled client has answered, except clients that have been
+        unreachable for long, or after `round_seconds`. A lost client that returns gets the plan
+        again, and if it has already measured, it sends the stored reply.
 
         Raises:
             Diverged: The round's loss has exploded. Nothing was recorded.
@@ -140,7 +140,7 @@ class Conductor:
                     WINDOW,
                 )
         if isinstance(closed, Aborted):
-            log.warning("round %d came to nothing: %s", closed.round, closed.reason)
+            log.warning("round %d was aborted: %s", closed.round, closed.reason)
         else:
             for reason in closed.set_aside.values():
                 log.error("%s", reason)
@@ -149,10 +149,10 @@ class Conductor:
         return closed
 
     def finish(self) -> tuple[int | None, int]:
-        """Brings everybody to the end of the log.
+        """Brings all reachable clients to the end of the log.
 
         Returns:
-            The digest that more than half of them have there, or None; and how many answered.
+            The digest of more than half of them there, or None; and the number of answers.
         """
         began, digests, self._asked = time.monotonic(), dict[int, int](), {}
         end = self._ledger.position
@@ -232,18 +232,18 @@ class Conductor:
                         self._server.sent(client)
 
     def _stands(self, site: Site) -> int:
-        """Where a replica stands on this log; 0 if it has folded another one."""
+        """The position of a replica on this log; 0 if it has folded another log."""
         at, ledger = site.position, self._ledger
         on_it = at <= ledger.position and ledger.chain_at(at).hex() == site.chain
         return at if on_it else 0
 
     def _asked_by(self, answer: Answer) -> int | None:
-        """The client whose open request this answers."""
+        """The client to whose open request this is the answer."""
         return next((c for c, a in self._asked.items() if a.request is answer.request), None)
 
     def _take(self, answer: Answer) -> None:
         if (client := self._asked_by(answer)) is None:
-            if answer.envelope.kind == "reply":  # of a round that is over
+            if answer.envelope.kind == "reply":  # of an earlier round
                 self._tell(answer)
             return
         asked, facts = self._asked[client], answer.envelope.facts

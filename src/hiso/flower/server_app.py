@@ -1,4 +1,4 @@
-"""The server application: a run from its settings to its summary, with neither model nor data."""
+"""The server application: a run from settings to summary, without model and data."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ from hiso.run.summary import summarise
 
 LOG = "server.log"
 _ATTEMPTS = 20
-"""Attempts at a round that may come to nothing, one after the other."""
+"""Number of attempts at a round that may be aborted in a row."""
 _CLIP = 3.0
-"""The setting `clip` of a run that begins here, if it is not given."""
+"""Default of the setting `clip` for a new run."""
 _PREDECESSOR = 120.0
-"""Seconds that a server waits for the one before it, whose SuperLink was killed, to end."""
+"""Seconds to wait for the end of an earlier server process whose SuperLink was killed."""
 log = logging.getLogger(__name__)
 
 app = ServerApp()
@@ -42,7 +42,7 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Takes what `hiso serve` has put into the run's configuration."""
+    """Runs with the values that `hiso serve` put into the run's configuration."""
     config = context.run_config
     out = Path(str(config["out"]))
     out.mkdir(parents=True, exist_ok=True)
@@ -65,11 +65,12 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def check(settings: Settings, pace: Pace) -> None:
-    """Makes sure that a server can run these settings.
+    """Checks that a server can run these settings.
 
     Raises:
-        SettingsError: `mu` is to be measured, label words are to be made from data, evaluations are
-            to decide something, or more clients are waited for than there are.
+        SettingsError: A setting needs a model or data at the server (`mu` = auto, label words made
+            from data, evaluations that decide something), or `start_with` exceeds the number of
+            clients.
     """
     if not 0 < pace.start_with <= settings.clients:
         raise SettingsError(f"start_with = {pace.start_with} must lie in [1, {settings.clients}]")
@@ -93,21 +94,21 @@ def serve(
     changes: Mapping[str, Any],
     rollback: int | None,
 ) -> Summary:
-    """Runs to the last round, from wherever the folder `out` stands; gives the summary.
+    """Starts or resumes the run in the folder `out`, runs to the last round, returns the summary.
 
     Args:
-        grid: Flower's way to the nodes.
-        given: Settings by name. In a folder that holds a run, they must be those of the run.
+        grid: Flower's connection to the nodes.
+        given: Settings by name. If the folder holds a run, they must equal the run's settings.
         out: The run's folder.
-        pace: How long to wait, and for whom.
-        changes: Settings that take a new value from here on.
-        rollback: Goes back to this position first; later rounds are kept as abandoned.
+        pace: How long to wait, and for how many clients.
+        changes: Settings that take a new value from now on.
+        rollback: First roll back to this position; later rounds are kept as abandoned.
 
     Raises:
-        SettingsError: The settings are wrong. The folder is as it was.
-        RunConflict: The folder holds another run, or another process is at work on it.
+        SettingsError: The settings are wrong. The folder is unchanged.
+        RunConflict: The folder holds another run, or another process is using it.
         Diverged: The loss has exploded; the ledger keeps the last good round.
-        RoundAborted: A round has come to nothing too often.
+        RoundAborted: All allowed attempts at a round were aborted.
     """
     folder = RunFolder(out)
     seen = look(folder)
@@ -146,7 +147,7 @@ def serve(
 
 
 def _summary(ledger: Ledger, conductor: Conductor, sites: Sites) -> Summary:
-    """What came of the run, with the digest that the workers agree on at its end."""
+    """The summary of the run, with the digest on which the workers agree at its end."""
     digest, answered = conductor.finish()
     summary = summarise(
         ledger,
@@ -168,7 +169,7 @@ class _ToLog(Silent):
     def started(self, position: int, rounds: int) -> None:  # noqa: ARG002
         """See `Observer.started`."""
         self._first = position
-        log.info("run %s, going on at round %d", self._run, position)
+        log.info("run %s, continuing at round %d", self._run, position)
 
     def round(self, done: Round) -> None:
         """See `Observer.round`."""

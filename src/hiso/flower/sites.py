@@ -1,4 +1,4 @@
-"""Which clients can be reached, through which node, and where each stands."""
+"""The reachable clients, with the node and the position of each."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ log = logging.getLogger(__name__)
 
 HELLO_TTL = 300.0
 _AGAIN = 3.0
-"""Seconds until a node whose worker did not answer is asked again."""
+"""Seconds until `hello` is sent again to a node whose worker did not answer."""
 _REFUSED_AGAIN = 30.0
-"""The same, if its worker was set up for something else."""
+"""The same, if the worker has another identity."""
 _LONGEST_IDENTITY = 2**20
-"""Characters of an identity that is read."""
+"""Largest number of characters of an identity."""
 _LOOK = 1.0
-"""Seconds between looks at Flower's list of nodes."""
+"""Seconds between readings of Flower's list of nodes."""
 
 
 @dataclass
 class Site:
-    """A client's worker, as its last hello described it."""
+    """A client's worker, as described by its last answer to `hello`."""
 
     node: int
     client: int
@@ -41,16 +41,16 @@ class Site:
 
 
 class Sites:
-    """Says hello to nodes that appear, and knows the clients behind them.
+    """Sends `hello` to new nodes, and keeps the clients behind them.
 
-    A client is known by the number that its worker gives, never by a node's id. If two nodes name
-    the same client, the one that said so last is it: a SuperNode that was started again may have
+    A client is identified by the number that its worker reports, never by a node's id. If two
+    nodes report the same client, the last report counts, because a restarted SuperNode may have
     another id.
 
     Attributes:
-        run: Id of the run, once it is known.
-        by_client: The sites that can be reached.
-        lost: When a client that was known was last heard of.
+        run: Id of the run, when it is known.
+        by_client: The reachable sites.
+        lost: For each lost client, when it was lost.
     """
 
     def __init__(self, post: Post, clients: int) -> None:
@@ -64,7 +64,7 @@ class Sites:
         self._looked = 0.0
 
     def look(self) -> None:
-        """Greets nodes that are new, or whose worker was missing."""
+        """Sends `hello` to new nodes, and to nodes whose worker was missing."""
         now = time.monotonic()
         if now - self._looked < _LOOK:
             return
@@ -80,20 +80,19 @@ class Sites:
         self._post.send({node: Envelope("hello", {"run": self.run}) for node in greeted}, HELLO_TTL)
 
     def lose(self, node: int, reason: str, *, again: bool) -> None:
-        """Takes note that the worker behind a node does not answer; says hello later if `again`.
-
-        The reason may be anybody's text.
+        """Removes the worker behind a node, because it does not answer; if `again`, retries
+        later.
         """
         for client, site in list(self.by_client.items()):
             if site.node == node:
-                log.warning("client %d is out of reach: %s", client, plain(reason))
+                log.warning("client %d is unreachable: %s", client, plain(reason))
                 del self.by_client[client]
                 self.lost[client] = time.monotonic()
         if again:
             self._again[node] = time.monotonic() + _AGAIN
 
     def refuse(self, site: Site, reason: str) -> None:
-        """Leaves a client out until it has been asked again and answers otherwise."""
+        """Leaves a client out until a later `hello` gets another answer."""
         if self._refused.get(site.client) != reason:
             log.error("%s", plain(reason))
         self._refused[site.client] = reason
@@ -101,7 +100,7 @@ class Sites:
         self._again[site.node] = time.monotonic() + _REFUSED_AGAIN
 
     def greet(self, answer: Answer) -> None:
-        """Takes an answer to a hello."""
+        """Handles an answer to `hello`."""
         facts = answer.envelope.facts
         if answer.envelope.kind != "hello":
             self.lose(answer.node, str(facts.get("reason", "no hello")), again=True)
@@ -118,15 +117,14 @@ class Sites:
             or not isinstance(identity, str)
             or len(identity) > _LONGEST_IDENTITY
         ):
-            shown = plain(repr(client))
-            log.error("node %d: a hello that makes no sense, client %s", answer.node, shown)
+            log.error("node %d: an invalid answer to hello, client %r", answer.node, client)
             return
         try:
             found = Identity.parse(identity)
         except ProtocolError as error:
             log.error("node %d, client %d: %s", answer.node, client, plain(error))
             return
-        if found.partition is not None:  # of one place: nobody in a deployment knows it
+        if found.partition is not None:  # not known in a deployment, only in one process
             log.error("node %d, client %d: an identity of a simulation", answer.node, client)
             return
         site = Site(answer.node, client, position, chain, run, weights, found)
@@ -134,4 +132,6 @@ class Sites:
         self.by_client[client] = site
         self.lost.pop(client, None)
         if before is None or before.node != site.node:
-            log.info("client %d is here, at position %d, node %d", client, position, answer.node)
+            log.info(
+                "client %d is connected, at position %d, node %d", client, position, answer.node
+            )

@@ -1,4 +1,4 @@
-"""Starting a run with Flower's command line, watching it, and asking how it ended."""
+"""Starts a run with Flower's command line, shows its log, and reads its result."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _FLWR = str(Path(sys.executable).parent / "flwr")
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run of Flower's ended.
+    """The result of a Flower run.
 
     Attributes:
         status: "finished:completed", or something else.
-        details: Why, if Flower says so.
-        bytes_up: What SuperNodes sent to the SuperLink for it, as Flower counts: messages with
-            all that belongs to them; no HTTP headers, no encryption, no looking for work in vain.
-        bytes_down: The same, the other way.
+        details: The reason, if Flower gives one.
+        bytes_up: Bytes that SuperNodes sent to the SuperLink for this run, as counted by Flower:
+            complete messages, without HTTP headers, encryption, and polling for work.
+        bytes_down: The same in the other direction.
     """
 
     status: str
@@ -36,25 +36,25 @@ class Outcome:
 
 
 class Submission:
-    """A run that Flower has taken.
+    """A run that Flower has accepted.
 
     Attributes:
-        run: Flower's number of it.
+        run: Flower's number of the run.
     """
 
     def __init__(self, config: Mapping[str, Any], superlink: str | None) -> None:
-        """Hands the app over to a SuperLink.
+        """Submits the app to a SuperLink.
 
         Args:
             config: Values of the app's configuration.
             superlink: Name of a connection in Flower's config.toml; None for its default.
 
         Raises:
-            ProtocolError: The SuperLink cannot be reached, or does not want it.
+            ProtocolError: The SuperLink cannot be reached, or refuses the app.
         """
         self._superlink = [superlink] if superlink else []
         with tempfile.TemporaryDirectory() as temporary:
-            path = Path(temporary) / "run.toml"  # strings of JSON are strings of TOML
+            path = Path(temporary) / "run.toml"  # a JSON string is also a TOML string
             path.write_text("".join(f"{key} = {json.dumps(v)}\n" for key, v in config.items()))
             app = str(files("hiso.flower") / "app")
             told = self._ask("run", app, *self._superlink, "--run-config", str(path))
@@ -74,7 +74,7 @@ class Submission:
             )
 
     def outcome(self) -> Outcome:
-        """How it has ended, or where it stands.
+        """The run's result, or its present state.
 
         Raises:
             ProtocolError: The SuperLink cannot be reached.

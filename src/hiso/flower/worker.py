@@ -1,8 +1,8 @@
-"""A worker: model, private data and replica, and the answers to what the server asks.
+"""A worker: has model, private data and replica, and answers the server's requests.
 
-It stays while messages, SuperNodes and server come and go. Each run that it takes part in has a
-folder, with a copy of the log and snapshots: an ordinary run folder, which `hiso inspect` and
-`hiso eval` read. So a worker that was stopped or killed knows where it stood.
+It keeps running while messages, SuperNodes and server come and go. For each run it has a folder
+with a copy of the log and snapshots: an ordinary run folder, which `hiso inspect` and `hiso eval`
+can read. So a worker that was stopped or killed can resume at its position.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 
 class Superseded(ProtocolError):
-    """A newer request has made this one pointless."""
+    """A newer request replaced this one."""
 
 
 class Worker:
@@ -47,7 +47,7 @@ class Worker:
 
     Attributes:
         shards: Private examples by client.
-        superseded: Set it to end the measurement that is going on.
+        superseded: Set this to end the present measurement.
     """
 
     def __init__(
@@ -59,18 +59,20 @@ class Worker:
         alive: Callable[[], None],
         probe: Probing = "forward",
     ) -> None:
-        """Loads model and data, and goes on with the run that it worked on last.
+        """Loads model and data, and continues the last run of this worker.
 
         Args:
-            settings: The settings; those of a run must be the same everywhere.
-            folder: Where it keeps its copies of logs.
-            own: The client whose data these are; None to hold every client's share of them.
+            settings: The settings; all participants of a run need the same settings.
+            folder: The folder for its copies of logs.
+            own: The client to which the data belong; None to hold every client's share.
             alive: Called whenever work has advanced.
-            probe: How the scalars are found; backward also for `backward_clients` of the settings.
+            probe: How scalars are computed. Clients within `backward_clients` of the settings use
+                backward passes in any case.
 
         Raises:
             LoadError: Model or data cannot be loaded.
-            SettingsError: The data do not suit the settings, or `check_backward` refuses them.
+            SettingsError: The data do not fit the settings, or `check_backward` refuses the
+                settings.
             RunConflict: The last run was made with another model or other settings.
             ProtocolError: The copy of the log is damaged.
         """
@@ -89,7 +91,7 @@ class Worker:
 
     @property
     def run(self) -> str | None:
-        """Id of the run that it works on."""
+        """Id of the present run."""
         return None if self._ledger is None else self._ledger.run
 
     @property
@@ -98,10 +100,12 @@ class Worker:
         return 0 if self._replica is None else self._replica.position
 
     def handle(self, request: Envelope, client: int) -> Envelope:
-        """The answer of one client to a request; an error is an answer too."""
+        """The answer of one client to a request; it may be an error."""
         try:
             if client not in self.shards:
-                raise ProtocolError(f"clients {sorted(self.shards)} live here, not {client}")
+                raise ProtocolError(
+                    f"clients {sorted(self.shards)} are on this worker, not {client}"
+                )
             match request.kind:
                 case "hello":
                     return self.hello(client, request.facts.get("run"))
@@ -110,13 +114,13 @@ class Worker:
                 case "fold":
                     return self._fold(request, client)
                 case _:
-                    raise ProtocolError(f"a worker knows no request {request.kind!r}")
+                    raise ProtocolError(f"a worker does not know the request {request.kind!r}")
         except HisoError as error:
             log.error("%s: %s", type(error).__name__, error)
             return Envelope.of_exception(error)
 
     def hello(self, client: int, run: str | None) -> Envelope:
-        """Who answers here, with what, and where it stands in `run`; from any thread."""
+        """Client, examples, identity, and position in `run`; may be called from any thread."""
         weights = self._workload.module.parameters()
         position, chain = self._stands_in(run)
         facts = {
@@ -131,7 +135,9 @@ class Worker:
         return Envelope("hello", facts)
 
     def _stands_in(self, run: str | None) -> tuple[int, bytes]:
-        """Position and chain hash in a run; the hash is empty if it does not know the run."""
+        """Position and chain hash in a run; the hash is empty if the worker does not know the
+        run.
+        """
         if run is None or not (folder := self._folder_of(run)).has_run():
             return 0, b""
         with Ledger.read(folder.ledger) as ledger:
@@ -141,7 +147,7 @@ class Worker:
         return RunFolder(self._folder / f"run-{run[:16]}")
 
     def close(self) -> None:
-        """Keeps a snapshot, so that the next start is quick."""
+        """Saves a snapshot, so that the next start is quick."""
         if self._ledger is not None:
             if self.position:
                 save_snapshot(RunFolder(self._ledger.path.parent).snapshots, self._standing)
@@ -169,7 +175,7 @@ class Worker:
         return Envelope("reply", {}, reply_to_bytes(reply))
 
     def _fold(self, request: Envelope, index: int) -> Envelope:
-        """Folds the rest of the log, and measures nothing."""
+        """Folds the rest of the log without measuring."""
         plan = plan_from_bytes(request.body)
         if (refusal := self._prepare(plan, request)) is not None:
             return refusal
@@ -179,10 +185,12 @@ class Worker:
         return Envelope("folded", {"position": self.position, "digest": digest})
 
     def _prepare(self, plan: Plan, request: Envelope) -> Envelope | None:
-        """Makes the plan's run the one it works on, and its log a prefix; the answer if it cannot.
+        """Switches to the plan's run, and makes its own log a prefix of the plan's log.
+
+        Returns an answer if this is not possible.
 
         Raises:
-            RunConflict: Model, task or settings are not those of the run.
+            RunConflict: Model, task or settings differ from those of the run.
             ProtocolError: The identity does not belong to the run.
         """
         if self.run != plan.run:
@@ -193,11 +201,11 @@ class Worker:
                 self._create(folder, plan.run, str(identity))
             self._open(folder)
         elif not self._in_step():
-            log.warning("replica and log have come apart: standing again where the log ends")
+            log.warning("replica and log differ: rebuilding the replica at the end of the log")
             self._stand(self._log)
         self._rewind(plan)
         if (start := plan.round - len(plan.records)) > self.position:
-            reason = f"it stands at position {self.position}, the records begin at {start}"
+            reason = f"it is at position {self.position}, but the records begin at {start}"
             facts = {"error": BEHIND, "reason": reason, "position": self.position}
             return Envelope("error", facts | {"chain": self._standing.chain.hex()})
         return None
@@ -205,9 +213,7 @@ class Worker:
     def _create(self, folder: RunFolder, run: str, text: str) -> None:
         identity = Identity.parse(text)
         if identity.run != run:
-            raise ProtocolError(
-                f"the identity that was sent is that of run {identity.run}, not of {run}"
-            )
+            raise ProtocolError(f"the sent identity belongs to run {identity.run}, not to {run}")
         check_identity(identity, self._identity)
         folder.path.mkdir(exist_ok=True)
         settings = self._settings.with_hyper(self._method)
@@ -227,9 +233,9 @@ class Worker:
         self._ledger = ledger
 
     def _in_step(self) -> bool:
-        """Whether the replica is whole and stands at the end of the log.
+        """Whether the replica is usable and at the end of the log.
 
-        A fold that was interrupted, by lack of memory for one, leaves it otherwise.
+        It is not after an interrupted fold, for example because of a lack of memory.
         """
         replica, end = self._standing, self._log.position
         try:
@@ -240,9 +246,9 @@ class Worker:
         return (replica.position, replica.chain) == (end, self._log.chain_at(end))
 
     def _stand(self, ledger: Ledger) -> None:
-        """Rebuilds the replica at the end of the log, and checks it against a digest of before."""
+        """Rebuilds the replica at the end of the log, and compares it with an earlier digest."""
         if self._replica is not None:
-            self._load()  # the weights of the model in memory have moved
+            self._load()  # the weights of the model in memory have changed
         replica = make_replica(ledger.identity, self._workload, self._settings.memory, Silent())
         end, known, heartbeat = ledger.position, ledger.last_digest(), _Heartbeat(self._alive)
         restore_snapshot(RunFolder(ledger.path.parent).snapshots, replica, ledger, end)
@@ -274,7 +280,9 @@ class Worker:
         log.info("run %s: position %d, digest %016x", ledger.run[:16], end, replica.digest())
 
     def _rewind(self, plan: Plan) -> None:
-        """Goes back to where the plan's log and this one part: the server has rolled back."""
+        """Rolls back to the first record that differs from the plan's log (the server rolled
+        back).
+        """
         ledger, at = self._log, self.position
         target = min(at, plan.round)
         first = plan.round - len(plan.records)
@@ -286,7 +294,9 @@ class Worker:
         elif target == plan.round and ledger.chain_at(target) != plan.chain:
             target = 0
         if target < at:
-            log.warning("the server's log parts from this one: back to position %d", target)
+            log.warning(
+                "the server's log differs from this one: rolling back to position %d", target
+            )
             ledger.rollback(target)
             self._stand(ledger)
 
@@ -310,11 +320,11 @@ class Worker:
     def _go_on(self) -> None:
         self._alive()
         if self.superseded.is_set():
-            raise Superseded("a newer request has come, this measurement is dropped")
+            raise Superseded("a newer request has arrived, this measurement is discarded")
 
 
 class _Heartbeat(Silent):
-    """Tells nothing but that work goes on."""
+    """An observer that only reports that work advances."""
 
     def __init__(self, alive: Callable[[], None]) -> None:
         self._alive = alive

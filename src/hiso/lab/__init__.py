@@ -1,5 +1,5 @@
-"""The laboratory: how hiso is measured. The command line alone imports it.
+"""Experiments and measurements of hiso. Only the command line imports this package.
 
-`compare/` runs a grid of methods, tasks and seeds; `baselines/` are rivals that send vectors;
-`theory/` tests what the mathematics promises; `bench/` measures time and memory.
+`compare/` runs a grid of methods, tasks and seeds; `baselines/` has methods that send vectors, for
+comparison; `theory/` tests the theory by experiments; `bench/` measures time and memory.
 """

@@ -1,4 +1,4 @@
-"""A run, or several, as one page to look at.
+"""Writes one HTML page about one or several runs.
 
 Begin with `page.py`; `gather.py` reads the runs, the other modules are the parts of the page.
 """

@@ -1,4 +1,4 @@
-"""What can be told of single clients."""
+"""The section about single clients."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CLIENT = {"title": {"text": "client"}, "tickformat": "d"}
 NAMED = re.compile(r"client (\d+)")
 
 Ends = Mapping[int, tuple[float | None, float]]
-"""Of each client, a figure from early in the run, if there is one, and one from late."""
+"""For each client, an early figure of the run, if there is one, and a late figure."""
 
 
 def clients_section(named: Mapping[str, Run]) -> Section | None:
@@ -35,11 +35,11 @@ def clients_section(named: Mapping[str, Run]) -> Section | None:
         title = f"{words[0].upper()}{words[1:]} by client"
         note = "On its own examples, at its first and its last evaluation."
         figures.append(_ends(title, words, ends, note))
-    return Section("Clients", figures, "Of the run chosen here.", list(having), "run")
+    return Section("Clients", figures, "For the selected run.", list(having), "run")
 
 
 def _participation(runs: Mapping[str, Run]) -> Figure:
-    """In how many rounds each client's reply counted, or was set aside."""
+    """For each client, in how many rounds its reply was used or set aside."""
     views: dict[str, View] = {}
     wasted = False
     for name, run in runs.items():
@@ -66,7 +66,7 @@ def _participation(runs: Mapping[str, Run]) -> Figure:
         "hovermode": "closest",
         "showlegend": wasted,
     }
-    note = "Rounds in which the client's reply counted"
+    note = "Rounds in which the client's reply was used"
     note += ", and in which it was set aside." if wasted else "."
     return Figure("Participation", data, layout, views, note=note)
 
@@ -137,5 +137,5 @@ def _ends_view(ends: Ends) -> View:
 
 
 def _ticks(clients: Sequence[int]) -> dict[str, Any]:
-    """A tick for every client, where there is room."""
+    """A tick for every client, if there is room."""
     return {"xaxis.dtick": 1 if len(clients) <= 12 else None}

@@ -1,4 +1,4 @@
-"""How loss and metrics went along rounds, bytes and forward passes."""
+"""Curves of loss and metrics against rounds, bytes and forward passes."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ CHOICES = {
     "bytes": ("Bytes", "bytes sent so far, up and down, all clients", "B", "~s", ".3~s"),
     "passes": ("Forward passes", "clients' forward passes of one batch so far", "", "~s", ",.0f"),
 }
-"""For each axis: name of the choice, title, unit, format of ticks and of a pointed-at value."""
+"""For each axis: name of the choice, title, unit, format of ticks and of hover values."""
 
 Trace = tuple[Curve, dict[str, Any]]
-"""What is drawn of a curve, and how: a band if it is filled, else the means."""
+"""A curve and its trace: a band if the trace is filled, otherwise the means."""
 
 
 def curves_section(groups: Sequence[Group]) -> Section | None:
-    """Curves with bands over seeds; None if nothing was evaluated and no round was run."""
+    """Curves with bands over seeds; None if there are no evaluations and no rounds."""
     figures = [*_metrics(groups), *_training(groups)]
     if not figures:
         return None
@@ -32,7 +32,8 @@ def curves_section(groups: Sequence[Group]) -> Section | None:
     text = ""
     if any(len(group.runs) > 1 for group in groups):
         text = (
-            "Lines are means over the runs of a group that have got there, bands the mean ± sample "
+            "Lines are means over the runs of a group that have reached this point, bands the "
+            "mean ± sample "
             "deviation."
         )
     if "passes" in known and (without := _without_passes(groups)):
@@ -113,7 +114,7 @@ def _traces(index: int, label: str, line: Curve, style: dict[str, Any]) -> Itera
 
 
 def _figure(title: str, y: str, traces: Sequence[Trace], *, log: str, note: str) -> Figure:
-    """Bands first, so that no line lies under one."""
+    """A figure with bands drawn first, so that no band covers a line."""
     ordered = sorted(traces, key=lambda trace: "fill" not in trace[1])
     data = [trace | _values(line, trace) for line, trace in ordered]
     views: dict[str, View] = {}
@@ -140,7 +141,7 @@ def _values(line: Curve, trace: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _places(line: Curve, trace: Mapping[str, Any], axis: str) -> list[Any]:
-    """Where its points are on an axis; none, where nothing tells."""
+    """The positions of a curve's points on an axis; empty if they are not known."""
     if (spent := line.spent.get(axis)) is None:
         return []
     low, high = line.mean - line.deviation, line.mean + line.deviation

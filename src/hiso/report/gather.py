@@ -1,4 +1,4 @@
-"""What the folders of runs hold, read into plain data."""
+"""Reads the folders of runs into plain data."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Log:
-    """What only a ledger tells.
+    """The data that only a ledger has.
 
     Attributes:
-        identity: The run's identity; None if its method is not known here.
+        identity: The run's identity; None if its method is unknown in this process.
         records: Every record.
         replies: Every valid reply to a round.
-        changes: Settings that took a new value.
+        changes: Changes of settings.
     """
 
     identity: Identity | None
@@ -51,17 +51,17 @@ class Run:
 
     Attributes:
         path: Its folder.
-        settings: The settings in force; empty if nothing tells them yet.
-        summary: What came of it; None while the run goes on.
-        loss: Mean loss of each round's clients, float64 [R]; NaN where nobody told it.
+        settings: The current settings; empty if they are not known yet.
+        summary: The run's summary; None while the run is active.
+        loss: Mean loss of each round's clients, float64 [R]; NaN where it is not known.
         seconds: Wall time of each round, float64 [R]; NaN where it was not measured.
-        spent: What had been spent when position 0..R was reached, float64 [R + 1], by kind:
-            `rounds`, `bytes` (up and down, all clients), and `passes` (clients' forward passes of
-            one batch) where every round tells them.
-        traffic: Bytes (up, down) so far; with a ledger, those of aborted attempts too.
-        clients: The clients that counted in each round.
+        spent: The cost of reaching each position 0..R, float64 [R + 1], by kind: `rounds`, `bytes`
+            (up and down, all clients), and `passes` (clients' forward passes of one batch) if they
+            are known for every round.
+        traffic: Bytes (up, down) so far; with a ledger, aborted attempts are included.
+        clients: The clients whose replies were used in each round.
         evaluations: Metrics by position and split.
-        log: What the ledger tells; None for a run without one.
+        log: Data from the ledger; None for a run without a ledger.
     """
 
     path: Path
@@ -90,23 +90,23 @@ class Run:
 
 
 def metric_names(runs: Sequence[Run]) -> list[str]:
-    """Metrics that were taken on the tuning or the test split: accuracy first, the loss last."""
+    """Metrics measured on the tuning or the test split: accuracy first, the loss last."""
     evaluations = [e for run in runs for e in run.evaluations if e.split in ("dev", "test")]
     names = {name for evaluation in evaluations for name in evaluation.metrics}
     return sorted(names, key=lambda name: (name == "loss", name != "accuracy", name))
 
 
 def in_words(metric: str) -> str:
-    """A metric's name for people."""
+    """A metric's name for display."""
     return "F1" if metric == "f1" else metric.replace("_", " ")
 
 
 def read_runs(paths: Sequence[Path]) -> list[Run]:
-    """Reads the folders of runs, finished or not. A run needs a ledger, or else metrics.jsonl.
+    """Reads the folders of runs, finished or not. Each needs a ledger or metrics.jsonl.
 
     Raises:
-        SettingsError: There is none, or one is named twice.
-        ProtocolError: A folder holds no run, or a file in it is damaged; names all of them.
+        SettingsError: No run is named, or one is named twice.
+        ProtocolError: A folder holds no run, or a file in it is damaged; lists all of them.
     """
     if not paths:
         raise SettingsError("a report needs at least one run: name its folder")
@@ -150,7 +150,7 @@ def _read(path: Path) -> Run:
         )
     summary = folder.read_summary()
     if summary is not None and summary.rounds != len(rounds):
-        summary = None  # of an earlier end
+        summary = None  # from an earlier end of the run
     return Run(
         path=path,
         settings=settings or (summary.settings if summary else {}),

@@ -1,4 +1,4 @@
-"""Runs that belong together, what to call them, and means over them."""
+"""Groups of runs, their names, and means over them."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ AXES = ("rounds", "bytes", "passes")
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """Runs under one name: those that differ in nothing but the seed, or were given one label."""
+    """Runs under one name: they differ only in the seed, or were given one label."""
 
     label: str
     runs: list[Run]
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """Settings on which all its runs agree, the seed left out."""
+        """Settings with the same value in all runs of the group, without the seed."""
         first, *others = (run.settings for run in self.runs)
         return {
             key: value
@@ -38,20 +38,20 @@ class Group:
 
     @property
     def seeds(self) -> str:
-        """Its seeds, as 0, 1, 2."""
+        """The seeds of the group as text, such as "0, 1, 2"."""
         return ", ".join(str(run.settings.get("seed", "–")) for run in self.runs)
 
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """A figure of a group's runs along the way: means over the runs that have got there.
+    """A figure of a group's runs by position: means over the runs that have reached it.
 
     Attributes:
-        position: Positions of the log, float64 [N]; of windows of rounds, their middle.
+        position: Positions of the log, float64 [N]; for windows of rounds, the middle of each.
         mean: Mean over runs, float64 [N].
-        deviation: Sample deviation over runs, float64 [N]; NaN where there is one run.
-        count: How many runs there are, int [N].
-        spent: Mean of what had been spent there, by kind, float64 [N].
+        deviation: Sample deviation over runs, float64 [N]; NaN if there is only one run.
+        count: Number of runs at each position, int [N].
+        spent: Mean cost of reaching each position, by kind, float64 [N].
     """
 
     position: Floats
@@ -62,7 +62,7 @@ class Curve:
 
 
 def group_runs(runs: Sequence[Run], labels: Mapping[Path, str] | None = None) -> list[Group]:
-    """Groups runs by label, or else by their settings, the seed left out.
+    """Groups runs by label, or otherwise by their settings without the seed.
 
     Args:
         runs: The runs.
@@ -83,7 +83,7 @@ def group_runs(runs: Sequence[Run], labels: Mapping[Path, str] | None = None) ->
 
 
 def run_names(groups: Iterable[Group]) -> dict[str, Run]:
-    """Every run by a name of its own: its group, and what tells it from the others there."""
+    """Every run with a unique name: its group, and what distinguishes it within the group."""
     named: dict[str, Run] = {}
     for group in groups:
         seeds = [run.settings.get("seed") for run in group.runs]
@@ -98,7 +98,7 @@ def run_names(groups: Iterable[Group]) -> dict[str, Run]:
 
 
 def differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Keys whose values are not the same everywhere: the method, then as in `Settings`."""
+    """Keys with different values: the method first, then in the order of `Settings`."""
     known = ["method", *Settings.model_fields]
     keys = [*known, *sorted({key for each in settings for key in each} - set(known))]
     return [
@@ -113,8 +113,8 @@ def curve(group: Group, series: Sequence[Mapping[float, float]]) -> Curve:
 
     Args:
         group: The group.
-        series: For each of its runs, values by position; what was spent at a position between
-            two whole ones is interpolated.
+        series: For each of its runs, values by position; costs between two whole positions are
+            interpolated.
     """
     positions = sorted(set().union(*series))
     having = {
@@ -137,7 +137,9 @@ def curve(group: Group, series: Sequence[Mapping[float, float]]) -> Curve:
 
 
 def windows(length: int, most: int) -> int:
-    """The least of 1, 2, 5, 10, 20, … that cuts `length` rounds into at most `most` windows."""
+    """The smallest of 1, 2, 5, 10, 20, … that divides `length` rounds into at most `most`
+    windows.
+    """
     width = 1
     while length > most * width:
         width = int(width * (2.5 if str(width)[0] == "2" else 2))
@@ -145,7 +147,7 @@ def windows(length: int, most: int) -> int:
 
 
 def plus_minus(values: Sequence[float | None]) -> str | float | None:
-    """The mean of what is known; with the sample deviation where there are several values."""
+    """The mean of the known values, with the sample deviation if there are several."""
     known = [value for value in values if value is not None and not math.isnan(value)]
     if len(known) < 2 or not (deviation := stdev(known)):
         return fmean(known) if known else None
@@ -159,7 +161,7 @@ def _spent(run: Run, axis: str, position: float) -> float:
 
 
 def _names(groups: Sequence[Sequence[Run]]) -> list[str]:
-    """The method, and as many other settings that differ as it takes to tell groups apart."""
+    """The method, and as many differing settings as needed to distinguish the groups."""
     settings = [members[0].settings for members in groups]
     keys = [key for key in differing(settings) if key not in ("method", "seed")]
     paths = [members[0].path for members in groups]

@@ -1,4 +1,4 @@
-"""What only a ledger tells: the scalars, and what the method learned from them."""
+"""Figures that need a ledger: the scalars, and the state that the method learned from them."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from hiso.report.standin import LARGEST, History
 WINDOWS = 60
 FAN = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 BLUES = [[0, "rgba(60,140,200,0)"], [1, "rgba(60,140,200,1)"]]
-"""From nothing to blue, on whatever lies behind."""
+"""From transparent to blue, on any background."""
 MEDIAN = {"color": PALETTE[1], "width": 2}
 OUTER = {"color": PALETTE[1], "width": 1.5, "dash": "dot"}
 ROUND = {"title": {"text": "round"}}
 
 
 def scalars_section(groups: Sequence[Group], named: Mapping[str, Run]) -> Section | None:
-    """How large the measured scalars were, and how they were distributed; None without a ledger."""
+    """The size and the distribution of the measured scalars; None without a ledger."""
     having = {name: run for name, run in named.items() if run.log and run.log.replies}
     if not having:
         return None
@@ -46,9 +46,9 @@ def scalars_section(groups: Sequence[Group], named: Mapping[str, Run]) -> Sectio
         [*traces, median | {"hovertemplate": "median %{y:.3~g}<br>%{text}<extra></extra>"}],
         layout,
         views,
-        note=f"Of the run chosen above, in windows of {width} rounds."
+        note=f"For the run selected above, in windows of {width} rounds."
         if width > 1
-        else "Of the run chosen above.",
+        else "For the run selected above.",
     )
     text = (
         "Each scalar g is a directional derivative of a client's loss, in loss per unit of "
@@ -61,7 +61,7 @@ _FAN_BANDS = {"1 to 99 %": 0.22, "5 to 95 %": 0.3, "25 to 75 %": 0.45}
 
 
 def _windowed(log: Log, width: int) -> dict[int, Floats]:
-    """The scalars that count, by window."""
+    """The scalars of the used replies, by window."""
     found: dict[int, list[Any]] = {}
     for reply in log.replies:
         if reply.set_aside is None:
@@ -163,7 +163,7 @@ def state_section(histories: Mapping[str, History]) -> Section | None:
         note="Darker: more of the weights. Lines: median, and the range of the middle 90 %.",
     )
     text = (
-        "What the method has learned of each weight, in the run chosen here. It depends on the log "
+        "What the method has learned about each weight, in the selected run. It depends on the log "
         f"alone, and is rebuilt without the model for {' or '.join(f'{n:,}' for n in samples)} "
         f"weights: a sample, of {LARGEST:,} at most."
     )

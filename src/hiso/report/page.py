@@ -1,4 +1,4 @@
-"""The page: one HTML file that holds all it needs, and asks no network for anything."""
+"""The page: one self-contained HTML file, which makes no network requests."""
 
 from __future__ import annotations
 
@@ -37,20 +37,20 @@ def write_report(
     """Writes a page about runs; the same runs give the same bytes.
 
     Args:
-        runs: Their folders; a run may be unfinished, or have no ledger.
-        out: The file; what is there is replaced.
+        runs: The folders of the runs; a run may be unfinished, or have no ledger.
+        out: The file to write; an existing file is replaced.
         title: The page's title.
-        labels: For every run, the name of its group. By default, runs are a group that differ in
-            nothing but the seed, named after what tells them from others.
-        extra: Sections that come behind the results.
-        observer: Who watches.
+        labels: For every run, the name of its group. By default, runs that differ only in the seed
+            form a group, named after the settings that distinguish it from other groups.
+        extra: Sections after the results.
+        observer: Receives the progress.
 
     Returns:
         `report`, the file; `bytes`, its size; `groups`, the number of runs by name.
 
     Raises:
         LoadError: The extra `report` is not installed.
-        SettingsError: No run is named, or one twice; or `out` cannot be written.
+        SettingsError: No run is named, or one is named twice; or `out` cannot be written.
         ProtocolError: A folder holds no run, or a file in it is damaged.
     """
     check_installed()
@@ -66,7 +66,7 @@ def write_report(
 
 
 def check_installed() -> None:
-    """Makes sure that a report can be written.
+    """Checks that a report can be written.
 
     Raises:
         LoadError: The extra `report` is not installed.
@@ -124,6 +124,6 @@ def _render(title: str, groups: Sequence[Group], sections: Sequence[Section]) ->
 
 
 def _aligned(table: Table) -> list[bool]:
-    """Which columns hold figures, and so are set to the right."""
+    """For each column, whether it holds figures and so is right-aligned."""
     columns = zip(*table.rows, strict=True) if table.rows else [()] * len(table.header)
     return [all(not isinstance(c, str) or c[:1].isdigit() for c in column) for column in columns]

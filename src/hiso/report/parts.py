@@ -1,4 +1,4 @@
-"""What a page is made of: sections of tables and figures, as plain data."""
+"""The parts of a page: sections of tables and figures, as plain data."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ import numpy as np
 from hiso.report.gather import Floats
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8A8A8A")
-"""Okabe and Ito's colours, which most kinds of colour-blindness tell apart; grey for black and
-yellow, which vanish on a dark or a light page."""
+"""Okabe and Ito's colours, which can be distinguished with most kinds of colour-blindness. Grey
+replaces black and yellow, which are hard to see on a dark or a light page."""
 DASHES = ("solid", "dash", "dot", "dashdot")
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table. Numbers are set as `hiso.run.formatting.figure` writes them, None as –.
+    """A table. Numbers are formatted by `hiso.run.formatting.figure`; None is shown as –.
 
     Attributes:
         header: Names of the columns. The first column names the row.
-        rows: Cells, as many in each row as in the header.
-        caption: What it shows, in a few words.
+        rows: Cells; each row has as many as the header.
+        caption: A short description.
         folded: Shown only when its caption is opened.
     """
 
@@ -35,7 +35,7 @@ class Table:
 
 @dataclass(frozen=True)
 class View:
-    """What a figure looks like for one choice of its section, as arguments of `Plotly.update`.
+    """The form of a figure for one choice of its section, as arguments of `Plotly.update`.
 
     Attributes:
         data: Attributes of traces, each with one value per trace of the figure.
@@ -48,14 +48,16 @@ class View:
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure in the terms of Plotly.
+    """A Plotly figure.
 
     Attributes:
         title: What it shows.
-        data: Traces. Those whose `legendgroup` is a group's name obey the page's legend.
-        layout: Axes and the like; the page adds fonts, colours and margins.
-        views: For each choice of the section, what differs. A choice without a view shows nothing.
-        log: Axes that make sense on a logarithmic scale: "", "x", "y" or "xy".
+        data: Traces. The page's legend shows and hides traces whose `legendgroup` is a group's
+            name.
+        layout: Axes and other layout; the page adds fonts, colours and margins.
+        views: For each choice of the section, the differences. A choice without a view shows
+            nothing.
+        log: Axes that may be logarithmic: "", "x", "y" or "xy".
         note: How to read it.
     """
 
@@ -74,9 +76,9 @@ class Section:
     Attributes:
         title: Its heading.
         parts: Tables and figures, in order.
-        text: What to know before reading them.
-        choices: Names of views, of which the reader chooses one for all figures of the section.
-        choice: What is chosen: "x axis", "run".
+        text: An introduction to the tables and figures.
+        choices: Names of views; the reader selects one for all figures of the section.
+        choice: What the reader selects, such as "x axis" or "run".
     """
 
     title: str
@@ -87,7 +89,7 @@ class Section:
 
 
 def line_style(index: int) -> dict[str, Any]:
-    """`line` of the trace of the group with this index: 28 pairs, like colours dashed unlike."""
+    """The `line` of a trace of the group with this index: 28 pairs of colour and dash."""
     return {"color": PALETTE[index % len(PALETTE)], "dash": DASHES[index % len(DASHES)], "width": 2}
 
 
@@ -98,13 +100,15 @@ def shade(index: int, opacity: float = 0.18) -> str:
 
 
 def numbers(values: Floats | Sequence[float | None]) -> list[float | None]:
-    """Six digits of each; None for what is not finite, or None."""
+    """Each value rounded to six digits; None for None and for values that are not finite."""
     array = np.asarray(values, np.float64)
     return [float(f"{v:.6g}") if np.isfinite(v) else None for v in array]
 
 
 def outline(x: Floats, low: Floats, high: Floats) -> tuple[list[Any], list[Any]]:
-    """(x, y) of the closed line around an area, where it is known; gaps split it."""
+    """(x, y) of the closed line around an area, where its values are known; gaps split the
+    line.
+    """
     xs: list[Any] = []
     ys: list[Any] = []
     known = np.isfinite(low) & np.isfinite(high)

@@ -1,10 +1,10 @@
-"""The state that a method learns in a run, rebuilt without the run's model.
+"""Rebuilds the state that a method learned in a run, without the run's model.
 
-A method's round state (HiSo's h) of a weight is a function of that weight's directions and of the
-logged scalars: weights do not enter it. So the log is replayed on a stand-in of min(d, 2^17)
-weights in one parameter. Their state has the bits of the first as many elements of the model's
-flat buffer, in which padding between parameters counts as an element. It is a sample: h of all d
-weights follows the same law.
+A method's round state (HiSo's h) of a weight is a function of the weight's directions and of the
+logged scalars, and does not depend on the weights. So the log is replayed on a stand-in of min(d,
+2^17) weights in one parameter. Its state has the same bits as the first elements of the model's
+flat buffer; padding between parameters counts as elements. The stand-in is a sample: the h of all
+d weights has the same distribution.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ QUANTILES = (0.05, 0.5, 0.95)
 
 @dataclass(frozen=True, eq=False)
 class History:
-    """How the round state of a run is distributed, along the way.
+    """The distribution of a run's round state at several positions.
 
     Attributes:
         name: Name of the state: h.
-        sample: How many weights it is taken from.
+        sample: Number of weights of the stand-in.
         position: Positions of the log, int64 [N], N <= 41.
-        edges: Edges of the bins, ascending in equal ratios, float64 [B + 1].
+        edges: Edges of the bins, ascending with a constant ratio, float64 [B + 1].
         share: Share of the weights in each bin at each position, float64 [B, N].
-        quantiles: Of the weights' state, at 5, 50 and 95 %, float64 [3, N].
+        quantiles: Quantiles of the weights' state at 5, 50 and 95 %, float64 [3, N].
     """
 
     name: str
@@ -50,7 +50,8 @@ class History:
 def state_history(run: Run, observer: Observer) -> History | None:
     """Replays the log of a run on a stand-in.
 
-    None for a run without ledger, a method that learns nothing, or one that hiso does not know.
+    Returns None for a run without a ledger, for a method without round state, and for a method
+    that hiso does not know.
     """
     identity = None if run.log is None else run.log.identity
     if run.log is None or identity is None or not identity.method.round_state:

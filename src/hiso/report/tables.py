@@ -1,4 +1,4 @@
-"""What runs came to, what they cost, and what they were set to."""
+"""Tables of the results, costs and settings of runs."""
 
 from __future__ import annotations
 
@@ -63,8 +63,8 @@ def costs_section(groups: Sequence[Group]) -> Section:
     header += ["peak memory"]
     rows = [list(_cost_cells(group)) for group in groups]
     text = (
-        "Of a run; means over the runs of a group. Bytes are of all clients, and count 4 for each "
-        "float32 that travels for the method's sake; the papers' count is 2·R·τ·P·4; FedAvg's is "
+        "Of a run; means over the runs of a group. Bytes are of all clients, and count 4 for "
+        "each float32 that the method sends; the papers' count is 2·R·τ·P·4; FedAvg's is "
         "what float32 weights would take, up and down. Passes are clients' forward passes of one "
         "batch; a backward pass counts as two more."
     )
@@ -73,7 +73,7 @@ def costs_section(groups: Sequence[Group]) -> Section:
 
 @dataclass(frozen=True)
 class _Costs:
-    """What a run cost, as far as it is known."""
+    """The costs of a run, as far as they are known."""
 
     bytes_up: int
     bytes_down: int
@@ -101,7 +101,7 @@ def _cost_cells(group: Group) -> Iterator[str | float | None]:
 
 
 def _costs(run: Run) -> _Costs:
-    """Figures of the summary, or as far as the rounds tell them."""
+    """The costs from the summary, or from the rounds as far as possible."""
     told = run.spent.get("passes")
     passes = None if told is None else int(told[-1])
     if (s := run.summary) is not None:
@@ -122,7 +122,7 @@ def _mean_size(counts: Sequence[float | None]) -> str | None:
 
 
 def settings_section(groups: Sequence[Group], named: Mapping[str, Run]) -> Section:
-    """Settings that differ; all of them, changes on the way, and facts of each run on demand."""
+    """Settings that differ; on demand, all settings, changes and facts of each run."""
     settings = [group.settings for group in groups]
     keys = differing(settings)
     parts: list[Table] = []
@@ -133,7 +133,7 @@ def settings_section(groups: Sequence[Group], named: Mapping[str, Run]) -> Secti
         text = ""
     if changes := list(_changes(named)):
         header = ["run", "from round", "setting", "before", "after"]
-        parts.append(Table(header, changes, "Changed on the way"))
+        parts.append(Table(header, changes, "Changed during the run"))
     every = list(dict.fromkeys(key for s in settings for key in s))
     labels = [group.label for group in groups]
     rows = [[key, *(_cell(s.get(key)) for s in settings)] for key in every]
@@ -153,7 +153,7 @@ def _changes(named: Mapping[str, Run]) -> Iterator[list[str | float | None]]:
 
 
 def _facts(named: Mapping[str, Run]) -> Table:
-    """Where each run lies, and what identifies it."""
+    """The folder and the identifiers of each run."""
     header = ["run", "folder", "seed", "rounds", "weights", "data", "digest", "run id", "machine"]
     rows: list[list[str | float | None]] = []
     for name, run in named.items():

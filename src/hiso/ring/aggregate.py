@@ -1,4 +1,4 @@
-"""From the replies of a round to its record: average in float64, round once."""
+"""Makes the record of a round from its replies: averages in float64 and rounds once."""
 
 from __future__ import annotations
 
@@ -37,30 +37,32 @@ def aggregate(
     changes: Mapping[str, float],
     method: Method,
 ) -> Record:
-    """The record of a round from the replies that count, in whatever order they came.
+    """The record of a round from its valid replies; their order does not matter.
 
     With P directions and client weights wt_i (`client_weights`), per local step k:
 
         shared directions:  c[k, p]    = float32( Σ_i wt_i·g_i[k, p] / Σ_i wt_i / P ),  stream 0
-        a client's own:     c[k, i, p] = float32( wt_i·g_i[k, p] / Σ_i wt_i / P ),      stream i + 1
+        per-client ones:    c[k, i, p] = float32( wt_i·g_i[k, p] / Σ_i wt_i / P ),      stream i + 1
 
-    and κ alike. Methods that do not divide (`Method.divided`) have no "/ P". Facts are averaged
-    over clients, and not divided. Sums run in float64 over clients in ascending order; terms are
-    ordered by k, then client, then p.
+    and likewise for κ. For methods with `Method.divided` false there is no "/ P". Facts are
+    averaged over clients, and not divided by P. Sums run in float64 over clients in ascending
+    order; terms are ordered by k, then client, then p.
 
     Args:
         round: Round of the record.
-        replies: At least one reply, g float32 [τ, P] each; no two of one client.
-        weighting: Whether clients count alike or by their number of examples.
-        per_client: Whether every client measured along directions of its own.
-        changes: Hyper-parameters that take a new value with this round.
-        method: The run's method: whether it needs κ, has facts, and divides by P.
+        replies: At least one reply, each with g float32 [τ, P]; at most one per client.
+        weighting: Whether clients have equal weights or are weighted by their number of examples.
+        per_client: Whether every client measured along its own directions.
+        changes: Hyper-parameters that take a new value in this round.
+        method: The run's method; it determines whether there are κ and facts, and the division by
+            P.
 
     Returns:
         The record, with τ·P terms (shared) or τ·clients·P terms (per client).
 
     Raises:
-        ProtocolError: No replies, two of one client, different shapes, or κ or a fact missing.
+        ProtocolError: There are no replies, two replies from one client, different shapes, or a
+            missing κ or fact.
     """
     replies = sorted(replies, key=lambda reply: reply.client)
     clients = [reply.client for reply in replies]

@@ -34,7 +34,7 @@ class Shard(Protocol):
 
 
 class Replica(Writable, Protocol):
-    """What a client needs of `hiso.core`'s replica."""
+    """The part of `hiso.core`'s replica that a client needs."""
 
     @property
     def position(self) -> int:
@@ -48,17 +48,17 @@ class Replica(Writable, Protocol):
 
     @property
     def identity(self) -> Identity:
-        """That of the run whose log is folded."""
+        """The identity of the run whose log is folded."""
         ...
 
     @property
     def hyper(self) -> Mapping[str, float]:
-        """Hyper-parameters in force at that position."""
+        """Hyper-parameters at that position."""
         ...
 
     @property
     def derived(self) -> Mapping[str, float]:
-        """What the method remembers of the log up to that position."""
+        """The method's values derived from the log up to that position."""
         ...
 
     def digest(self) -> int:
@@ -66,19 +66,20 @@ class Replica(Writable, Protocol):
         ...
 
     def replay(self, records: Sequence[Record]) -> None:
-        """Folds the records, the first of which is that of round `position`."""
+        """Folds the records; the first of them must be the record of round `position`."""
         ...
 
 
 class Client:
-    """One client: `answer` turns a plan into a reply.
+    """One client: `answer` computes the reply to a plan.
 
-    A plan that comes again is answered with the same reply, without measuring; one whose
-    measurement was interrupted is measured from the start. Clients in one process may share a
-    replica: records that it has folded already are skipped.
+    A repeated plan gets the same reply, without a new measurement; if the measurement was
+    interrupted, it starts again. Clients in one process may share a replica: records that the
+    replica has already folded are skipped.
 
-    An engine that lets clients share forward passes does what `answer` does in three pieces:
-    `begin` gives the probe of a plan, the engine tells it all its losses, `finish` gives the reply.
+    An engine in which clients share forward passes replaces `answer` by three steps: `begin`
+    returns the probe of a plan, the engine tells the probe all its losses, and `finish` returns
+    the reply.
 
     Example:
         >>> for plan in server.ask():
@@ -86,7 +87,7 @@ class Client:
 
     Attributes:
         index: Index i of the client.
-        shard: Its data.
+        shard: The client's data.
         replica: The replica.
         limits: What it lets a server ask.
         told: What it has answered so far; keep it, for a client that is made again.
@@ -105,25 +106,26 @@ class Client:
         limits: Limits | None = None,
         told: Told | None = None,
     ) -> None:
-        """A client that stands where its replica does.
+        """A client at the position of its replica.
 
         Args:
             index: Index i of the client.
-            shard: Its data.
+            shard: The client's data.
             replica: The replica.
-            losses: What the replica's model makes of batches.
+            losses: Evaluates the replica's model on batches.
             keep: Called with new records before they are folded, and with the replica's digest
-                before them: the client's own copy of the log.
-            backward: Answer by backward passes through this loss; by default by forward passes
-                alone. It is the client's own choice: plan, reply and record are the same.
-            adjust: Added to the scores of labels wherever it measures, float64 [C]: for logit
-                adjustment the `log_shares` of its own labels. None for nothing.
-            limits: What it lets a server ask; by default, 2^24 scalars a round.
-            told: What it has answered before, which counts for its limits; by default, nothing.
+                before these records. Used to keep the client's own copy of the log.
+            backward: If given, the client uses backward passes through this loss; by default it
+                uses forward passes only. Plan, reply and record do not depend on this choice.
+            adjust: Added to the labels' scores in every measurement, float64 [C]: for logit
+                adjustment, the `log_shares` of the client's own labels. None for no adjustment.
+            limits: What the client lets a server ask; by default, 2^24 scalars a round.
+            told: What the client has answered before, which counts for its limits; by default,
+                nothing.
 
         Raises:
-            SettingsError: The client has no examples, `check_backward` refuses the method, or a
-                backward pass is to have adjusted scores, which it has not.
+            SettingsError: The client has no examples, `check_backward` refuses the method, or both
+                `backward` and `adjust` are given, which is not supported.
         """
         if shard.examples < 1:
             raise SettingsError(
@@ -132,7 +134,7 @@ class Client:
         if backward is not None:
             check_backward(replica.identity.method)
             if adjust is not None:
-                raise SettingsError(f"client {index}: a backward pass takes scores as they are")
+                raise SettingsError(f"client {index}: a backward pass cannot use adjusted scores")
         self.limits, self.told = limits or Limits(), told or Told()
         self._adjust = adjust
         self.index, self.shard, self.replica = index, shard, replica
@@ -143,7 +145,7 @@ class Client:
         self._reply: Reply | None = None
 
     def answer(self, plan: Plan) -> Reply:
-        """Folds what the replica lacks, measures what the plan asks for, and replies.
+        """Folds missing records, measures the scalars of the plan, and returns the reply.
 
         Raises:
             ProtocolError: As `begin`.
@@ -154,7 +156,7 @@ class Client:
         return self.finish()
 
     def measure(self, probe: Probe, changes: Mapping[str, float]) -> None:
-        """Measures all that the probe still asks for, on batches of its round.
+        """Measures everything that the probe still asks for, on batches of its round.
 
         Raises:
             NonFiniteLoss: A loss is NaN or infinite.
@@ -164,7 +166,7 @@ class Client:
 
     @property
     def forward(self) -> bool:
-        """Whether it answers by forward passes alone."""
+        """Whether the client uses forward passes only."""
         return self._backward is None
 
     def batches(self, round: int) -> Callable[[int], Any]:
@@ -172,9 +174,9 @@ class Client:
         return lambda step: self.shard.batch(round, step)
 
     def begin(self, plan: Plan) -> Probe:
-        """Catches up, and gives the probe of the plan's round.
+        """Folds missing records, and returns the probe of the plan's round.
 
-        After `finish`, the same plan gives the finished probe, whose `ask()` is None.
+        After `finish`, the same plan returns the finished probe, whose `ask()` is None.
 
         Raises:
             ProtocolError: The plan asks for more than the client's limits allow, and nothing was
@@ -193,10 +195,11 @@ class Client:
         return self._probe
 
     def finish(self) -> Reply:
-        """The reply, once the probe has been told all its losses. Asking twice gives the same.
+        """The reply, after the probe was told all its losses. A second call returns the same
+        reply.
 
         Raises:
-            RuntimeError: No probe has been begun, or it still asks for losses.
+            RuntimeError: There is no probe, or it still asks for losses.
         """
         probe = self._probe
         if probe is None or probe.ask() is not None:
@@ -231,14 +234,15 @@ class Client:
             )
 
     def catch_up(self, plan: Plan) -> None:
-        """Folds the records of a plan that the replica lacks; then it stands at the plan's round.
+        """Folds the plan's records that the replica lacks; then the replica is at the plan's
+        round.
 
         Raises:
             ProtocolError: The plan is for another run or client, does not fit the replica's log,
-                or has records that the method cannot fold. Nothing was kept or folded.
+                or has records that the method cannot fold. In this case nothing is kept or folded.
         """
         if missing := self._missing(plan):
-            if self._keep is not None:  # first: a replica can be rebuilt from the log
+            if self._keep is not None:  # before folding: a replica can be rebuilt from the log
                 self._keep(missing, int(self.replica.digest()))
             self.replica.replay(missing)
 
@@ -258,7 +262,7 @@ class Client:
             )
         elif plan.round > at + len(missing):
             problems.append(
-                f"the replica stands at position {at}, but the plan's records begin at "
+                f"the replica is at position {at}, but the plan's records begin at "
                 f"{plan.round - len(missing)}: ask the server to resend from {at} (`rejoin`)"
             )
         else:

@@ -1,4 +1,4 @@
-"""One number in place of HiSo's diagonal: its mean, which the server has for free."""
+"""The mean of HiSo's diagonal as one number, which the server computes from the log."""
 
 from __future__ import annotations
 
@@ -15,21 +15,22 @@ from hiso.core.record import Record
 
 @dataclass(frozen=True)
 class MeanDiagonal:
-    """The mean h̄ of HiSo's diagonal, from the coefficients of the log alone.
+    """The mean h̄ of HiSo's diagonal, computed from the coefficients of the log alone.
 
         h̄ ← max(floor, (1−ν)·h̄ + ν·(Σ_p c_p² / h̄² + ε))
 
-    c are the coefficients of the first local step, measured along u. HiSo measures along u/√h,
-    and with the same h for all weights its mean step squared is (1/d) Σ_j dx_j² = Σ_p (c_p/√h)²/h,
-    up to the correlation of two directions, of the order 1/√d (HiSo, Eq. 12, averaged over
-    weights, and the average given to each before the next round). Floor and ε are HiSo's defaults.
+    c are the coefficients of the first local step, measured along u. HiSo measures along u/√h.
+    With the same h for all weights, HiSo's mean squared step is (1/d) Σ_j dx_j² = Σ_p (c_p/√h)²/h,
+    up to the correlation of two directions, which is of the order 1/√d. (This is HiSo, Eq. 12,
+    averaged over weights, if after each round every weight gets the average.) Floor and ε are
+    HiSo's defaults.
 
-    A server that has it divides the learning rate by h̄ and μ by √h̄: HiSo with one number, on a
-    method without a diagonal. What it divides is logged as a changed hyper-parameter, so replicas
-    need not know of it.
+    The server divides the learning rate by h̄ and μ by √h̄. This is HiSo with one number, for a
+    method without a diagonal. The divided learning rate is logged as a changed hyper-parameter, so
+    replicas need no h̄.
 
     Attributes:
-        nu: Smoothing ν.
+        nu: Update rate ν.
     """
 
     nu: float
@@ -42,9 +43,9 @@ class MeanDiagonal:
         return max(HiSo.floor, (1 - self.nu) * h + self.nu * learned)
 
     def hyper(self, h: float, hyper: Mapping[str, float]) -> dict[str, float]:
-        """Hyper-parameters to put in force, with lr divided by h̄."""
+        """The hyper-parameters with lr divided by h̄."""
         return {**hyper, "lr": hyper["lr"] / h}
 
     def mu(self, h: float, mu: float) -> float:
-        """μ to measure with."""
+        """The μ for measuring: μ / √h̄."""
         return mu / math.sqrt(h)

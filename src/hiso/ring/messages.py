@@ -1,8 +1,8 @@
-"""The two messages of a round, the server's plan and the client's reply, and what they weigh.
+"""The two messages of a round, the server's plan and the client's reply, and their sizes.
 
-Bytes are counted as the papers count them: 4 for every float32 scalar that a message carries,
-whoever it is sent to. Not counted is what does not grow with the work: the chain hash, the
-digest, the loss, the numbers that name a round, and the framing of the transport.
+Bytes are counted as in the papers: 4 for every float32 scalar in a message, for any receiver.
+Parts of fixed size are not counted: the chain hash, the digest, the loss, the numbers that
+identify a round, and the framing of the transport.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def paper_bytes(rounds: int, steps: int, directions: int) -> int:
 
 
 def probe_problems(steps: int, directions: int, mu: float, scheme: str) -> Iterator[str]:
-    """What keeps a probe from being made with these settings, one sentence each."""
+    """The reasons why these settings do not give a valid probe, one sentence each."""
     if not 1 <= steps <= MAX_STEP + 1:
         yield f"steps = {steps} must lie in [1, {MAX_STEP + 1}]"
     if not 1 <= directions <= MAX_DIRECTION + 1:
@@ -48,11 +48,11 @@ def probe_problems(steps: int, directions: int, mu: float, scheme: str) -> Itera
 
 @dataclass(frozen=True)
 class Plan:
-    """What one client needs for one round. Scalars on the wire: those of `records`.
+    """The server's message to one client for one round. It carries the scalars of `records`.
 
     Attributes:
         run: The run's id, the hex digest of its chain root.
-        round: The round r to probe; the replica must stand at position r, after records 0..r-1.
+        round: The round r to probe; the replica must be at position r, after records 0..r-1.
         client: Index i of the client.
         records: The records that the client lacks, in order, the last being r - 1.
         chain: Chain hash of the log before round r.
@@ -61,8 +61,8 @@ class Plan:
         mu: Perturbation size μ.
         scheme: Forward or central differences.
         stream: 0 for shared directions, i + 1 for the client's own.
-        changes: Hyper-parameters that take a new value with this round; the round's record will
-            carry them, and local steps use them already.
+        changes: Hyper-parameters that take a new value in this round. The round's record will
+            contain them, and the round's local steps already use them.
 
     Raises:
         ProtocolError: A field is out of range, or the records do not lead up to the round.
@@ -103,7 +103,7 @@ class Plan:
 
     @property
     def scalars(self) -> int:
-        """float32 numbers that travel down with this plan: catch-up and changes."""
+        """Number of float32 numbers sent down in this plan: catch-up and changes."""
         return sum(record.scalars for record in self.records) + len(self.changes)
 
     def probe(
@@ -113,13 +113,13 @@ class Plan:
         derived: Mapping[str, float],
         adjust: NDArray[np.float64] | None = None,
     ) -> Probe:
-        """The probe that the plan asks for.
+        """The probe for this plan.
 
         Args:
             method: The run's method.
-            hyper: Its hyper-parameters in force before the round; the plan's changes override them.
-            derived: What it remembers of the log before the round.
-            adjust: What the client adds to the scores of labels, float64 [C]; None for nothing.
+            hyper: Its hyper-parameters before the round; the plan's changes override them.
+            derived: Its values derived from the log before the round.
+            adjust: Added by the client to the labels' scores, float64 [C]; None for nothing.
         """
 
         def biases(facts: Mapping[str, float]) -> NDArray[np.float64] | None:
@@ -145,17 +145,18 @@ class Plan:
 
 @dataclass(frozen=True, eq=False)
 class Reply:
-    """What one client measured. Scalars on the wire: g, and κ and facts where the method has them.
+    """What one client measured. Its scalars are g, and κ and facts if the method has them.
 
     Attributes:
-        run: As in the plan, like `round` and `client`.
-        asked: The plan's `hash_question`, 32 bytes: μ, scheme, chain and all else that was asked.
+        run: As in the plan; `round` and `client` too.
+        asked: The plan's `hash_question`, 32 bytes; it covers μ, scheme, chain and all other
+            fields that determine the reply.
         digest: The replica's digest before the round, unsigned 64 bits.
         scalars: g, float32 [τ, P].
         curvature: κ, float32 [τ, P], or None.
-        loss: Mean loss of the client's first batch of the round, for people and for the guard.
+        loss: Mean loss of the client's first batch of the round, for display and for the guard.
         examples: Size of the client's data set, the weight of an example-weighted mean.
-        facts: What the method tells beside scalars, float32 numbers by name.
+        facts: Other numbers that the method sends, float32 by name.
     """
 
     run: str
@@ -171,5 +172,5 @@ class Reply:
 
     @property
     def count(self) -> int:
-        """float32 numbers that travel up with this reply."""
+        """Number of float32 numbers sent up in this reply."""
         return self.scalars.size * (1 if self.curvature is None else 2) + len(self.facts)

@@ -1,4 +1,4 @@
-"""One client's passes: the walk through the points that a probe asks for."""
+"""One client's measurements: evaluates all points that a probe asks for."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from hiso.core.measure.probe import Probe
 from hiso.core.noise.point import Point
 
 Losses = Callable[[Sequence[Any]], Sequence[Any]]
-"""What the model, as it is written now, makes of several batches: for each of them an `Outcome`, or
-what `Outcome.of` takes in its place."""
+"""Evaluates the model with its present parameters on several batches: for each batch an `Outcome`,
+or a value that `Outcome.of` accepts."""
 
 Backward = Callable[[Any], Any]
-"""The mean loss of a batch where the model is written now, as a tensor through which gradients
-flow, or what `mean_loss` takes in its place."""
+"""The mean loss of a batch with the model's present parameters, as a tensor with a gradient, or a
+value that `mean_loss` accepts."""
 
 
 class Walk(Protocol):
@@ -33,7 +33,7 @@ class Walk(Protocol):
 
 
 class Writable(Protocol):
-    """What measuring needs of a replica; see `hiso.core.replica.replica`."""
+    """The part of a replica that a measurement needs; see `hiso.core.replica.replica`."""
 
     def write(
         self,
@@ -49,11 +49,11 @@ class Writable(Protocol):
     def project(
         self, loss: Callable[[], Any], *, stream: int, directions: int
     ) -> tuple[float, NDArray[np.float64]]:
-        """A loss where the model is written, and its derivatives along directions [P]."""
+        """The loss at the present parameters, and its derivatives along directions [P]."""
         ...
 
     def walk(self, changes: Mapping[str, float] | None = None) -> Walk:
-        """Starts local steps from here."""
+        """Starts local steps from the replica's weights."""
         ...
 
 
@@ -65,20 +65,19 @@ def measure(
     changes: Mapping[str, float] | None = None,
     backward: Backward | None = None,
 ) -> None:
-    """Answers all that `probe` still asks for.
+    """Measures everything that `probe` still asks for.
 
-    Local step k > 0 is measured on a walk: a copy of the weights, moved by the client's own
-    scalars of the steps before. The replica itself is only read.
+    Local step k > 0 is measured on a `Walk`: a copy of the weights, moved by the client's own
+    scalars of the earlier steps. The replica itself is only read.
 
     Args:
         replica: The replica, at the probe's round.
-        probe: The probe, untouched or told the losses of whole steps.
+        probe: The probe, new or already told the losses of complete steps.
         batch: The client's batch of each local step.
         losses: Called with one batch at a time.
-        changes: Hyper-parameters that take a new value with this round.
-        backward: Called with the batch of each local step, in place of `losses`: the scalars are
-            exact derivatives then, by one backward pass, where the differences would have been
-            taken.
+        changes: Hyper-parameters that take a new value in this round.
+        backward: Called with the batch of each local step, instead of `losses`. The scalars are
+            then exact derivatives, from one backward pass at the weights of the local step.
 
     Raises:
         NonFiniteLoss: A loss is NaN or infinite.
@@ -101,6 +100,6 @@ def measure(
 
 
 def take_step(walk: Walk, probe: Probe, step: int) -> None:
-    """Moves a walk by the client's own scalars of a local step."""
+    """Moves the weights of a walk by the client's own scalars of a local step."""
     own = probe.coefficients(step)
     walk.step(round=probe.round, step=step, stream=probe.stream, coefficients=own)

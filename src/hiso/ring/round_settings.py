@@ -1,4 +1,4 @@
-"""What a server needs to know for its rounds; all of it may change from round to round."""
+"""The server's settings for its rounds; all of them may change from round to round."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ from hiso.ring.messages import probe_problems
 
 @dataclass(frozen=True, kw_only=True)
 class RoundSettings:
-    """How rounds are run from now on.
+    """The settings for the next rounds.
 
     Attributes:
         clients: Number of clients M.
-        sample: Number of clients m that are asked in a round.
+        sample: Number of clients m sampled in a round.
         steps: Number of local steps τ.
         directions: Number of directions P.
         mu: Perturbation size μ.
         scheme: Forward or central differences.
-        per_client: Whether every client measures along directions of its own.
-        weighting: Whether clients count alike or by their number of examples, up to ten times the
-            median of a round.
-        min_replies: Replies that a round needs to count; with fewer it is aborted.
+        per_client: Whether every client measures along its own directions.
+        weighting: Whether clients have equal weights or are weighted by their number of examples,
+            up to ten times the median of the round.
+        min_replies: Smallest number of good replies; with fewer, the attempt is aborted.
         divergence_factor: A round is not recorded if the clients' median loss, in the median of
             the last nine rounds, exceeds this many times that of the first nine (squared, until
-            there are nine); None for no such guard.
+            there are nine); None for no limit.
         clip: How many times the median size of the last 50 rounds' replies a reply may count (see
             `Clip`); 0 for no limit.
-        normalise: Smoothing ν of the mean diagonal h̄ (`MeanDiagonal`), which divides `lr`, and
-            its root `mu`: HiSo with one number in place of its diagonal, on a method without
-            one. 0 for neither. It stays for the whole run.
-        hyper: Hyper-parameters of the method that are to hold from now on; those not named stay.
+        normalise: Update rate ν of the mean diagonal h̄ (`MeanDiagonal`): `lr` is divided by h̄
+            and `mu` by √h̄. This is HiSo with one number, for a method without a diagonal. 0 for
+            no division. Fixed for the whole run.
+        hyper: New values for hyper-parameters of the method; the others stay unchanged.
 
     Raises:
-        SettingsError: A value is out of range or at odds with another one.
+        SettingsError: A value is out of range or contradicts another one.
     """
 
     clients: int

@@ -1,7 +1,7 @@
 """The server's side of a round: sample, validate, agree, aggregate, commit. No I/O but the ledger.
 
-A server holds nothing that is not in the ledger except the replies of the open round: kill it at
-any instant, make a new one on the same ledger, and the log that comes out is the same.
+The whole state of a server is in the ledger, except the replies of the open round. So a server can
+be killed at any time: a new server on the same ledger produces the same log.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from hiso.ring.round_settings import RoundSettings
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether a reply counts, and if not, everything that is wrong with it."""
+    """Whether a reply was accepted, and if not, all its problems."""
 
     accepted: bool
     reason: str = ""
@@ -41,13 +41,13 @@ class Closed:
 
     Attributes:
         record: Its record.
-        clients: Clients whose replies count, ascending.
-        loss: Their mean loss before the round's step, weighted as the scalars are.
-        digest: The replica's digest before the record, as the quorum has it.
-        set_aside: For each client whose replica differs, since when and what to do.
+        clients: Clients whose replies were used, ascending.
+        loss: The mean loss of these clients before the round's step, weighted like the scalars.
+        digest: The quorum's digest of the replica before the record.
+        set_aside: For each client whose replica differs, since which round and what to do.
         bytes_up: 4 bytes for each scalar (g, κ) of the valid replies.
-        bytes_down: 4 bytes for each scalar (coefficients, κ, changes) of the plans that were sent.
-        cuts: What counted for less than a reply said.
+        bytes_down: 4 bytes for each scalar (coefficients, κ, changes) of the sent plans.
+        cuts: What in the replies was reduced.
     """
 
     record: Record
@@ -67,12 +67,12 @@ class Closed:
 
 @dataclass(frozen=True)
 class Aborted:
-    """An attempt at a round that came to nothing; the next `ask` tries again with a new sample.
+    """An aborted attempt at a round; the next `ask` tries again with a new sample.
 
     Attributes:
         round: The round, which stays the next one.
-        attempt: The attempt, from 0.
-        reason: Why, and what to do.
+        attempt: The number of the attempt, from 0.
+        reason: Why the attempt was aborted, and what to do.
         bytes_up: As in `Closed`.
         bytes_down: As in `Closed`.
     """
@@ -96,15 +96,16 @@ class Server:
 
     Attributes:
         ledger: The ledger. Make a new server after a rollback.
-        settings: Settings from the next `ask` on; assign others between rounds for a schedule.
+        settings: Settings from the next `ask` on; assign new ones between rounds for a schedule.
     """
 
     def __init__(self, ledger: Ledger, settings: RoundSettings) -> None:
-        """Goes on where the ledger ends.
+        """A server that continues at the end of the ledger.
 
         Raises:
-            ProtocolError: The ledger's identity is not one that this hiso can run.
-            SettingsError: `normalise` with a method that has a diagonal or solves by curvature.
+            ProtocolError: This version of hiso cannot run the ledger's identity.
+            SettingsError: `normalise` is set for a method that has a diagonal or solves for its
+                step.
         """
         self.ledger, self.settings = ledger, settings
         self._method = ledger.identity.method
@@ -112,7 +113,7 @@ class Server:
         self._hyper = {name: float(np.float32(value)) for name, value in hyper.items()}
         if settings.normalise and self._method.needs == "scores":
             raise SettingsError(
-                f"normalise divides lr by a diagonal, which {self._method.name} has done already"
+                f"normalise is not possible: {self._method.name} already divides by curvature"
             )
         self._mean = MeanDiagonal(settings.normalise) if settings.normalise else None
         self._mean_now = 1.0
@@ -122,7 +123,7 @@ class Server:
         if self._derived:
             self._derived = ledger.derived_at(self._method, self._derived)
         self._clips: Clip | None = None
-        self._plans: dict[int, Plan] = {}  # of the open round; none is open if empty
+        self._plans: dict[int, Plan] = {}  # of the open round; empty if no round is open
         self._opened = settings
         self._attempt = 0
         self._replies: dict[int, Reply] = {}
@@ -131,18 +132,18 @@ class Server:
 
     @property
     def hyper(self) -> dict[str, float]:
-        """Hyper-parameters in force at the end of the log, as float32 has them."""
+        """Hyper-parameters at the end of the log, rounded to float32."""
         return dict(self._hyper)
 
     def ask(self) -> list[Plan]:
-        """Opens the next round, or the next attempt at it; asking twice gives the same plans.
+        """Opens the next round, or the next attempt at it; a second call returns the same plans.
 
-        Each plan holds the records that its client lacks, as far as the server knows: a client
-        that answered in round q stands at position q, before record q.
+        Each plan holds the records that its client lacks, as far as the server knows: after a
+        reply in round q, a client is at position q, before record q.
 
         Raises:
             SettingsError: The settings name a hyper-parameter that the method does not have.
-            Diverged: In the last rounds nothing has changed the loss, though it is no good one.
+            Diverged: In the last rounds no direction changed the loss, although the loss is high.
         """
         if not self._plans:
             s, round = self.settings, self.ledger.position
@@ -168,12 +169,12 @@ class Server:
         return list(self._plans.values())
 
     def rejoin(self, client: int, position: int) -> Plan:
-        """The open round's plan again, for a client whose replica stands at another position.
+        """The open round's plan again, for a client whose replica is at another position.
 
         A position of 0 is the base model.
 
         Raises:
-            ProtocolError: The client was not asked, or the log is not that long.
+            ProtocolError: The client was not sampled, or the log has no such position.
         """
         plan = self._plans.get(client)
         if plan is None or not 0 <= position <= plan.round:
@@ -186,14 +187,16 @@ class Server:
         return plan
 
     def sent(self, client: int) -> None:
-        """Notes that a client's plan, as it is now, was sent: `bytes_down` counts each sending.
+        """Counts that a client's current plan was sent: `bytes_down` includes every sending.
 
-        A loop that loses no messages need not call it: a plan that was answered counts once.
+        A loop that loses no messages need not call this: a plan that was answered counts once.
         """
         self._scalars_down[client] += self._plans[client].scalars
 
     def drop(self) -> None:
-        """Forgets the open round, if one is: the next `ask` opens it anew, as settings then are."""
+        """Forgets the open round, if any; the next `ask` opens it again with its current
+        settings.
+        """
         self._plans = {}
 
     def rest(self, client: int, position: int) -> Plan:
@@ -207,7 +210,7 @@ class Server:
         return replace(self._plan(), client=client, records=records)
 
     def _plan(self) -> Plan:
-        """What all plans for the end of the log have in common."""
+        """The common part of all plans for the end of the log."""
         s, end = self.settings, self.ledger.position
         return Plan(
             run=self.ledger.run,
@@ -223,7 +226,7 @@ class Server:
         )
 
     def tell(self, reply: object) -> Verdict:
-        """Takes a reply if everything about it is right; otherwise only logs why not."""
+        """Accepts a reply if it is valid; otherwise only logs the reasons."""
         if self._plans:
             problems = list(reply_problems(reply, self._plans, self._replies, self._method))
         else:
@@ -250,21 +253,21 @@ class Server:
         self.ledger.refuse(client, round, reason)
 
     def close(self, seconds: Mapping[str, float] | None = None) -> Closed | Aborted:
-        """Ends the round: commits its record, or aborts this attempt at it.
+        """Ends the round: commits its record, or aborts this attempt.
 
-        The digest that more than half of the valid replies have is the right one; the others are
-        set aside. Valid replies are finite float32 numbers, and so are their means.
+        Replies with the digest of more than half of the valid replies are used; the others are set
+        aside. Valid replies hold finite float32 numbers, and so do their means.
 
         Args:
-            seconds: Wall time by name, for people.
+            seconds: Wall time by name, for display.
 
         Returns:
-            What was committed; or `Aborted` if no digest has a majority, or fewer than
-            `min_replies` replies are left.
+            The committed round; or `Aborted` if no digest has a majority, or fewer than
+            `min_replies` replies remain.
 
         Raises:
-            Diverged: The clients' median loss is out of all proportion. Nothing was recorded, and
-                the round is open no more.
+            Diverged: The clients' median loss is far too high. Nothing was recorded, and the round
+                is closed.
             RuntimeError: No round is open.
         """
         if not self._plans:
@@ -358,13 +361,15 @@ class Server:
         return {name: value for name, value in wanted.items() if value != self._hyper[name]}
 
     def _learned(self, derived: Mapping[str, float]) -> dict[str, float]:
-        """Hyper-parameters that follow from the log with the round, but not from that before it."""
+        """Hyper-parameters that can be computed after this round, but not from the log before
+        it.
+        """
         before = self._follow(self._opened, self._derived)
         after = self._follow(self._opened, derived)
         return {name: value for name, value in after.items() if name not in before}
 
     def _follow(self, s: RoundSettings, derived: Mapping[str, float]) -> dict[str, float]:
-        """Hyper-parameters that follow from a round with these settings and from the log."""
+        """Hyper-parameters computed from the log, for a round with these settings."""
         batch = self.ledger.identity.batch_size
         given = {**self._method.hyper, **s.hyper}
         examples = None if batch is None else s.sample * batch
@@ -396,9 +401,9 @@ class Server:
         return [loss for loss in known if loss is not None]
 
     def diverged(self, error: Diverged) -> Diverged:
-        """The same error with the last good position, and half of the lr that is set.
+        """The same error with the last good position, and half of the current lr.
 
-        With `normalise`, the lr that is set is the one before it is divided.
+        With `normalise`, this is half of the lr before the division by h̄.
         """
         records, losses = self.ledger.records(), self.ledger.median_losses()
         if not any(record.coefficient.any() for record in records):

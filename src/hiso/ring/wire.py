@@ -1,9 +1,9 @@
-"""Plan and reply as bytes: what a transport carries, whatever it is.
+"""Plan and reply as bytes, for any transport.
 
-Little-endian, in this order (`FORMAT` 3). A reader takes canonical bytes only: what it accepts, it
-would write again bit for bit.
+Little-endian, in this order (`FORMAT` 3). A reader accepts canonical bytes only: writing the
+result again gives the same bytes.
 
-    plan    "HPLN" · format u16 · flags u16 (1: central differences, 2: directions of its own)
+    plan    "HPLN" · format u16 · flags u16 (1: central differences, 2: per-client directions)
             run 32 bytes · chain 32 bytes · round u32 · client u32
             steps u32 · directions u32 · mu f64 · changes u16 · records u32
             each change, by ascending name:  length u8 · name (UTF-8) · value f64
@@ -14,7 +14,7 @@ would write again bit for bit.
             scalars f32[steps, directions] · curvature f32[steps, directions], if flagged
             if flagged:  facts u16 · each, by ascending name:  length u8 · name (UTF-8) · value f32
 
-Whether a reply makes sense (finite, of the right round, asked for) is the server's to judge.
+The server checks the content of a reply (finite numbers, right round, expected client).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def plan_to_bytes(plan: Plan) -> bytes:
     """Canonical bytes of a plan.
 
     Raises:
-        ProtocolError: A field does not fit, such as a run that is no SHA-256 in hex.
+        ProtocolError: A field cannot be encoded, for example a run that is not a SHA-256 in hex.
     """
     flags = _CENTRAL * (plan.scheme == "central") | _OWN * (plan.stream > 0)
     try:
@@ -69,8 +69,8 @@ def plan_from_bytes(data: bytes) -> Plan:
     """Reads the canonical bytes of a plan.
 
     Raises:
-        ProtocolError: The bytes are cut short, too long, of another format, or not canonical; or
-            the plan is out of range.
+        ProtocolError: The bytes are too short, too long, of another format, or not canonical; or a
+            field of the plan is out of range.
     """
     try:
         flags, run, chain, number, client = _read_head(_PLAN, data)
@@ -108,10 +108,10 @@ def plan_from_bytes(data: bytes) -> Plan:
 
 
 def hash_question(plan: Plan) -> bytes:
-    """SHA-256 of the plan's canonical bytes without records: all that its answer depends on.
+    """SHA-256 of the plan's canonical bytes without records: everything that determines the reply.
 
-    Records are left out because they differ with what the client has folded already; the chain
-    hash stands for the whole log. Equal questions have equal answers, whoever asks and when.
+    Records are left out because they depend on what the client has already folded; the chain hash
+    represents the whole log. Equal questions have equal replies at any time.
     """
     return hashlib.sha256(plan_to_bytes(replace(plan, records=()))).digest()
 
@@ -120,7 +120,7 @@ def reply_to_bytes(reply: Reply) -> bytes:
     """Canonical bytes of a reply.
 
     Raises:
-        ProtocolError: A field does not fit.
+        ProtocolError: A field cannot be encoded.
     """
     try:
         steps, directions = reply.scalars.shape
@@ -145,7 +145,7 @@ def reply_from_bytes(data: bytes) -> Reply:
     """Reads the canonical bytes of a reply.
 
     Raises:
-        ProtocolError: The bytes are cut short, too long, of another format, or not canonical.
+        ProtocolError: The bytes are too short, too long, of another format, or not canonical.
     """
     try:
         flags, run, asked, number, client = _read_head(_REPLY, data)

@@ -1,6 +1,6 @@
-"""A run: settings in, a folder out, from which it goes on after any interruption.
+"""A run: from settings to a run folder, which allows resuming after any interruption.
 
-Begin with `settings.py` and `launch.py`; `loop.py` is the one outer loop, also of Flower and of
-the baselines. `folder.py` says what lies where, `results.py` reads it again, `workload/` makes
-model, data and objective from the settings, `observer.py` is how anybody watches.
+Begin with `settings.py` and `launch.py`; `loop.py` is the outer loop, which Flower and the
+baselines also use. `folder.py` defines the files of a run folder, `results.py` their content,
+`workload/` creates model, data and objective from the settings, `observer.py` reports progress.
 """

@@ -33,7 +33,7 @@ def simulate(
     observer: Observer | None = None,
     **settings: Any,
 ) -> dict[str, Any]:
-    """Runs a federated fine-tune in this process, or goes on with the one in `out`.
+    """Runs a federated fine-tune in this process, or resumes the run in `out`.
 
     Example:
         >>> from hiso import HiSo, simulate
@@ -44,21 +44,21 @@ def simulate(
 
     Args:
         out: The run's folder.
-        model: A name or path; or a causal language model or classifier of transformers with float32
-            weights, which is copied and stays as it is: `open_run` gives the trained one.
-        tokenizer: That of a model that is an object.
-        task: A name; or a task of your own.
+        model: A name or path; or a causal language model or classifier of transformers with
+            float32 weights, which is copied and not changed: `open_run` returns the trained model.
+        tokenizer: The tokenizer, if the model is an object.
+        task: A name; or your own task.
         data: A path or an id; or a list of rows (each a dict), a Hugging Face data set, or a
-            mapping with such as `train` and `test`.
-        method: A name, with its hyper-parameters among `settings`; or a method, of your own too.
-            By default that of the run, or HiSo.
-        change: Settings, or hyper-parameters of a method of your own, that take a new value in a
-            run that exists.
-        rollback: Position to go back to first.
-        observer: Is told what happens; see `hiso.run.observer.Observer`.
+            mapping of these with keys such as `train` and `test`.
+        method: A name, with its hyper-parameters in `settings`; or a method object, which may be
+            your own. By default the method of the run, or `subspace_newton`.
+        change: New values for settings, or for hyper-parameters of your own method, in an existing
+            run.
+        rollback: Position to which to roll back first.
+        observer: Receives the progress; see `hiso.run.observer.Observer`.
         **settings: Any other setting of `hiso.run.settings.Settings`, as on the command line.
 
-    A run with objects goes on with the same objects alone: their fingerprints are compared.
+    A run with objects can be resumed only with the same objects: their fingerprints are compared.
 
     Returns:
         The content of summary.json.
@@ -105,14 +105,14 @@ def evaluate_run(
 
     Args:
         path: The run's folder.
-        position: Number of rounds after which; by default where the run's model is kept.
-        split: "test", "dev", or "client 0" and so on for what a client trains on.
-        method: The run's method, if it is one of your own.
-        model: The objects that the run was made with, if it was; like those that follow.
-        tokenizer: See `simulate`.
-        task: See `simulate`.
-        data: See `simulate`.
-        observer: Who watches.
+        position: Evaluate the model after this many rounds; by default the run's final model.
+        split: "test", "dev", or "client 0" and so on for the training examples of a client.
+        method: The run's method, if it is your own.
+        model: The model object with which the run was made, if there was one.
+        tokenizer: The same for the tokenizer; see `simulate`.
+        task: The same for the task; see `simulate`.
+        data: The same for the data; see `simulate`.
+        observer: Receives the progress.
 
     Returns:
         The metrics by name, with run, position, split and digest.
@@ -133,7 +133,7 @@ def evaluate_run(
 def _sorted(
     model: Any, tokenizer: Any, task: str | Task | None, data: Any
 ) -> tuple[dict[str, str], Objects]:
-    """The settings that say what a run is made of, and those of the values that are objects."""
+    """Separates the arguments into settings (names and paths) and objects."""
     given = {"model": model, "task": task, "data": data}
     names = {k: str(v) for k, v in given.items() if isinstance(v, str | Path)}
     rest: dict[str, Any] = {k: v for k, v in given.items() if k not in names}

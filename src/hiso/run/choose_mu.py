@@ -1,4 +1,4 @@
-"""The perturbation size that suits a model and the precision of its forward passes."""
+"""Chooses the perturbation size for a model and the precision of its forward passes."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from hiso.run.workload.base import Workload, make_replica
 
 DIRECTIONS = 8
 GOOD = 0.3
-"""Noise up to which forward differences, at P + 1 passes, are preferred to central ones, at 2P.
-It stands for a correlation of 0.96 and a variance 9 % above that of exact derivatives."""
+"""Noise up to which forward differences (P + 1 passes) are preferred to central ones (2P passes).
+It corresponds to a correlation of 0.96 and a variance 9 % above that of exact derivatives."""
 DROWNED = 1.0
-"""Noise at which a scalar is more error than derivative."""
+"""Noise above which the error of a scalar is larger than the derivative."""
 
 _FLOAT32 = (3e-4, 1e-3, 3e-3)
 _CENTRAL: tuple[Scheme, ...] = ("central",)
@@ -32,15 +32,15 @@ _REMEDY = " Use dtype = float32, or a larger batch_size."
 
 
 def settle(settings: Settings, method: Method, workload: Workload, observer: Observer) -> Settings:
-    """The settings with `mu` and `scheme` measured, if `mu` is auto; or checked, if it is not.
+    """The settings with measured `mu` and `scheme` if `mu` is auto; otherwise `mu` is checked.
 
-    Measures on the first batch of client 0, at the base model, as the client would. A `mu`
-    between 3e-4 and 3e-3 in float32 is known to be sound, and taken without measuring.
+    Measures on the first batch of client 0, at the base model, as the client would. A `mu` between
+    3e-4 and 3e-3 in float32 is known to work, and is accepted without measuring.
 
     Raises:
-        SettingsError: The scalars at this `mu` would be more error than derivative (with the
-            `mu` and scheme that would do), or no `mu` will do.
-        NonFiniteLoss: The loss of the base model is.
+        SettingsError: At this `mu` the error of scalars would be larger than the derivatives (the
+            message names a `mu` and scheme that work), or no `mu` works.
+        NonFiniteLoss: The loss of the base model is NaN or infinite.
     """
     if settings.mu == "auto":
         best = _best(settings, method, workload, observer)
@@ -61,7 +61,7 @@ def settle(settings: Settings, method: Method, workload: Workload, observer: Obs
             if best.noise < DROWNED
             else _REMEDY
         )
-        raise SettingsError(f"mu drowns: {_in_words(found, settings)}.{remedy}")
+        raise SettingsError(f"mu is unsuitable: {_in_words(found, settings)}.{remedy}")
     return settings
 
 
@@ -74,7 +74,7 @@ def _in_words(found: Accuracy, settings: Settings) -> str:
 
 
 def _best(settings: Settings, method: Method, workload: Workload, observer: Observer) -> Accuracy:
-    """The least noise among forward differences if it is good, and among all if not."""
+    """The forward difference with the least noise, if it is good; otherwise the best of all."""
     mus = _FLOAT32 if settings.dtype == "float32" else _HALF
     schemes: Sequence[Scheme] = [settings.scheme] if settings.scheme else get_args(Scheme)
     found = _survey(settings, method, workload, mus, schemes, observer)
@@ -90,7 +90,7 @@ def _survey(
     schemes: Sequence[Scheme],
     observer: Observer,
 ) -> list[Accuracy]:
-    """The accuracy at each `mu` by each scheme; methods with curvature take central ones only."""
+    """The accuracy at each `mu` by each scheme; for methods with curvature, only central ones."""
     wanted: dict[str, set[float]] = {"float32": {REFERENCE_MU}}
     wanted.setdefault(settings.dtype, set()).update(mus)
     passes = sum(map(len, wanted.values())) * (2 * DIRECTIONS + 1)

@@ -1,4 +1,4 @@
-"""The table `task_definition` of the settings: a task of the user's own."""
+"""The table `task_definition` of the settings: the user's own task."""
 
 from __future__ import annotations
 
@@ -15,30 +15,29 @@ from hiso.workloads.text.scores import SCORES
 from hiso.workloads.text.task import Task
 
 OWN = "own"
-"""The name of a task that is defined and not named."""
+"""The default name of a task that is defined by a table."""
 
 
 class Definition(BaseModel):
     """A task as a table of settings: columns, prompt, label words, scores.
 
-    With `label_column` the model chooses among label words; with `answers` it writes what follows
-    the prompt; with neither, the text itself is what it learns. See
-    `hiso.workloads.text.task.Task`.
+    With `label_column` the model chooses among label words; with `answers` it writes the answer
+    after the prompt; with neither, it learns the text itself. See `hiso.workloads.text.task.Task`.
 
     Attributes:
-        text_column: The column that is the text, where there is no template.
-        template: Prompt with {column} placeholders. By default the text, and with labels a line
-            that names their column.
+        text_column: The column of the text, if there is no template.
+        template: Prompt with {column} placeholders. By default the text, and, with labels, a line
+            with the name of their column.
         label_column: The column of the labels.
-        labels: A label word for each value of that column. By default they are made of the values
-            in the data: see `hiso.run.workload.own_task.complete`. A word follows the prompt
-            after a space.
-        answers: Columns that may hold the right answers; the first one that a row has counts.
-        answer_tokens: Most tokens of an answer, the end token among them.
-        metrics: Scores of answers: f1, exact_match, rouge1, rouge2, rougeL; the first two if none
-            are named.
-        shared: Columns of the template whose text several rows may have; such rows never land in
-            different splits.
+        labels: A label word for each value of the label column. By default they are made from the
+            values in the data: see `hiso.run.workload.own_task.complete`. A word follows the
+            prompt after a space.
+        answers: Columns that may hold the right answers; the first of them in a row is used.
+        answer_tokens: Maximum number of tokens of an answer, including the end token.
+        metrics: Scores of answers: f1, exact_match, rouge1, rouge2, rougeL; default: the first
+            two.
+        shared: Columns of the template whose text several rows may share; such rows are never put
+            into different splits.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -85,7 +84,7 @@ class Definition(BaseModel):
         if self.answers and self.answer_tokens < 2:
             yield "answers needs answer_tokens, of 2 or more"
         if self.metrics and not self.answers:
-            yield "metrics is for answers: of labels accuracy and f1 are told, of text perplexity"
+            yield "metrics is for answers: labels have accuracy and f1, and text has perplexity"
         if unknown := [name for name in self.metrics if name not in SCORES]:
             yield f"metrics: unknown {', '.join(unknown)}; known: {', '.join(SCORES)}"
         if not all(word.strip() for word in (self.labels or {}).values()):
@@ -95,7 +94,7 @@ class Definition(BaseModel):
 
     @property
     def lacks_words(self) -> bool:
-        """Whether its label words are still to be made from data."""
+        """Whether its label words must still be made from data."""
         return self.label_column is not None and self.labels is None
 
     @property
@@ -112,17 +111,17 @@ class Definition(BaseModel):
         """The task.
 
         Raises:
-            SettingsError: Its label words are still to be made from data.
+            SettingsError: Its label words must still be made from data.
         """
         if self.lacks_words:
             raise SettingsError(
                 "task_definition has no labels. `hiso run` makes them from the data and prints "
-                "the table: put it into the settings, the same for everybody"
+                "the table: put it into the settings of every participant"
             )
         return self.outline(name)
 
     def outline(self, name: str) -> Task:
-        """The task, without label words if they are still to be made from data."""
+        """The task, without label words if they must still be made from data."""
         values = in_order(self.labels or {})
         words = self.labels or {}
         metrics = ("accuracy", "f1") if self.label_column else ("perplexity",)
@@ -140,7 +139,7 @@ class Definition(BaseModel):
         )
 
     def toml(self, counts: Mapping[str, int]) -> str:
-        """The table as text of TOML, with the number of rows of each label value."""
+        """The table as TOML text, with the number of rows of each label value."""
         lines = ["[task_definition]"]
         for key in ("text_column", "template", "label_column"):
             value = getattr(self, key)
@@ -154,7 +153,7 @@ class Definition(BaseModel):
 
 
 def _fields(template: str) -> list[str | None]:
-    """The placeholders of a template; [None] if it is none."""
+    """The placeholders of a template; [None] if the template is not valid."""
     try:
         return [name for _, name, _, _ in Formatter().parse(template) if name is not None]
     except ValueError:
@@ -166,5 +165,5 @@ def _key(value: str) -> str:
 
 
 def _quoted(text: str) -> str:
-    """A string as TOML has it."""
+    """A string in TOML syntax."""
     return json.dumps(text, ensure_ascii=False)

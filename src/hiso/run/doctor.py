@@ -1,4 +1,4 @@
-"""Whether hiso works on this machine, and how fast."""
+"""Checks whether hiso works on this machine, and how fast."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def examine(observer: Observer) -> dict[str, Any]:
 
 
 def describe() -> dict[str, dict[str, Any]]:
-    """The versions in use, and the machine."""
+    """The versions in use, and a description of the machine."""
     return {
         "versions": {"python": platform.python_version(), **{p: _version(p) for p in _PACKAGES}},
         "machine": {
@@ -61,7 +61,7 @@ def describe() -> dict[str, dict[str, Any]]:
 
 
 def sample_record(round: int, curvature: bool = False) -> Record:
-    """A record of five directions, with coefficients as a run might have them."""
+    """A record of five directions, with typical coefficients."""
     p = np.arange(5)
     coefficient = (((p * 37 + round * 11) % 17 - 8) / 100).astype(np.float32)
     return Record(

@@ -1,4 +1,4 @@
-"""What a run will take, from one timed forward pass, before anything is written."""
+"""Estimates the cost of a run from one timed forward pass, before anything is written."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from hiso.run.summary import peak_memory
 from hiso.run.workload.base import Workload
 
 _LEDGER_BYTES, _ROUND_BYTES = 80_000, 900
-"""About what a run's files take at the start, and a round of them beside its scalars."""
+"""Approximate size of a run's files at the start, and growth per round without its scalars."""
 
 
 def estimate(
     settings: Settings, method: Method, workload: Workload, replica: Replica, position: int
 ) -> Estimate:
-    """Times forward passes of the first batches, at the replica's weights, and reckons.
+    """Times forward passes of the first batches, at the replica's weights, and extrapolates.
 
-    Nothing is changed. Clients that share a pass cost one; a round of many is as long as theirs.
+    Nothing is changed. Clients that share a forward pass count as one pass.
     """
     objective = workload.objective(replica.rows, joint=settings.joint)
     batches = [shard.batch(position, 0) for shard in workload.shards[: settings.sample]]
@@ -56,7 +56,7 @@ def estimate(
 
 
 def _seconds(work: Callable[[], object]) -> float:
-    """Seconds of a call whose result is ready when it ends; one before it warms up."""
+    """Seconds of a call that returns a finished result, after one call to warm up."""
     work()
     begun = time.perf_counter()
     work()

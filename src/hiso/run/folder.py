@@ -1,4 +1,4 @@
-"""A run's folder: the ledger, and what is derived from it for people and scripts."""
+"""A run's folder: the ledger, and files derived from it for readers and scripts."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ _DIGEST = re.compile("[0-9a-f]{16}")
 
 
 class RunFolder:
-    """Paths and derived files. Everything but the ledger can be deleted at will.
+    """Paths and derived files. Everything except the ledger may be deleted at any time.
 
-    A method that writes raises `StorageError` where it cannot; the ledger then has all that was
-    to be written, and the next start writes it.
+    Writing methods raise `StorageError` if they cannot write; the ledger then still has all data,
+    and the next start writes the file.
 
     ledger.sqlite   the run: identity, settings, records, replies, evaluations
-    metrics.jsonl   a line per round and per evaluation, in order
-    summary.json    what came of it, once the last round is done
+    metrics.jsonl   one line per round and per evaluation, in order
+    summary.json    the final figures, after the last round
     snapshots/      replicas, to shorten replay
-    track/          what trackers keep, and what they have been told
+    track/          files of trackers, and a note of what was sent to them
     """
 
     def __init__(self, path: Path) -> None:
@@ -53,20 +53,20 @@ class RunFolder:
         self.snapshots = path / "snapshots"
 
     def has_run(self) -> bool:
-        """Whether a run has begun here; an empty ledger, as a kill may leave it, is none."""
+        """Whether the folder holds a run; an empty ledger, which a kill may leave, is not a run."""
         return self.ledger.is_file() and has_tables(self.ledger)
 
     def lock(self, patience: float = 0.0) -> AbstractContextManager[None]:
-        """Keeps other processes from running here.
+        """Prevents other processes from running in this folder.
 
         Raises:
-            RunConflict: Another process runs here, and still does after `patience` seconds.
+            RunConflict: Another process still runs here after `patience` seconds.
         """
         busy = f"another process is at work on the run in {self.path}: wait for it or stop it"
         return locked(self.path, busy, patience)
 
     def write_metrics(self, rounds: Iterable[Round], evaluations: Iterable[Evaluation]) -> None:
-        """Writes metrics.jsonl anew, whole or not at all."""
+        """Writes a new metrics.jsonl, completely or not at all."""
         with storing(self.metrics):
             write_text(self.metrics, "".join(map(_text, in_order(rounds, evaluations))))
 
@@ -76,10 +76,10 @@ class RunFolder:
             file.write(_text(line))
 
     def read_metrics(self) -> tuple[list[Round], list[Evaluation]]:
-        """What metrics.jsonl tells; nothing if it is missing. The last line may be half written.
+        """The content of metrics.jsonl, empty if there is none. The last line may be incomplete.
 
         Raises:
-            ProtocolError: A line is not as hiso writes it, or the rounds have gaps; says which.
+            ProtocolError: A line is invalid, or the rounds have gaps; the message says which.
             StorageError: The file cannot be read.
         """
         if not self.metrics.is_file():
@@ -95,7 +95,7 @@ class RunFolder:
         return rounds, [line for line in lines if isinstance(line, Evaluation)]
 
     def count_rounds(self) -> int:
-        """The rounds in metrics.jsonl so far, quickly; 0 if it is missing."""
+        """The number of rounds in metrics.jsonl, counted quickly; 0 if there is no such file."""
         try:
             lines = self.metrics.read_text(errors="replace").splitlines()
         except OSError:
@@ -112,12 +112,12 @@ class RunFolder:
             raise ProtocolError(f"{where} is not as hiso writes it: {error}") from error
 
     def write_summary(self, summary: Summary) -> None:
-        """Writes summary.json, whole or not at all."""
+        """Writes summary.json, completely or not at all."""
         with storing(self.summary):
             write_text(self.summary, json.dumps(encode_summary(summary), indent=2) + "\n")
 
     def keep_summary(self, summary: Summary) -> Summary:
-        """Writes summary.json unless it tells of the same log and settings; gives what is there."""
+        """Writes summary.json unless it is about the same log and settings; returns its content."""
         old = self.read_summary()
         if old is not None and _log(old) == _log(summary):
             return old
@@ -125,14 +125,14 @@ class RunFolder:
         return summary
 
     def read_summary(self) -> Summary | None:
-        """What summary.json tells; None if it is missing, or not as hiso writes it."""
+        """The content of summary.json; None if it is missing or invalid."""
         try:
             return decode_summary(json.loads(self.summary.read_text()))
         except (OSError, ValueError, ProtocolError):
             return None
 
     def read_digest(self, chain: bytes) -> int | None:
-        """The digest in summary.json, if it tells of the log with this chain hash."""
+        """The digest in summary.json, if that is about the log with this chain hash."""
         summary = self.read_summary()
         digest = None if summary is None or summary.chain != chain.hex() else summary.digest
         return None if digest is None or not _DIGEST.fullmatch(digest) else int(digest, 16)
@@ -140,10 +140,11 @@ class RunFolder:
 
 @contextmanager
 def locked(folder: Path, busy: str, patience: float = 0.0) -> Iterator[None]:
-    """Holds a folder for this process; the system lifts the lock when the process dies.
+    """Locks a folder for this process; the system releases the lock when the process ends.
 
     Raises:
-        RunConflict: Another process holds it, and still does after `patience` seconds; says `busy`.
+        RunConflict: Another process still holds the lock after `patience` seconds; the message is
+            `busy`.
     """
     handle, end = os.open(folder, os.O_RDONLY), time.monotonic() + patience
     try:
@@ -166,26 +167,26 @@ def _text(line: Round | Evaluation) -> str:
 
 
 def _log(summary: Summary) -> tuple[Any, ...]:
-    """What is the same in all summaries of one log with the same settings."""
+    """The fields that are equal in all summaries of one log with the same settings."""
     return summary.chain, summary.settings, summary.metrics_before, summary.metrics_after
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file, whole or not at all."""
+    """Writes a file, completely or not at all."""
     partial = path.with_name(path.name + ".partial")
     try:
         partial.write_text(text, encoding="utf-8")
         os.replace(partial, path)
     finally:
-        partial.unlink(missing_ok=True)  # it has become `path`, or is of no use
+        partial.unlink(missing_ok=True)  # it was renamed to `path`, or is useless
 
 
 @contextmanager
 def storing(path: Path) -> Iterator[None]:
-    """Around work that writes `path`, by safetensors for one.
+    """Translates errors of code that writes `path`, for example with safetensors.
 
     Raises:
-        StorageError: The disk is full, or there is no writing there.
+        StorageError: The disk is full, or `path` is not writable.
     """
     try:
         yield

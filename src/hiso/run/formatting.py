@@ -1,4 +1,4 @@
-"""Numbers for people."""
+"""Formats numbers for display."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What makes a run this run. Paths and names of machines are not in it, fingerprints are."""
+"""The identity of a run. It holds fingerprints, but no paths or names of machines."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ def settings_identity(settings: Settings, method: Method, labels: int) -> Identi
 
     Args:
         settings: The settings.
-        method: The method, whose label biases are tuned too if the settings say so.
-        labels: How many labels the task has; 0 for none.
+        method: The method; its label biases are tuned if the settings say so.
+        labels: Number of labels of the task; 0 for none.
 
     Raises:
-        SettingsError: There are no labels that could have biases.
+        SettingsError: The settings ask for label biases, but the task has no labels.
     """
     asked = [name for name in ("label_bias", "logit_adjustment") if getattr(settings, name)]
     if asked and not labels:
@@ -34,27 +34,30 @@ def settings_identity(settings: Settings, method: Method, labels: int) -> Identi
         clients=settings.clients,
         batch_size=settings.batch_size,
         per_client=settings.per_client,
-        facts={"logit_adjustment": True} if settings.logit_adjustment else {},
+        facts={
+            **({"logit_adjustment": True} if settings.logit_adjustment else {}),
+            **settings.make_choice().facts,
+        },
     )
 
 
 def deployed(identity: Identity) -> Identity:
-    """The identity of the same run on many machines, each with data that nobody else knows."""
+    """The identity of the same run on several machines, each with its own private data."""
     data = {"max_length": identity.data["max_length"]}
     return replace(identity, data=data, partition=None, joint=None)
 
 
 def check_identity(stored: Identity, found: Identity) -> None:
-    """Makes sure that model, data and partition are those that the run was made with.
+    """Checks that model, data and partition are those of the run.
 
-    Of the method, the values of hyper-parameters are left out: they may have changed.
+    The values of the method's hyper-parameters are not compared, because they may have changed.
 
     Args:
-        stored: The run's identity. Of a deployment, it says nothing of anybody's data.
-        found: That of what was loaded here.
+        stored: The run's identity. For a deployment it has no fingerprints of data.
+        found: The identity of the loaded model and data.
 
     Raises:
-        RunConflict: Something is not; names what.
+        RunConflict: They differ; the message names the differences.
     """
     if stored.partition is None and found.partition is not None:
         found = deployed(found)

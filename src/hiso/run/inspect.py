@@ -1,4 +1,4 @@
-"""A run as its ledger tells it, without loading model or data."""
+"""Describes a run from its ledger, without loading model or data."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def _troubled(ledger: Ledger) -> list[dict[str, int | None]]:
 
 
 def _digest(folder: RunFolder, ledger: Ledger) -> tuple[str | None, int | None]:
-    """The newest digest that is known, and its position: the summary's, or the last quorum's."""
+    """The newest known digest and its position, from the summary or from the last quorum."""
     end = ledger.position
     told = folder.read_digest(ledger.chain_at(end))
     known = ledger.last_digest() if told is None else (end, told)

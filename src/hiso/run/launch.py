@@ -1,4 +1,4 @@
-"""A run from its settings to its summary; and a run that exists, opened again."""
+"""Runs a run from its settings to its summary, and evaluates existing runs."""
 
 from __future__ import annotations
 
@@ -46,22 +46,22 @@ def launch(
     objects: Objects = NOTHING,
     observer: Observer | None = None,
 ) -> Summary:
-    """Runs to the last round, from wherever the folder `out` stands; gives the summary.
+    """Starts or resumes the run in the folder `out`, runs to the last round, returns the summary.
 
     Args:
-        given: Settings by name. In a folder that holds a run, they must be those of the run.
-        out: The run's folder; made if it is missing.
-        changes: Settings that take a new value from here on.
-        rollback: Goes back to this position first; later rounds are kept as abandoned.
-        method: A method object in place of the settings that describe one. Its hyper-parameters
-            may be among `changes`, also those that are no settings.
+        given: Settings by name. If the folder holds a run, they must equal the run's settings.
+        out: The run's folder; created if it does not exist.
+        changes: Settings that take a new value from now on.
+        rollback: First roll back to this position; later rounds are kept as abandoned.
+        method: A method object, instead of the settings that describe a method. All of its
+            hyper-parameters may be in `changes`, even if they are not settings.
         objects: Model, task and data that are objects; `given` has `objects.settings` for them.
-        observer: Who watches.
+        observer: Receives the progress.
 
     Raises:
-        SettingsError: The settings are wrong. The folder is as it was.
-        RunConflict: The folder holds another run, or other settings. It is as it was.
-        LoadError: Model or data cannot be loaded. The folder is as it was.
+        SettingsError: The settings are wrong. The folder is unchanged.
+        RunConflict: The folder holds another run, or other settings. It is unchanged.
+        LoadError: Model or data cannot be loaded. The folder is unchanged.
         Diverged: The loss is not finite or has exploded; the ledger keeps the last good round.
     """
     observer = observer or Silent()
@@ -85,9 +85,9 @@ def estimate_run(
     rollback: int | None = None,
     observer: Observer | None = None,
 ) -> Estimate:
-    """What the rounds that `launch` would run will take; nothing is written.
+    """Estimates the cost of the rounds that `launch` would run; nothing is written.
 
-    Args and errors are those of `launch`.
+    Arguments and errors are those of `launch`.
     """
     observer = observer or Silent()
     folder = RunFolder(out)
@@ -112,7 +112,7 @@ def _prepared(
     objects: Objects,
     observer: Observer,
 ) -> _Prepared:
-    """All that may fail before the first write to the folder: what it holds, what was loaded."""
+    """Everything that may fail before the first write to the folder: checks and loading."""
     chosen = None if method is None else _changed(method, changes)
     seen = look(folder)
     known = method or (None if seen is None else own_method(seen[1]))
@@ -120,7 +120,7 @@ def _prepared(
     chosen = chosen or _changed(settings.make_method(), _beside(changes))
     settings = complete(settings, objects, observer)
     workload = load_workload(settings, chosen, observer, objects=objects)
-    chosen = workload.identity.method  # with label biases, where the settings ask for them
+    chosen = workload.identity.method  # with label biases if the settings ask for them
     if seen is None or {"mu", "scheme"} & changes.keys():
         settings = settle(settings, chosen, workload, observer)
     if seen is not None:
@@ -145,15 +145,16 @@ def evaluate_run(
 ) -> dict[str, Any]:
     """Rebuilds the model of a run by replay and evaluates it.
 
-    It is the model at `position`, by default the one that the run comes to (`keep`).
+    It is the model at `position`, by default the run's final model (see the setting `keep`).
 
-    A run of a method of your own needs that `method` again, and one of objects those `objects`.
+    A run with your own method needs this `method` again, and a run with objects needs the same
+    `objects`.
 
     Raises:
         SettingsError: There is no such split.
-        ProtocolError: There is no run, or its log is not that long.
-        RunConflict: Model or data are not those that the run was made with.
-        Diverged: The loss there is not finite.
+        ProtocolError: There is no run, or its log has no such position.
+        RunConflict: Model or data differ from those of the run.
+        Diverged: The loss at this position is not finite.
     """
     if not re.fullmatch(r"test|dev|client \d+", split):
         raise SettingsError(f"split = {split!r} must be test, dev, or 'client N'")
@@ -186,7 +187,7 @@ def evaluate_run(
 
 
 def _beside(changes: Mapping[str, Any]) -> dict[str, Any]:
-    """The changes that are no settings: of hyper-parameters that only the user's method has."""
+    """The changes that are not settings: hyper-parameters that only the user's method has."""
     return {key: value for key, value in changes.items() if key not in Settings.model_fields}
 
 

@@ -1,4 +1,4 @@
-"""The outer loop of every run: rounds until there are enough, evaluations on the way, a summary."""
+"""The outer loop of every run: the remaining rounds, evaluations between them, a summary."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from hiso.run.settings import Values
 
 @dataclass(frozen=True)
 class Loop:
-    """What one kind of run does in its own way; `run` does what all do alike.
+    """The loop; its attributes are the parts that differ between kinds of runs.
 
     Attributes:
-        folder: Where metrics.jsonl and summary.json are written.
-        settings: How many rounds, and what is evaluated when.
-        observer: Who watches.
-        rounds: The rounds so far, from a number on.
-        evaluations: The evaluations so far.
-        record: Keeps the metrics of a position on a split with them.
-        round: Tries the next round; gives `Aborted` if that came to nothing.
-        summarise: What came of the run.
-        measure: Metrics of the model where it stands, on a split; None where there is no model.
-        keep: Told the position after each round, keeps what shortens the way back to it.
-        attempts: How often a round may come to nothing, one time after the other.
+        folder: The folder for metrics.jsonl and summary.json.
+        settings: The number of rounds, and when to evaluate what.
+        observer: Receives the progress.
+        rounds: Returns the rounds so far, from a number on.
+        evaluations: Returns the evaluations so far.
+        record: Stores the metrics of a position on a split.
+        round: Tries the next round; returns `Aborted` if the attempt was aborted.
+        summarise: Returns the summary of the run.
+        measure: Metrics of the model at its present position, on a split; None without a model.
+        keep: Called with the position after each round, to save snapshots.
+        attempts: How many attempts in a row may be aborted.
     """
 
     folder: RunFolder
@@ -45,15 +45,15 @@ class Loop:
     attempts: int = 1
 
     def run(self) -> Summary:
-        """Runs the rounds that are left, with evaluations before, in between and after.
+        """Runs the remaining rounds, with evaluations before, between and after them.
 
-        It ends early where the tuning split has shown no new lowest loss for `patience`
-        evaluations. With `keep` = best, each position that is the best so far is evaluated on the
-        test split at once, so that nobody has to go back to it.
+        The run ends early if `patience` evaluations on the tuning split gave no new lowest loss.
+        With `keep` = best, each position that is the best so far is evaluated on the test split at
+        once, so that the model need not be rebuilt later.
 
         Raises:
-            RoundAborted: A round came to nothing too often.
-            Diverged: A loss is not finite or has exploded; that round is not among the rounds.
+            RoundAborted: All allowed attempts at a round were aborted.
+            Diverged: A loss is not finite or has exploded; this round is not recorded.
             StorageError: A file cannot be written.
         """
         before = self.rounds(0)
@@ -109,7 +109,7 @@ class Loop:
         return 0 < self.settings.patience <= sum(e.position > best for e in tuned)
 
     def _evaluate(self, position: int, split: str) -> None:
-        """Evaluates, where there is a model, unless that has been done."""
+        """Evaluates if there is a model and this evaluation is missing."""
         known = {(e.position, e.split) for e in self.evaluations()}
         if self.measure is None or (position, split) in known:
             return
@@ -122,7 +122,8 @@ class Loop:
 def _aborted(number: int, attempts: int, reason: str) -> RoundAborted:
     times = "" if attempts == 1 else f" {attempts} times, last because"
     return RoundAborted(
-        f"round {number} came to nothing{times}: {reason}. Repair that, then start again to go on: "
+        f"round {number} was aborted{times}: {reason}. Correct the cause, then start again to "
+        "resume: "
         "every finished round is kept",
         round=number,
         attempts=attempts,

@@ -1,4 +1,4 @@
-"""What a run tells whoever watches it: a terminal, a test, trackers."""
+"""The interface to which a run reports its progress: for a terminal, tests, trackers."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ Advance = Callable[[int], None]
 
 
 class Observer(Protocol):
-    """Every method is called from the thread that runs."""
+    """Receives the progress. Every method is called from the thread of the run."""
 
     def phase(self, text: str, total: int | None = None) -> AbstractContextManager[Advance]:
-        """A context manager around work of `total` units; gives a function to report progress."""
+        """A context manager around work of `total` units; returns a function to report progress."""
         ...
 
     def estimated(self, estimate: Estimate) -> None:
-        """What the rounds that are left will take."""
+        """The estimated cost of the remaining rounds."""
         ...
 
     def started(self, position: int, rounds: int) -> None:
@@ -36,12 +36,12 @@ class Observer(Protocol):
         ...
 
     def notice(self, text: str) -> None:
-        """Something that a person should read."""
+        """A message that the user should read."""
         ...
 
 
 class Silent:
-    """Watches nothing."""
+    """An observer that does nothing."""
 
     @contextmanager
     def phase(self, text: str, total: int | None = None) -> Iterator[Advance]:  # noqa: ARG002
@@ -65,7 +65,7 @@ class Silent:
 
 
 class Several:
-    """Tells several observers, in order."""
+    """Passes everything on to several observers, in order."""
 
     def __init__(self, *observers: Observer) -> None:
         self._observers = observers

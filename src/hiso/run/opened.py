@@ -1,4 +1,4 @@
-"""`hiso.open_run`: a run that exists, with its settings, its figures, and its model anywhere."""
+"""`hiso.open_run`: an existing run, with its settings, figures, and model at any position."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ from hiso.run.snapshots import replay, stand
 from hiso.run.workload.objects import Objects
 from hiso.run.workload.text import describe_model
 from hiso.run.workload.vision import load_network
+from hiso.workloads.text.choice import FULL, Choice
+from hiso.workloads.text.trained import choose, finish
 from hiso.workloads.vision.images import DATA_SETS
 from hiso.workloads.vision.models import fingerprint
 
@@ -38,7 +40,7 @@ def open_run(
     model: PreTrainedModel | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> Run:
-    """The run in a folder as it stands now. Nothing is written, and no model is loaded yet.
+    """The run in a folder in its present state. Nothing is written, and no model is loaded yet.
 
     Example:
         >>> run = open_run("runs/first")
@@ -46,25 +48,25 @@ def open_run(
 
     Args:
         folder: The run's folder.
-        method: The class of the run's method, if it is one of your own.
-        model: The base model, if the run was made with an object. It stays as it is.
-        tokenizer: Its tokenizer.
+        method: The class of the run's method, if it is your own.
+        model: The base model, if the run was made with an object. It is not changed.
+        tokenizer: The model's tokenizer.
 
     Raises:
-        ProtocolError: There is no run with a log of scalars, or it is damaged.
+        ProtocolError: There is no run with a log of scalars, or the run is damaged.
         SettingsError: There is a model without a tokenizer, or a tokenizer without a model.
     """
     return Run(Path(folder), method, Objects(model=model, tokenizer=tokenizer))
 
 
 class Run:
-    """A run as it stood when it was opened; see `open_run`.
+    """A run in its state when it was opened; see `open_run`.
 
     Attributes:
-        folder: Its folder.
-        run: Its id, the hex digits of the log's root.
-        position: The number of its rounds.
-        settings: The settings in force, by name.
+        folder: The run's folder.
+        run: The run's id, the hex digits of the log's root.
+        position: Number of rounds.
+        settings: The current settings, by name.
         summary: The content of summary.json; None until the last round is done.
     """
 
@@ -91,7 +93,7 @@ class Run:
     def metrics(self) -> Any:
         """A row for each round and each evaluation, in order: a pandas DataFrame.
 
-        Columns are the keys of metrics.jsonl. Without pandas it is a list of dicts.
+        The columns are the keys of metrics.jsonl. Without pandas the result is a list of dicts.
         """
         try:
             import pandas
@@ -101,43 +103,44 @@ class Run:
 
     @cached_property
     def model(self) -> Any:
-        """The model that the run comes to, as its setting `keep` says; see `at`."""
+        """The run's final model, according to its setting `keep`; see `at`."""
         return self.at(self._kept)
 
     @property
     def label_bias(self) -> NDArray[np.float64] | None:
-        """b of `model`, float64 [C], to be added to the scores of labels; None for runs without."""
+        """b of `model`, float64 [C], to be added to the labels' scores; None without biases."""
         with self._ledger() as ledger:
             method = ledger.identity.method
             return method.biases(ledger.derived_at(method, method.derived, self._kept), {})
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
-        """The model's tokenizer; None for a network on images. Loads the model if need be."""
+        """The model's tokenizer; None for a network on images. Loads the model if necessary."""
         settings = self._parsed
         if self._tokenizer is None and settings.task not in DATA_SETS:
-            self._base(settings)
+            self._base(settings, FULL)
         return self._tokenizer
 
     def at(self, position: int) -> Any:
-        """The model after `position` rounds, by replay: an ordinary module of its own, float32.
+        """The model after `position` rounds, by replay: a new ordinary module, float32.
 
-        It is a `PreTrainedModel`, and of a run on images an `nn.Module`.
+        The result is a `PreTrainedModel`, or an `nn.Module` for a run on images.
 
-        The base model is loaded anew, on the CPU; the data are not, unless they are images. The
-        digest is compared with the clients' where they told it.
+        The base model is loaded again, on the CPU; data are loaded only for images. The digest is
+        compared with the clients' digest if that is known.
 
         Raises:
-            ProtocolError: The log is not that long, or is damaged; or the run is one of
+            ProtocolError: The log has no such position, or is damaged; or the run is one of
                 `hiso.Federation`.
-            LoadError: The base model cannot be loaded, or was an object that is not given.
-            RunConflict: What is loaded is not the base model of the run.
+            LoadError: The base model cannot be loaded, or was an object and is not given.
+            RunConflict: The loaded model is not the base model of the run.
         """
         settings = self._parsed
         with self._ledger() as ledger:
             ledger.chain_at(position)
-            module, description = self._base(settings)
             known = ledger.facts["model"]
+            choice = Choice.of(ledger.identity.facts, known)
+            module, description = self._base(settings, choice)
             if description != known:
                 raise RunConflict(
                     f"the model that was loaded, {description}, is not the base model of the run, "
@@ -148,7 +151,9 @@ class Run:
             stand(self._files.snapshots, replica, ledger, agreed, Silent())
             check_digest(ledger, replica)
             replay(replica, ledger, position, Silent())
-            return replica.release()
+            module = replica.release()
+            finish(module, choice)
+            return module
 
     @property
     def _parsed(self) -> Settings:
@@ -161,12 +166,13 @@ class Run:
     def _ledger(self) -> Ledger:
         return Ledger.read(self._files.ledger, method=self._method)
 
-    def _base(self, settings: Settings) -> tuple[nn.Module, dict[str, str]]:
-        """The base model, and what an identity says of it."""
+    def _base(self, settings: Settings, choice: Choice) -> tuple[nn.Module, dict[str, Any]]:
+        """The base model with the adapters of a choice, and the identity's entry for it."""
         if settings.task in DATA_SETS:
             network = load_network(settings)
             return network, {"fingerprint": fingerprint(network)}
         self._objects.check(settings, "model")
         lm = self._objects.load_model(settings)
         self._tokenizer = lm.tokenizer
-        return lm.model, describe_model(lm, self._objects)
+        choice = choose(lm, choice, settings.seed)
+        return lm.model, describe_model(lm, self._objects, choice)

@@ -1,4 +1,4 @@
-"""A folder's run, begun or gone on with: its settings, and its ledger ready to be written to."""
+"""Prepares a new or existing run in a folder: its settings, and its ledger for writing."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def resolve_settings(
 
     Raises:
         SettingsError: The settings are wrong.
-        RunConflict: The folder holds another run, other settings, or none to change.
-        ProtocolError: The log is not long enough to roll back.
+        RunConflict: The folder holds another run, other settings, or no run to change.
+        ProtocolError: The log has no such position for the rollback.
     """
     if not folder.has_run():
         if changes or rollback is not None:
             raise RunConflict(
-                f"{folder.path} holds no run yet: changes and a rollback alter one that exists"
+                f"{folder.path} holds no run yet: changes and a rollback need an existing run"
             )
         return parse_settings(given)
     own = set() if method is None else set(method.hyper) - set(Settings.model_fields)
@@ -45,11 +45,11 @@ def resolve_settings(
 
 
 Seen = tuple[str, dict[str, Any]]
-"""A run's id and its settings, to notice whether another process puts others in their place."""
+"""A run's id and its settings, to detect whether another process has replaced them."""
 
 
 def look(folder: RunFolder) -> Seen | None:
-    """What a folder holds now; None if it holds no run."""
+    """The run in a folder; None if it holds no run."""
     if not folder.has_run():
         return None
     with Ledger.read(folder.ledger) as ledger:
@@ -65,25 +65,25 @@ def open_ledger(
     seen: Seen | None,
     patience: float = 0.0,
 ) -> Generator[Ledger]:
-    """The run's ledger, for this process alone to write to.
+    """The run's ledger, locked for writing by this process.
 
     Args:
-        folder: The run's folder; made if it is missing.
-        identity: That of a new run, or of what was loaded to go on with one.
-        settings: Those of a new run.
-        seen: What the folder held when settings were resolved and identities compared.
+        folder: The run's folder; created if it does not exist.
+        identity: The identity of a new run, or of the model and data loaded to resume one.
+        settings: The settings of a new run.
+        seen: The run in the folder when settings were resolved and identities compared.
         patience: Seconds to wait for another process to end.
 
     Raises:
-        RunConflict: Another process is at work on it, and still is after `patience` seconds; or
-            one has begun or altered a run since `seen`.
+        RunConflict: Another process still uses the folder after `patience` seconds; or another
+            process has started or changed a run since `seen`.
     """
     folder.path.mkdir(parents=True, exist_ok=True)
     with folder.lock(patience):
         if look(folder) != seen:
             raise RunConflict(
-                f"another process has begun or altered the run in {folder.path} meanwhile: start "
-                "again to go on with what is there now"
+                f"another process has started or changed the run in {folder.path} meanwhile: "
+                "start again to resume it"
             )
         with (
             Ledger.create(folder.ledger, identity, settings.model_dump())
@@ -95,7 +95,7 @@ def open_ledger(
 
 
 def prepare(ledger: Ledger, settings: Settings, rollback: int | None, observer: Observer) -> None:
-    """Rolls back, verifies the log, and notes what has changed.
+    """Rolls back, verifies the log, and stores changed settings.
 
     Raises:
         ProtocolError: The log is damaged, or has no such position.

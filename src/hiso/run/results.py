@@ -1,7 +1,7 @@
-"""What a run tells of itself, and its form in metrics.jsonl and summary.json.
+"""The results of a run, and their format in metrics.jsonl and summary.json.
 
-Every reader of these files gets what stands here. A key that is not named here is passed over. A
-key that earlier versions did not write has the default of its field; any other must be there.
+All readers of these files use the classes here. Unknown keys are ignored. A key that earlier
+versions did not write has the default of its field; any other key must be present.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ class Round:
     """A round that was committed: a line of metrics.jsonl.
 
     Attributes:
-        round: Its number, from 0.
-        loss: Mean loss of its clients before its step; None if nobody told it.
-        clients: Clients whose replies count, ascending.
-        bytes_up: Of its scalars or weights, over all clients.
-        bytes_down: Likewise.
-        passes: Forward passes of one client's batch, over all clients that count, where a
-            backward pass counts as two; None in files of before they were counted.
+        round: The number of the round, from 0.
+        loss: Mean loss of its clients before its step; None if it is not known.
+        clients: Clients whose replies were used, ascending.
+        bytes_up: Bytes of its scalars or weights sent up, over all clients.
+        bytes_down: The same for bytes sent down.
+        passes: Forward passes of one client's batch, over all used clients; a backward pass counts
+            as two. None in older files without this count.
         seconds: Wall time; None if it was not measured.
-        forward_seconds: Of these in forward passes; None if it was not measured.
+        forward_seconds: Wall time in forward passes; None if it was not measured.
     """
 
     round: int
@@ -49,45 +49,46 @@ class Round:
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """What came of a run: summary.json.
+    """The results of a run: summary.json.
 
     Attributes:
         run: The run's id.
         rounds: Number of rounds.
-        accuracy_before: On the test split at position 0; None if it was not taken there.
-        accuracy_after: At the end; likewise.
-        loss_before: On the test split at position 0; None if it was not taken there.
-        loss_after: At the end; likewise.
-        bytes_up: 4 bytes for every float32 that travels for the method's sake, over all clients
-            and attempts: the directional derivatives (and curvatures) of the replies. The loss
-            that a client reports for people, fingerprints and framing are not counted.
-        bytes_down: Likewise: the coefficients and changed hyper-parameters of the records that
+        accuracy_before: On the test split at position 0; None if it was not measured.
+        accuracy_after: The same at the end.
+        loss_before: On the test split at position 0; None if it was not measured.
+        loss_after: The same at the end.
+        bytes_up: 4 bytes for every float32 that the method sends, over all clients and attempts:
+            the directional derivatives (and curvatures) of the replies. Not counted: the loss that
+            a client reports for display, fingerprints and framing.
+        bytes_down: The same for the coefficients and changed hyper-parameters of the records that
             each client lacked, catch-up included.
-        paper_bytes: The paper's count 2·R·τ·P·4, for comparison.
-        message_bytes_up: Whole messages as they were handed to the transport: framing, hashes and
-            losses included, greetings left out. 0 for a run in one process, and in files of
-            before there were others.
-        message_bytes_down: Likewise.
-        per_round_and_worker: The bytes above, and those sent, divided by the number of valid
-            replies; empty in files of before they were taken.
-        fedavg_bytes_up: What sending float32 weights would have taken.
-        fedavg_bytes_down: Likewise.
-        seconds_per_round: Median of the wall time, evaluation left out; None if not measured.
-        forward_seconds_per_round: Of these in forward passes; likewise.
+        paper_bytes: The papers' count 2·R·τ·P·4, for comparison.
+        message_bytes_up: Bytes of complete messages passed to the transport, including framing,
+            hashes and losses, without `hello` messages. 0 for a run in one process and in older
+            files.
+        message_bytes_down: The same for messages sent down.
+        per_round_and_worker: The bytes above and `sent_bytes`, divided by the number of valid
+            replies; empty in older files.
+        fedavg_bytes_up: Bytes that float32 weights would have taken.
+        fedavg_bytes_down: The same for weights sent down.
+        seconds_per_round: Median of the wall time, without evaluation; None if not measured.
+        forward_seconds_per_round: Median of the time in forward passes; None if not measured.
         peak_memory_bytes: Peak resident memory of the process.
-        digest: That of the replica at the end of the log, 16 hex digits; None if nobody told it.
-        chain: Chain hash of the whole log, in hex digits; None where there is no log of scalars.
-        trainable_weights: Their number.
+        digest: Digest of the replica at the end of the log, 16 hex digits; None if not known.
+        chain: Chain hash of the whole log, in hex digits; None without a log of scalars.
+        trainable_weights: Number of trainable weights.
         metrics_before: All metrics on the test split at position 0.
         metrics_after: All metrics on the test split at the end.
-        data: Where the data came from, in words.
-        machine: Facts about where it was computed.
-        settings: The settings in force.
-        kept: The position of the model that `metrics_after` is of, where that is not the end's
-            (`keep` = best); digest and chain are those of the end.
-        peak_gpu_memory_bytes: Peak of what torch held on a GPU; None where there is no model.
-        sent_bytes_up: What a deployment's nodes sent in all, as Flower counts it; None elsewhere.
-        sent_bytes_down: Likewise, what they were sent.
+        data: A description of the source of the data.
+        machine: A description of the machine.
+        settings: The settings at the end.
+        kept: The position of the model of `metrics_after`, if it is not the end (`keep` = best);
+            digest and chain are those of the end.
+        peak_gpu_memory_bytes: Peak of torch's memory on a GPU; None without a model.
+        sent_bytes_up: Total bytes sent by a deployment's nodes, as counted by Flower; otherwise
+            None.
+        sent_bytes_down: The same for bytes sent to the nodes.
     """
 
     run: str
@@ -129,15 +130,16 @@ _WHERE_KNOWN = ("kept", "peak_gpu_memory_bytes", "sent_bytes_up", "sent_bytes_do
 
 @dataclass(frozen=True)
 class Estimate:
-    """What the rounds that are left will take, about.
+    """The approximate cost of the remaining rounds.
 
     Attributes:
-        rounds: How many are left.
-        seconds: In forward passes, evaluations among them; the rest of a round is a few percent.
-        bytes_up: Scalars of all clients.
-        bytes_down: Scalars to all clients, each of whom needs every round's.
+        rounds: Number of remaining rounds.
+        seconds: Time of forward passes, including evaluations; the rest of a round is a few
+            percent.
+        bytes_up: Scalars from all clients.
+        bytes_down: Scalars to all clients; each client needs those of every round.
         memory_bytes: Peak of resident memory so far, with model, state and one pass.
-        disk_bytes: Growth of the run's folder, snapshots among it.
+        disk_bytes: Growth of the run's folder, including snapshots.
     """
 
     rounds: int
@@ -149,7 +151,7 @@ class Estimate:
 
 
 def encode_line(line: Round | Evaluation) -> dict[str, Any]:
-    """A line of metrics.jsonl; of an evaluation, the metrics stand beside the rest by name."""
+    """A line of metrics.jsonl; the metrics of an evaluation are keys of the same object."""
     if isinstance(line, Round):
         return {"kind": "round", **_plain(line)}
     place = {"kind": "evaluation", "position": line.position, "split": line.split}
@@ -157,10 +159,10 @@ def encode_line(line: Round | Evaluation) -> dict[str, Any]:
 
 
 def decode_line(line: Any) -> Round | Evaluation:
-    """The round or evaluation that a line of metrics.jsonl tells of.
+    """The round or evaluation in a line of metrics.jsonl.
 
     Raises:
-        ProtocolError: It is not as hiso writes it; says what is wrong.
+        ProtocolError: The line is invalid; the message says why.
     """
     kind = line.get("kind") if isinstance(line, dict) else None
     if kind == "round":
@@ -173,16 +175,16 @@ def decode_line(line: Any) -> Round | Evaluation:
 
 
 def encode_summary(summary: Summary) -> dict[str, Any]:
-    """The content of summary.json; what only some kinds of runs have is left out elsewhere."""
+    """The content of summary.json; keys without a value for this kind of run are left out."""
     told = _plain(summary)
     return {k: v for k, v in told.items() if v is not None or k not in _WHERE_KNOWN}
 
 
 def decode_summary(content: Any) -> Summary:
-    """The summary that summary.json holds.
+    """The summary in the content of summary.json.
 
     Raises:
-        ProtocolError: It is not as hiso writes it; says what is wrong.
+        ProtocolError: The content is invalid; the message says why.
     """
     return _decoded(_SUMMARY.validate_python, content)
 
@@ -197,13 +199,13 @@ def in_order(
 
 
 def lowest(evaluations: Iterable[Evaluation]) -> int | None:
-    """The position of the lowest loss on the tuning split, the first of equals; None without."""
+    """The position of the (first) lowest loss on the tuning split; None without evaluations."""
     tuned = [e for e in evaluations if e.split == "dev"]
     return min(tuned, key=lambda e: (e.metrics["loss"], e.position)).position if tuned else None
 
 
 def kept_position(ledger: Ledger) -> int:
-    """The position of the model that a run comes to: its end, or with `keep` = best the best."""
+    """The position of a run's final model: the end, or the best position with `keep` = best."""
     best = lowest(ledger.evaluations()) if ledger.settings.get("keep") == "best" else None
     return ledger.position if best is None else best
 
@@ -238,7 +240,7 @@ def rounds_of(ledger: Ledger, start: int = 0) -> list[Round]:
 
 
 def _setting(ledger: Ledger, key: str) -> Callable[[int], Any]:
-    """The value of a setting by round; None where the run does not know it."""
+    """The value of a setting by round; None if it is not known."""
     changes = [change for change in ledger.changes() if change.key == key]
     now = ledger.settings.get(key)
 
@@ -250,7 +252,7 @@ def _setting(ledger: Ledger, key: str) -> Callable[[int], Any]:
 
 
 def _needs_scores(ledger: Ledger, method: str) -> bool:
-    """Whether a method measures label scores; no, if it is the user's own and not to be had."""
+    """Whether a method measures label scores; False for a user's method that is not available."""
     if method in METHODS:
         return METHODS[method].needs == "scores"
     with suppress(ProtocolError):

@@ -1,4 +1,4 @@
-"""What may differ between a command and the run that it goes on with."""
+"""Checks the differences between a command and the run that it resumes."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from hiso.run.settings import CHANGEABLE, Settings, near, parse_settings, parse_
 def merge_settings(
     folder: Path, stored: Mapping[str, Any], given: Mapping[str, Any], changes: Mapping[str, Any]
 ) -> Settings:
-    """The settings to go on with: those stored, with `changes`.
+    """The settings of the resumed run: the stored ones with `changes`.
 
-    Settings that are given must be those of the run; those that are not given count as the same,
-    and so does a `mu` of auto, which was measured when the run began.
+    Given settings must equal those of the run. Settings that are not given are taken from the run,
+    and so is a `mu` of auto, which was measured when the run began.
 
     Raises:
         RunConflict: A given setting differs from the stored one, or a change is not allowed.
-        SettingsError: A setting is wrong in itself.
+        SettingsError: A setting is invalid.
     """
     unknown = [key for key in changes if key not in Settings.model_fields]
     if unknown:
@@ -35,8 +35,8 @@ def merge_settings(
     fixed = sorted(set(changes) - CHANGEABLE)
     if fixed:
         raise RunConflict(
-            f"{', '.join(fixed)} cannot change in a run: it is part of what the run is. "
-            f"Start another run, in another folder. Changeable: {', '.join(sorted(CHANGEABLE))}",
+            f"{', '.join(fixed)} cannot change in a run: it is fixed for the whole run. Start "
+            f"another run, in another folder. Changeable: {', '.join(sorted(CHANGEABLE))}",
             settings={key: (stored.get(key), changes[key]) for key in fixed},
         )
     given = {key: value for key, value in given.items() if (key, value) != ("mu", "auto")}
@@ -56,14 +56,14 @@ def merge_settings(
                 f"  {key}: {here!r} in the run, {there!r} asked for"
                 for key, (here, there) in different.items()
             )
-            + "\nUse another folder for a new run, or name these as changes to alter this one.",
+            + "\nUse another folder for a new run, or pass these as changes to change this run.",
             settings=different,
         )
     return parse_settings({**stored, **changes})
 
 
 def _differences(key: str, here: Any, there: Any) -> dict[str, tuple[Any, Any]]:
-    """A setting that differs, by its name; of tables only what differs in them."""
+    """A setting that differs, by its name; for tables, only the entries that differ."""
     if here == there:
         return {}
     if isinstance(here, BaseModel) and isinstance(there, BaseModel):
@@ -76,18 +76,18 @@ def _differences(key: str, here: Any, there: Any) -> dict[str, tuple[Any, Any]]:
 def check_method(
     ledger: Ledger, position: int | None, method: Method, changes: Mapping[str, Any]
 ) -> None:
-    """Makes sure that a method of the user's own takes new hyper-parameters by `changes` alone.
+    """Checks that hyper-parameters of the user's own method differ from the log only by `changes`.
 
-    Those that are settings too are compared with the settings.
+    Hyper-parameters that are also settings are compared with the settings.
 
     Args:
         ledger: The run's ledger.
-        position: Compare with those in force here; None for the end of the log.
+        position: Compare with the values at this position; None for the end of the log.
         method: The method, with `changes`.
-        changes: What may differ.
+        changes: The allowed differences.
 
     Raises:
-        RunConflict: A hyper-parameter is not the one in force; names it.
+        RunConflict: A hyper-parameter differs from the log; the message names it.
     """
     force = ledger.hyper_at(position)
     if set(force) != set(method.hyper):

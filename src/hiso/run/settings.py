@@ -1,4 +1,4 @@
-"""Everything that a run can be told, in one place: flags, TOML keys and Python arguments."""
+"""All settings of a run: flags, TOML keys and Python arguments."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from hiso.core.method.registry import METHODS, auto_lr
 from hiso.errors import LoadError, SettingsError
 from hiso.ring.round_settings import RoundSettings
 from hiso.run.definition import OWN, Definition
+from hiso.workloads.text.choice import ALPHA, RANK, Choice
 from hiso.workloads.text.tasks import TASKS
 
 Positive = Annotated[int, Field(ge=1)]
@@ -34,7 +35,7 @@ ZeroIsNone = BeforeValidator(lambda value: None if value == 0 else value)
 
 
 class Values(BaseModel):
-    """The settings of a run, each valid in itself; `Settings` are valid together."""
+    """The settings of a run, each checked separately; `Settings` also checks their combination."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -44,71 +45,91 @@ class Values(BaseModel):
     )
     task: str = Field(
         "rotten_tomatoes",
-        description="What to learn: a task's name; or package.module:name of your own.",
+        description="Name of a task, or package.module:name of your own task.",
     )
     data: str | None = Field(
-        None, description="File, folder or Hugging Face id of other data than the task's own."
+        None,
+        description="File, folder or Hugging Face id of data that replace the task's own data.",
     )
     task_definition: Definition | None = Field(
-        None, description="Table: columns, prompt and label words of a task of your own."
+        None, description="Table: columns, prompt and label words of your own task."
     )
     max_length: Annotated[int, Field(ge=2)] = Field(
-        64, description="Tokens kept of an example; its end survives."
+        64, description="Most tokens of an example; a longer prompt keeps its end."
     )
     prompt_style: Literal["plain", "chat"] = Field(
         "plain",
-        description="Prompts as they are, or as the user's turn in the tokenizer's chat template.",
+        description="plain: prompts unchanged; chat: as the user's turn in the tokenizer's chat "
+        "template.",
+    )
+    train: str = Field(
+        "full",
+        description="Trained parameters: full, lora, ia3, bias, norm, last-N, head, or "
+        "regex:PATTERN.",
+    )
+    lora_rank: Positive | None = Field(None, description=f"Rank of LoRA's A and B; default {RANK}.")
+    lora_alpha: Positive | None = Field(
+        None, description=f"Scale of LoRA: B·A is multiplied by alpha / rank; default {ALPHA}."
+    )
+    lora_targets: str | None = Field(
+        None,
+        description="Names of the layers with LoRA, separated by commas, or all-linear; "
+        "default: PEFT's.",
     )
     method: str = Field(
-        "hiso", description=f"One of {', '.join(METHODS)}; or package.module:Name of your own."
+        "subspace_newton",
+        description=f"One of {', '.join(METHODS)}; or package.module:Name of your own method.",
     )
     lr: Hyper | Literal["auto"] = Field(
         None,
-        description="Learning rate; by default the method's. auto follows the curvature.",
+        description="Learning rate; default: the method's own. auto: set from the "
+        "curvature in every round.",
     )
-    nu: Hyper = Field(None, description="Smoothing of the diagonal (hiso, hizoo).")
-    eps: Hyper = Field(None, description="Added to dx² (hiso).")
-    floor: Hyper = Field(None, description="Least value of the diagonal (hiso, hizoo).")
+    nu: Hyper = Field(None, description="Update rate ν of the diagonal h (hiso, hizoo).")
+    eps: Hyper = Field(None, description="Constant ε added to dx² (hiso).")
+    floor: Hyper = Field(None, description="Smallest value of the diagonal h (hiso, hizoo).")
     beta: Hyper = Field(None, description="Momentum factor (momentum).")
     ridge: Hyper = Field(
-        None, description="Added curvature, relative; by default set by sizes (subspace_newton)."
+        None,
+        description="Ridge, relative to the mean curvature; 0: set from P, sample and "
+        "batch size (subspace_newton).",
     )
     feed: Feed | None = Field(
-        None, description="Local steps that feed the diagonal: first, last or all."
+        None, description="Local steps from which h is updated: first, last or all."
     )
     normalise: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.0, description="Smoothing of a mean diagonal that divides lr; 0 for none."
+        0.0, description="Update rate ν of a mean diagonal that divides lr; 0 for none."
     )
-    label_bias: bool = Field(
-        False, description="Tune a bias of each label of the task too, beside the weights."
-    )
+    label_bias: bool = Field(False, description="Also tune one bias for each label of the task.")
     logit_adjustment: bool = Field(
         False,
-        description="Let clients add the logs of their labels' shares to the scores they measure.",
+        description="Clients add the log of each label's share in their data to the scores "
+        "that they measure.",
     )
     clients: Positive = Field(6, description="Number of clients M.")
-    sample: Positive = Field(2, description="Clients asked in each round, m.")
-    rounds: Positive = Field(100, description="Rounds in all.")
-    directions: Count = Field(5, description="Directions per local step, P.")
+    sample: Positive = Field(2, description="Clients sampled in each round, m.")
+    rounds: Positive = Field(100, description="Total number of rounds.")
+    directions: Count = Field(11, description="Directions per local step, P.")
     local_steps: Count = Field(1, description="Local steps per round, τ.")
     batch_size: Positive = Field(16, description="Examples per client and local step.")
     mu: Annotated[float, Field(gt=0, allow_inf_nan=False)] | Literal["auto"] = Field(
-        1e-3, description="Perturbation size μ; auto measures which one suits model and dtype."
+        1e-3, description="Perturbation size μ; auto measures which value suits model and dtype."
     )
     scheme: Literal["forward", "central"] | None = Field(
-        None, description="Differences taken; by default forward, or what mu = auto picks."
+        None, description="Finite differences; default: forward, or what mu = auto chooses."
     )
-    per_client: bool = Field(
-        False, description="Let every client measure along directions of its own."
-    )
+    per_client: bool = Field(False, description="Every client measures along its own directions.")
     backward_clients: Annotated[int, Field(ge=0)] = Field(
         0,
-        description="Clients, from the first on, that answer by a backward pass.",
+        description="This many clients, the first ones, use a backward pass instead of "
+        "finite differences.",
     )
     weighting: Literal["plain", "examples"] = Field(
-        "plain", description="Whether clients count alike or by their examples."
+        "plain", description="Weights of the clients in the mean: equal, or by number of examples."
     )
-    min_replies: Positive = Field(1, description="Replies a round needs.")
+    min_replies: Positive = Field(
+        1, description="Smallest number of replies that completes a round."
+    )
     partition: Literal["iid", "dirichlet", "column"] = Field(
         "iid", description="How the training examples are divided among clients."
     )
@@ -116,56 +137,62 @@ class Values(BaseModel):
         1.0, description="Concentration of the Dirichlet partition."
     )
     partition_column: str | None = Field(
-        None, description="Column of the column partition, one value per client."
+        None, description="Column for partition = column; each client gets the rows with one value."
     )
     seed: Annotated[int, Field(ge=0, lt=2**64)] = Field(
         0, description="Key of all randomness: directions, batches, sampling, partition."
     )
-    noise: Literal["binomial", "gaussian"] = Field("binomial", description="Law of directions.")
+    noise: Literal["binomial", "gaussian"] = Field(
+        "binomial", description="Distribution of the directions' elements."
+    )
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         "float32", description="Precision of forward passes; weights stay float32."
     )
     memory: Literal["full", "lean"] = Field(
-        "full", description="Keep a compute copy of the model, or make it layer by layer."
+        "full",
+        description="full: keep a perturbed copy of the whole model; lean: make it layer by layer.",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="Where the model runs; auto takes a GPU if there is one."
+        "auto", description="Device of the model; auto takes a GPU if there is one."
     )
     joint: bool = Field(
-        True, description="Let clients that measure at the same point share a forward pass."
+        True, description="Clients that measure at the same point share a forward pass."
     )
     eval_every: Annotated[int, Field(ge=0)] = Field(
         20, description="Rounds between evaluations on the tuning split; 0 for none."
     )
     dev_examples: Annotated[Positive | None, ZeroIsNone] = Field(
-        200, description="Examples of the tuning split used; 0 for all."
+        200, description="Number of examples used from the tuning split; 0 for all."
     )
     test_examples: Annotated[Positive | None, ZeroIsNone] = Field(
-        None, description="Examples of the test split used, before and after; 0 for all."
+        None,
+        description="Number of examples used from the test split, before and after; 0 for all.",
     )
     client_examples: Annotated[int, Field(ge=0)] = Field(
-        0, description="Training examples of each client that the final model is evaluated on."
+        0,
+        description="Number of training examples of each client on which the final model "
+        "is evaluated.",
     )
     keep: Literal["last", "best"] = Field(
         "last",
-        description="The model that a run comes to: that of its last round, or the one with the "
-        "lowest loss on the tuning split.",
+        description="Final model of a run: the one after the last round, or the one with "
+        "the lowest loss on the tuning split.",
     )
     patience: Annotated[int, Field(ge=0)] = Field(
-        0, description="Stop after so many evaluations without a new lowest loss; 0 for never."
+        0, description="Stop after this many evaluations without a new lowest loss; 0 for never."
     )
     divergence_factor: Annotated[Annotated[float, Field(gt=1)] | None, ZeroIsNone] = Field(
         3.0,
-        description="Stop when the loss exceeds this many times that of the first rounds; "
-        "0 for never.",
+        description="Stop when the loss exceeds this many times the loss of the first "
+        "rounds; 0 for never.",
     )
     clip: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
         0.0,
-        description="Let a reply count up to this many times the median size of the last 50 "
-        "rounds' replies; 0 for no limit. `hiso serve` begins a run with 3.",
+        description="A reply counts up to this many times the median size of the last 50 rounds' "
+        "replies; 0 for no limit. A new run of hiso serve has 3.",
     )
     snapshot_every: Annotated[int, Field(ge=0)] = Field(
-        0, description="Rounds between snapshots of the replica; 0 for none (replay suffices)."
+        0, description="Rounds between snapshots of the replica; 0 for none (replay works without)."
     )
 
     @model_validator(mode="before")
@@ -179,8 +206,8 @@ class Values(BaseModel):
 class Settings(Values):
     """The settings of a run. Unknown keys are refused; omitted ones take the defaults here.
 
-    `CHANGEABLE` ones may take a new value in a run that exists, the others make
-    the run what it is.
+    Settings in `CHANGEABLE` may take a new value in an existing run; the others are fixed for the
+    whole run.
     """
 
     @model_validator(mode="after")
@@ -199,12 +226,16 @@ class Settings(Values):
                     check_backward(method, self.memory)
                     if self.label_bias or self.logit_adjustment:
                         problems.append(
-                            "backward_clients: a backward pass takes scores as they are"
+                            "backward_clients: a backward pass cannot use adjusted scores"
                         )
             except LoadError as error:
                 problems.append(f"method: {error}")
             except SettingsError as error:
                 problems.append(str(error))
+        try:
+            self.make_choice()
+        except SettingsError as error:
+            problems.append(str(error))
         if self.backward_clients > self.clients:
             problems.append(
                 f"backward_clients = {self.backward_clients} of clients = {self.clients}"
@@ -215,8 +246,8 @@ class Settings(Values):
             problems.append("partition = column and partition_column go together")
         if self.task_definition is not None and (self.task in TASKS or ":" in self.task):
             problems.append(
-                f"task = {self.task!r} and task_definition exclude each other: leave one away, or "
-                "give the task that you define a name of its own"
+                f"task = {self.task!r} and task_definition exclude each other: omit one, or "
+                "give your own task another name"
             )
         if problems:
             raise ValueError("\n".join(problems))
@@ -226,8 +257,8 @@ class Settings(Values):
         """The method with the hyper-parameters that are set.
 
         Raises:
-            SettingsError: One is set that the method does not have.
-            LoadError: The method is one of the user's own, and cannot be imported.
+            SettingsError: A hyper-parameter is set that the method does not have.
+            LoadError: The method is the user's own, and cannot be imported.
         """
         base = import_method(self.method) if is_path(self.method) else METHODS[self.method]()
         given = {key: getattr(self, key) for key in HYPER if getattr(self, key) is not None}
@@ -243,12 +274,28 @@ class Settings(Values):
         method = replace(base, **given)
         return auto_lr(method) if auto and not method.auto else method
 
-    def make_rounds(self, method: Method) -> RoundSettings:
-        """What the server needs to know of them.
+    def make_choice(self) -> Choice:
+        """The trained parameters.
 
         Raises:
-            SettingsError: They do not make a round.
-            ValueError: `mu` is still to be measured.
+            SettingsError: The value is unknown, or settings of LoRA are set for another `train`.
+        """
+        given = {key: getattr(self, key) for key in LORA if getattr(self, key) is not None}
+        if self.train != "lora":
+            if given:
+                raise SettingsError(f"{', '.join(given)}: for train = lora, not {self.train}")
+            return Choice(kind=self.train)
+        named = self.lora_targets
+        targets = None if named is None else tuple(part.strip() for part in named.split(","))
+        rank, alpha = self.lora_rank or RANK, self.lora_alpha or ALPHA
+        return Choice(kind="lora", rank=rank, alpha=alpha, targets=targets)
+
+    def make_rounds(self, method: Method) -> RoundSettings:
+        """The round settings for the server.
+
+        Raises:
+            SettingsError: The values do not give valid round settings.
+            ValueError: `mu` must still be measured.
         """
         return RoundSettings(
             clients=self.clients,
@@ -267,7 +314,7 @@ class Settings(Values):
         )
 
     def with_hyper(self, method: Method) -> Settings:
-        """The same, with the hyper-parameters spelled out that were left to the method."""
+        """The same settings, with the method's values for hyper-parameters that are not set."""
         known = {key: getattr(method, key) for key in HYPER if hasattr(method, key)}
         return self.model_copy(update=known | ({"lr": "auto"} if method.auto else {}))
 
@@ -276,6 +323,9 @@ AnyValues = TypeVar("AnyValues", bound=Values)
 
 HYPER = ("lr", "nu", "eps", "floor", "beta", "ridge", "feed")
 """Settings that belong to the method."""
+
+LORA = ("lora_rank", "lora_alpha", "lora_targets")
+"""Settings that describe LoRA."""
 
 CHANGEABLE = frozenset(
     {
@@ -296,14 +346,14 @@ CHANGEABLE = frozenset(
     | {"client_examples", "backward_clients", "keep", "patience"}
     | {"snapshot_every", "memory", "device", "model", "data"}
 )
-"""Settings that may change in a run that exists: model and data may only move."""
+"""Settings that may change in an existing run; model and data may only get another path."""
 
 
 def own_method(stored: Mapping[str, Any]) -> Method | None:
-    """The method of the user's own that settings name by an import path; None if they do not.
+    """The user's own method, if settings name one by an import path; otherwise None.
 
     Raises:
-        LoadError: It cannot be imported.
+        LoadError: The method cannot be imported.
     """
     path = str(stored.get("method"))
     return import_method(path) if is_path(path) else None
@@ -314,7 +364,7 @@ RENAMED = {"perturbations": "directions"}
 
 
 def near(word: str, known: Any) -> str:
-    """' (did you mean …?)', a list of what is known, or what a setting is called now."""
+    """A hint: ' (did you mean …?)', a list of known words, or the present name of a setting."""
     if word in RENAMED:
         return f"; it is called {RENAMED[word]} now"
     close = difflib.get_close_matches(word, list(known), 1)
@@ -325,13 +375,13 @@ def parse_settings(values: Mapping[str, Any], source: str = "settings") -> Setti
     """Checks settings, and reports all problems at once.
 
     Raises:
-        SettingsError: A key is unknown, or a value is out of range or at odds with another.
+        SettingsError: A key is unknown, or a value is out of range or contradicts another.
     """
     return parse(Settings, values, source)
 
 
 def parse_values(values: Mapping[str, Any], source: str = "settings") -> Values:
-    """Checks each setting by itself.
+    """Checks each setting separately.
 
     Raises:
         SettingsError: A key is unknown, or a value is out of range.
@@ -340,10 +390,10 @@ def parse_values(values: Mapping[str, Any], source: str = "settings") -> Values:
 
 
 def parse(kind: type[AnyValues], values: Mapping[str, Any], source: str) -> AnyValues:
-    """Settings of some kind, with all problems at once.
+    """Checks settings of the class `kind`, and reports all problems at once.
 
     Raises:
-        SettingsError: A key is unknown, or a value is out of range or at odds with another.
+        SettingsError: A key is unknown, or a value is out of range or contradicts another.
     """
     try:
         return kind.model_validate(dict(values))
@@ -353,7 +403,7 @@ def parse(kind: type[AnyValues], values: Mapping[str, Any], source: str) -> AnyV
 
 
 def _problems(kind: type[Values], values: Mapping[str, Any], error: ValidationError) -> list[str]:
-    """All that is wrong: with single settings, then with how the others fit together."""
+    """All problems: first with single settings, then with the combination of the others."""
     lines: list[str] = []
     bad: set[str] = set()
     for problem in error.errors():

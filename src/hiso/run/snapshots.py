@@ -1,4 +1,4 @@
-"""Snapshots of a replica: they shorten a replay, and can be deleted at will."""
+"""Snapshots of a replica: they shorten a replay, and may be deleted at any time."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _REPLAY_CHUNK = 20
 
 
 def save_snapshot(folder: Path, replica: Replica) -> Path:
-    """Keeps the replica as it stands, at the log's end, and the one before; no others.
+    """Saves the replica at the end of the log, and deletes all but the two newest snapshots.
 
     Raises:
-        StorageError: It cannot be written; the ledger has all that it would have shortened.
+        StorageError: The snapshot cannot be written; replay from the ledger works without it.
     """
     path = folder / f"position-{replica.position:08d}.safetensors"
     facts = {
@@ -40,19 +40,19 @@ def save_snapshot(folder: Path, replica: Replica) -> Path:
             save_file({"weights": replica.weights, **replica.state}, partial, metadata=facts)
             os.replace(partial, path)
         finally:
-            partial.unlink(missing_ok=True)  # it has become `path`, or is of no use
+            partial.unlink(missing_ok=True)  # it was renamed to `path`, or is useless
     kept = sorted(folder.glob("position-*.safetensors"))
     last = kept.index(path) + 1
-    for old in kept[: max(0, last - _KEEP)] + kept[last:]:  # too old, or of rounds set aside
+    for old in kept[: max(0, last - _KEEP)] + kept[last:]:  # too old, or of abandoned rounds
         old.unlink()
     return path
 
 
 def restore_snapshot(folder: Path, replica: Replica, ledger: Ledger, last: int) -> int:
-    """Restores the newest snapshot on the ledger's log up to `last`; its position, or 0.
+    """Restores the newest snapshot of this log up to position `last`; returns its position, or 0.
 
     Raises:
-        ProtocolError: The snapshot's content is not what its digest says.
+        ProtocolError: The snapshot's content does not match its digest.
     """
     for path in sorted(folder.glob("position-*.safetensors"), reverse=True):
         try:
@@ -64,7 +64,7 @@ def restore_snapshot(folder: Path, replica: Replica, ledger: Ledger, last: int) 
 
 
 def stand(folder: Path, replica: Replica, ledger: Ledger, target: int, observer: Observer) -> None:
-    """Brings a replica to position `target`, from the newest snapshot on the way or from 0.
+    """Brings a replica to position `target`, from the newest suitable snapshot or from 0.
 
     Raises:
         ProtocolError: A snapshot or the log is damaged.
@@ -74,10 +74,10 @@ def stand(folder: Path, replica: Replica, ledger: Ledger, target: int, observer:
 
 
 def replay(replica: Replica, ledger: Ledger, target: int, observer: Observer) -> None:
-    """Folds the records from where the replica stands up to position `target`.
+    """Folds the records from the replica's position up to position `target`.
 
     Raises:
-        ProtocolError: The records do not lead to the chain hash that the ledger has there.
+        ProtocolError: The records do not give the ledger's chain hash at `target`.
     """
     fold(replica, ledger.records, target, observer)
     if replica.chain != ledger.chain_at(target):
@@ -94,13 +94,13 @@ def fold(
     target: int,
     observer: Observer,
 ) -> None:
-    """Folds records up to position `target`, and tells the observer how far it is.
+    """Folds records up to position `target`, and reports the progress.
 
     Args:
         replica: The replica, at `target` or before.
-        records: Gives the records from one position up to another.
-        target: Where to go.
-        observer: Who watches.
+        records: Returns the records from one position up to another.
+        target: The final position.
+        observer: Receives the progress.
 
     Raises:
         ProtocolError: A record cannot be folded; see `Replica.replay`.
@@ -117,7 +117,7 @@ def fold(
 
 
 def _restore(path: Path, replica: Replica, ledger: Ledger, last: int) -> bool:
-    """Restores a snapshot, if it lies on the log up to `last`."""
+    """Restores a snapshot, if it belongs to this log and is not after `last`."""
     with safe_open(path, framework="pt") as file:
         facts = file.metadata()
         position, chain = int(facts["position"]), bytes.fromhex(facts["chain"])

@@ -1,4 +1,4 @@
-"""What came of a run, in numbers."""
+"""Computes the summary of a run."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ def summarise(
     machine: Mapping[str, Any],
     gpu: int | None = None,
 ) -> Summary:
-    """What came of a run that has a ledger.
+    """The summary of a run that has a ledger.
 
     Args:
         ledger: The ledger.
-        source: Where the data came from, in words.
+        source: A description of the source of the data.
         weights: Number of trainable weights.
-        digest: That of the replica at the end of the log; None if nobody has told it.
-        machine: Facts about where it was computed.
-        gpu: Peak bytes that torch held on a GPU; None where there is no model.
+        digest: Digest of the replica at the end of the log; None if it is not known.
+        machine: A description of the machine.
+        gpu: Peak bytes of torch's memory on a GPU; None without a model.
     """
     up, down = ledger.traffic()
     return compose(
@@ -78,25 +78,25 @@ def compose(
     settings: Mapping[str, Any],
     kept: int | None = None,
 ) -> Summary:
-    """What came of a run, for whoever has no ledger.
+    """The summary of a run, from its parts; for runs without a ledger.
 
     Args:
         rounds: All rounds.
         evaluations: All evaluations.
         run: The run's id.
-        bytes_up: Over all clients and rounds.
-        bytes_down: Over all clients and rounds.
+        bytes_up: Bytes sent up, over all clients and rounds.
+        bytes_down: Bytes sent down, over all clients and rounds.
         paper: `paper_bytes`.
-        messages: Bytes up and down of whole messages.
-        answered: Number of replies that rounds had.
+        messages: Bytes up and down of complete messages.
+        answered: Number of replies in all rounds.
         weights: Number of trainable weights.
-        digest: That of the replica at the end.
-        chain: Chain hash of the whole log; None if there is none.
-        source: Where the data came from, in words.
-        machine: Facts about where it was computed.
-        gpu: Peak bytes that torch held on a GPU; None where there is no model.
-        settings: The settings in force.
-        kept: The position of the model that the run comes to; None for the end.
+        digest: Digest of the replica at the end.
+        chain: Chain hash of the whole log; None if there is no log.
+        source: A description of the source of the data.
+        machine: A description of the machine.
+        gpu: Peak bytes of torch's memory on a GPU; None without a model.
+        settings: The settings at the end.
+        kept: The position of the run's final model; None for the end.
     """
     before, after = (
         _metrics(evaluations, 0),

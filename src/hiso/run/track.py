@@ -1,4 +1,4 @@
-"""Experiment trackers: TensorBoard, Weights & Biases, MLflow, Trackio, by accelerate's adapters."""
+"""Experiment trackers through accelerate: TensorBoard, Weights & Biases, MLflow, Trackio."""
 
 from __future__ import annotations
 
@@ -31,23 +31,25 @@ _Line = tuple[int, int, dict[str, float]]
 class Tracker(Silent):
     """An observer that copies a run's ledger to a tracker.
 
-    At step r, for round r: `round/loss`; `round/seconds`, of wall time; `round/bytes_up` and
-    `round/bytes_down`, of the scalars of rounds 0 to r together. At step p, for an evaluation at
-    position p of the log: `SPLIT/METRIC`, such as `dev/accuracy`. The settings in force when the
-    tracker first sees the run are its configuration.
+    At step r, for round r: `round/loss`; `round/seconds` (wall time); `round/bytes_up` and
+    `round/bytes_down` (bytes of the scalars of rounds 0 to r together). At step p, for an
+    evaluation at position p of the log: `SPLIT/METRIC`, such as `dev/accuracy`. The settings at
+    the start of tracking are stored as the run's configuration.
 
-    Each round and each evaluation is told once, whatever stops and goes on: what has been told
-    stands in `track/NAME.json` of the run's folder. A run that was begun without a tracker is
-    told from round 0 on. After a rollback beyond what has been told, the tracker gets a new run
-    with the whole history, and the old one stays as it is. Two things a kill can do: between the
-    tracker's write and ours, a step is repeated, with the same values; and what Trackio or Weights
-    & Biases, which write behind, still had in a queue is lost to them.
+    Each round and each evaluation is sent once, also if a run is stopped and resumed:
+    `track/NAME.json` in the run's folder notes what was sent. A run that was started without a
+    tracker is sent from round 0 on. After a rollback to a position before the last one sent, the
+    tracker gets a new run with the whole history, and the old one is left unchanged. A kill has
+    two possible effects: if it happens between the tracker's write and the note in
+    `track/NAME.json`, a step is sent again with the same values; and values in the queue of
+    Trackio or Weights & Biases, which write asynchronously, are lost.
 
-    TensorBoard, MLflow and Trackio keep their stores in `track/NAME/` of the run's folder, unless
-    `MLFLOW_TRACKING_URI` or `TRACKIO_DIR` says otherwise; Trackio has one place per process, that
-    of the first run. Weights & Biases keeps its files there too, and sends them as `wandb login`
-    and `WANDB_MODE` say; its own step counts what was told, and its charts are drawn against the
-    metric `position`, which is r or p. What the packages print goes to the log `hiso.run.track`.
+    TensorBoard, MLflow and Trackio store their files in `track/NAME/` of the run's folder, unless
+    `MLFLOW_TRACKING_URI` or `TRACKIO_DIR` says otherwise; Trackio uses one place per process, that
+    of the first run. Weights & Biases also stores its files there, and sends them according to
+    `wandb login` and `WANDB_MODE`; its own step counts the calls, and its charts are drawn against
+    the metric `position`, which is r or p. Output of the packages goes to the logger
+    `hiso.run.track`.
 
     Example:
         >>> with Tracker("tensorboard", "runs/first") as tracker:
@@ -55,7 +57,8 @@ class Tracker(Silent):
 
     Raises:
         SettingsError: There is no such tracker.
-        LoadError: A package that it needs is not installed; or, in the run, it cannot be started.
+        LoadError: A required package is not installed; or, during the run, the tracker cannot be
+            started.
     """
 
     def __init__(self, name: str, folder: str | Path) -> None:
@@ -85,12 +88,12 @@ class Tracker(Silent):
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Finishes the tracker's run, which the next process goes on with."""
+        """Finishes the tracker's run; the next process can continue it."""
         if self._ledger is not None:
             self._ledger.close()
         if self._tracker is not None:
             with _quiet():
-                if self.name == "trackio":  # else it finishes again, aloud, when the process ends
+                if self.name == "trackio":  # else it finishes again at exit
                     importlib.import_module("trackio").finish()
                 else:
                     self._tracker.finish()
@@ -109,7 +112,7 @@ class Tracker(Silent):
         self._follow()
 
     def _follow(self) -> None:
-        """Tells the tracker, in the order of steps, what the ledger has and it has not."""
+        """Sends to the tracker, in the order of steps, everything new in the ledger."""
         ledger = self._ledger or self._begin()
         told = self._told
         rounds = rounds_of(ledger, told["rounds"])
@@ -125,7 +128,7 @@ class Tracker(Silent):
         with _quiet():
             first = told["rounds"] + len(told["evaluations"])
             for count, (step, _, figures) in enumerate(sorted(lines, key=_order), first):
-                if self.name == "wandb":  # a run that goes on there must go on beyond its last step
+                if self.name == "wandb":  # a resumed run must use steps after its last one
                     self._tracker.log(figures | {STEP: step}, step=count)
                 else:
                     self._tracker.log(figures, step=step)
@@ -146,7 +149,7 @@ class Tracker(Silent):
         return {f"round/{key}": value for key, value in values.items() if value is not None}
 
     def _begin(self) -> Ledger:
-        """Opens the ledger, and the tracker's run that goes with it or a new one."""
+        """Opens the ledger, and the tracker's run for it, or a new one."""
         self._ledger = ledger = Ledger.open(self._run.ledger)
         notes = _read(self._notes)
         new = notes is None or not _agree(notes, ledger)
@@ -171,7 +174,7 @@ class Tracker(Silent):
         tracker = TRACKERS[self.name](self._place.absolute(), self._told)
         tracker.start()
         if self.name == "mlflow":
-            self._told["id"] = tracker.tracker.info.run_id  # the others know a run by its name
+            self._told["id"] = tracker.tracker.info.run_id  # the others identify a run by its name
         if self.name == "wandb":
             tracker.tracker.define_metric("*", step_metric=STEP)
         if new:
@@ -186,7 +189,7 @@ class Tracker(Silent):
 
 
 def _order(line: _Line) -> tuple[int, int]:
-    """By step; an evaluation at position r comes before round r."""
+    """The sort key: by step; an evaluation at position r comes before round r."""
     return line[:2]
 
 
@@ -198,14 +201,14 @@ def _read(notes: Path) -> dict[str, Any] | None:
 
 
 def _agree(notes: Mapping[str, Any], ledger: Ledger) -> bool:
-    """Whether the log still begins with all that has been told."""
+    """Whether the log still begins with everything that was sent."""
     rounds = notes["rounds"]
     return rounds <= ledger.position and ledger.chain_at(rounds).hex() == notes["chain"]
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """What is printed goes to the log."""
+    """Redirects printed output to the log."""
     text = io.StringIO()
     try:
         with redirect_stdout(text), redirect_stderr(text):
@@ -258,4 +261,4 @@ TRACKERS: dict[str, Callable[[Path, Mapping[str, Any]], Any]] = {
     "mlflow": _mlflow,
     "trackio": _trackio,
 }
-"""What makes accelerate's tracker, not yet started, from its place and what was told before."""
+"""Functions that create accelerate's tracker, not yet started, from its folder and the notes."""

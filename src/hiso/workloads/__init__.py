@@ -1,5 +1,5 @@
-"""What is learned: for each kind of data its models, its examples and its objective.
+"""Models, examples and objectives for each kind of data.
 
-`text/` is language (labels, written answers, free text), `vision/` small images. How a run's
-settings choose among them is in `run/workload/`.
+`text/` is language (labels, written answers, free text), `vision/` small images. `run/workload/`
+chooses between them according to a run's settings.
 """

@@ -20,7 +20,7 @@ from hiso.run.launch import evaluate_run
 from hiso.run.settings import read_toml
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+EXPERIMENTS = Path(__file__).parents[3] / "experiments"
 FILE = """
 title = "A small one"
 reference = "DeComFL"

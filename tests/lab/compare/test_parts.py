@@ -53,13 +53,13 @@ def test_all_that_is_wrong_is_said(tmp_path):
     with pytest.raises(SettingsError) as caught:
         read(path, WRONG)
     assert "colour" in str(caught.value)
-    assert "'a' is there twice" in str(caught.value)
+    assert "'a' is used twice" in str(caught.value)
     mended = WRONG.replace('colour = "red"\n', "").replace(
         'label = "a"\nmethod = "h', 'label = "b"\nmethod = "h'
     )
     with pytest.raises(SettingsError) as caught:
         read(path, mended)
-    assert "reference = 'nobody' is no method here: a, b" in str(caught.value)
+    assert "reference = 'nobody' is not a method of this comparison: a, b" in str(caught.value)
     assert "b: seed cannot change in a run" in str(caught.value)
     mended = mended.replace('reference = "nobody"\n', "").replace("seed = 1", "nu = 0.0")
     with pytest.raises(SettingsError) as caught:

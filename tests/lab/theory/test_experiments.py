@@ -20,7 +20,7 @@ from hiso.lab.theory.presets import KINDS, load_preset
 from hiso.run.observer import Silent
 from hiso.run.settings import read_toml
 
-PRESETS = sorted((Path(__file__).parents[2] / "experiments").glob("*.toml"))
+PRESETS = sorted((Path(__file__).parents[3] / "experiments").glob("*.toml"))
 
 DIMENSION = """
 experiment = "dimension"
@@ -69,7 +69,7 @@ def test_our_own_presets_are_right():
             ("max_rounds = 60\n[[", "max_rounds = 0\ncurve = 'round'\n[["),
             ["problems.0.max_rounds", "problems.0.curve"],
         ),
-        (('["zo_sgd"]', '["oracle"]'), ["without a head an oracle is zo_sgd"]),
+        (('["zo_sgd"]', '["oracle"]'), ["without a head an oracle equals zo_sgd"]),
     ],
 )
 def test_a_wrong_preset_is_refused_with_all_that_is_wrong(tmp_path, change, words):
@@ -215,6 +215,7 @@ def test_a_language_model_from_preset_to_picture(tmp_path, tiny_model, reviews):
         'experiment = "language"\npositions = [0, 3]\nexamples = 20\nsampled = 3000\n'
         'layers = ["model.norm.weight"]\nlayer_examples = 3\nprobes = 2\neigenvalues = 2\n'
         f'[run]\nmodel = "{tiny_model}"\ndata = "{reviews}"\nlr = 0.001\nclients = 4\n'
+        'method = "hiso"\n'
         "directions = 2\nbatch_size = 4\nmax_length = 24\neval_every = 0\n"
     )
     results = run_experiment(path, tmp_path / "out", Silent())
@@ -229,6 +230,10 @@ def test_a_language_model_from_preset_to_picture(tmp_path, tiny_model, reviews):
     assert _is_picture(tmp_path / "out" / "language.svg")
     again = run_experiment(path, tmp_path / "out", Silent())
     assert again["rows"] == results["rows"]
-    path.write_text(path.read_text() + "rounds = 9\n")
+    whole = path.read_text()
+    path.write_text(whole + "rounds = 9\n")
     with pytest.raises(SettingsError, match="leave rounds away"):
         run_experiment(path, tmp_path / "other", Silent())
+    path.write_text(whole.replace('"hiso"', '"zo_sgd"'))
+    with pytest.raises(SettingsError, match="zo_sgd learns no diagonal h"):
+        run_experiment(path, tmp_path / "third", Silent())

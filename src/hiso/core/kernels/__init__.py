@@ -1,9 +1,10 @@
-"""The three passes over memory that everything is made of, and the backends that do them.
+"""The three kernels, each one pass over memory, and the backends that implement them.
 
-`perturb` writes w + (mu·u)/denom in one pass; `fold` applies any number of local steps of any
-number of rounds in one pass and fingerprints the result. Of these, all backends give the same
-bits. `project` gives ⟨v, u_p/denom⟩ along any number of directions, in one pass over v; its
-results are what one client measures, and are the same on one backend with any number of threads.
+`perturb` writes w + (mu·u)/denom in one pass. `fold` applies any number of local steps of any
+number of rounds in one pass, and computes the digest of the result. All backends give the same
+bits for these two. `project` gives ⟨v, u_p/denom⟩ along any number of directions, in one pass over
+v. Its results are one client's measurements; on one backend they do not depend on the number of
+threads.
 """
 
 from __future__ import annotations
@@ -47,9 +48,9 @@ class Steps:
     round: NDArray[np.uint64]
     """[S]"""
     first: NDArray[np.bool_]
-    """[S]: whether the round starts here, so that the denominator is taken anew."""
+    """[S]: whether a round starts at this step, so that the denominator is computed again."""
     feeds: NDArray[np.bool_]
-    """[S]: whether the step reaches `learn`."""
+    """[S]: whether `learn` is called for this step."""
     start: NDArray[np.int64]
     """[S + 1]: terms of step s are start[s] .. start[s + 1] - 1."""
     counter: NDArray[np.uint64]
@@ -59,7 +60,7 @@ class Steps:
     coefficient: NDArray[np.float32]
     """[N]"""
     curvature: NDArray[np.float32]
-    """[N], zeros for methods without it."""
+    """[N], zeros for methods without curvature."""
     hyper: NDArray[np.float32]
     """[S, H], columns in the order of `method.hyper`."""
 
@@ -67,7 +68,7 @@ class Steps:
 def pack(
     method: Method, records: Sequence[Record], hyper: Mapping[str, float]
 ) -> tuple[Steps, dict[str, float]]:
-    """Flattens records, starting from the hyper-parameters in force; also gives the last ones."""
+    """Flattens records, starting with hyper-parameters `hyper`; also returns the last ones."""
     rounds: list[int] = []
     first: list[bool] = []
     feeds: list[bool] = []
@@ -111,7 +112,7 @@ def sum_parts(parts: NDArray[np.float64]) -> NDArray[np.float64]:
 def _exact_sum(values: list[float]) -> float:
     try:
         return math.fsum(values)
-    except (OverflowError, ValueError):  # beyond float64, or infinities of both signs
+    except (OverflowError, ValueError):  # out of the range of float64, or infinities of both signs
         return math.nan
 
 
@@ -130,9 +131,9 @@ class Kernels(Protocol):
         mu: float,
         tiles: range,
     ) -> None:
-        """out ← cast(w + (mu·u)/denom) on `tiles`; `out` holds just these, in its own dtype.
+        """out ← cast(w + (mu·u)/denom) on `tiles`; `out` holds only these tiles, in its own dtype.
 
-        u is the direction of `point`, whose sign plays no part: `mu` may be negative.
+        u is the direction of `point`; the sign of `point` is ignored, but `mu` may be negative.
         """
         ...
 
@@ -150,9 +151,9 @@ class Kernels(Protocol):
     ) -> NDArray[np.float64]:
         """Σ_j v_j · u_pj/denom_j over the weights on `tiles`, for each point p: float64 [P].
 
-        `v` is float32 and holds the weights of these tiles, one entry of the layout: no padding is
-        needed behind the last. Products and sums are float64, a partial sum for every
-        `PROJECT_TILES` tiles.
+        `v` is float32 and holds the weights of these tiles (one entry of the layout), without
+        padding after the last weight. Products and sums are float64, with one partial sum for
+        every `PROJECT_TILES` tiles.
         """
         ...
 

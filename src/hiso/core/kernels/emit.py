@@ -1,4 +1,4 @@
-"""Prints a method's expression graph as source, each distinct node once."""
+"""Prints a method's expression graph as source code, each distinct node once."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hiso.core.method.ops import Expr, lift, var
 
 @dataclass(frozen=True)
 class Dialect:
-    """How a kernel language writes what differs between languages."""
+    """The syntax that differs between kernel languages."""
 
     const: str
     sqrt: str
@@ -33,7 +33,7 @@ TRITON = Dialect(
 
 
 class Printer:
-    """Collects assignments `v0 = …` for the nodes of one straight-line block."""
+    """Collects assignments `v0 = …` for the nodes of one block without branches."""
 
     def __init__(self, dialect: Dialect) -> None:
         self.lines: list[str] = []
@@ -42,7 +42,7 @@ class Printer:
         self._by_node: dict[Expr, str] = {}
 
     def name(self, expr: Expr) -> str:
-        """The name or literal that stands for `expr`, after printing what it needs."""
+        """The name or literal for `expr`, after printing the nodes that it needs."""
         if expr.op == "var":
             return expr.args[0]
         if expr.op == "const":
@@ -64,7 +64,9 @@ class Printer:
 
 @dataclass(frozen=True)
 class Pieces:
-    """A method's pieces as graphs over `w`, `dx`, `sk` (Σ κ·u²), `h_<hyper>` and `x_<state>`."""
+    """A method's functions as graphs over `w`, `dx`, `sk` (Σ κ·u²), `h_<hyper>` and
+    `x_<state>`.
+    """
 
     denom: Expr | None
     w: Expr
@@ -73,10 +75,10 @@ class Pieces:
 
 
 def trace(method: Method) -> Pieces:
-    """Runs the pieces of a method on symbols.
+    """Runs the functions of a method on symbols.
 
     Raises:
-        TypeError: A piece returns states that the method does not declare, or misses some.
+        TypeError: A function returns undeclared states, or does not return all declared ones.
     """
     twice = set(method.step_state) & set(method.round_state)
     for name in sorted({"w", "weights"} & set(method.state) | twice):

@@ -1,7 +1,7 @@
-"""Source that is printed, written to a cache folder, and imported from there.
+"""Writes generated source code to a cache folder, and imports it from there.
 
-Being a file, a generated module can be read and debugged, and a compiler can keep the machine
-code beside it. Its name is a hash of all that it depends on.
+Because a generated module is a file, it can be read and debugged, and a compiler can store the
+machine code next to it. The file name is a hash of everything on which the module depends.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from types import ModuleType
 
 
 def fill(template: str, **blocks: str | list[str]) -> str:
-    """`template` with each placeholder filled; lines of a block keep the placeholder's indent."""
+    """`template` with its placeholders filled; the lines of a block get the placeholder's
+    indent.
+    """
     lines: list[str] = []
     for line in template.splitlines():
         name = line.strip().removeprefix("{").removesuffix("}")
@@ -33,7 +35,9 @@ def fill(template: str, **blocks: str | list[str]) -> str:
 
 @cache
 def cache_folder() -> Path:
-    """Where generated modules live: the user's cache folder, or a temporary one if read-only."""
+    """The folder of generated modules: the user's cache folder, or a temporary one if
+    read-only.
+    """
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = base / "hiso" / "kernels"
     try:
@@ -49,9 +53,9 @@ def import_source(text: str, name: str, depends: Sequence[str]) -> ModuleType:
     """The module with this source: written, imported, and kept for the process.
 
     Args:
-        text: Source.
-        name: What the module is, for people.
-        depends: What else its machine code depends on.
+        text: The source code.
+        name: A readable name of the module.
+        depends: Other things on which the machine code depends.
     """
     digest = hashlib.sha256("\0".join([text, *depends]).encode()).hexdigest()[:16]
     name = f"hiso_{name}_{digest}"

@@ -1,4 +1,4 @@
-"""The CPU backend: compiled kernels, run by as many threads as torch uses."""
+"""The CPU backend: compiled kernels, with as many threads as torch uses."""
 # pyright: basic
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ if hasattr(os, "register_at_fork"):
 def _over_tiles(
     task: Callable[[int, int], int | None], tiles: range, serial: int = _SERIAL_TILES
 ) -> int:
-    """Runs `task` on pieces of `tiles` in threads; sums what it returns, modulo 2^64.
+    """Runs `task` on parts of `tiles` in threads; returns the sum of its results modulo 2^64.
 
-    Up to `serial` of them are not worth the threads.
+    Up to `serial` tiles are run without threads, because starting threads would take longer.
 
-    Threads take the processor's floating-point mode from the one that makes the pool.
+    Threads inherit the processor's floating-point mode from the thread that creates the pool.
 
     Raises:
         RuntimeError: This thread flushes subnormal numbers to zero, which changes bits.
@@ -71,7 +71,7 @@ def _bits(out: Tensor) -> NDArray[np.float32] | NDArray[np.uint16]:
 
 
 class NumbaKernels:
-    """Each kernel makes one pass over memory; directions never leave the first-level cache."""
+    """Each kernel makes one pass over memory; directions stay in the first-level cache."""
 
     name = "numba"
 

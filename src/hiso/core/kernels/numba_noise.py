@@ -1,8 +1,8 @@
 """Directions as numba functions, accumulated in registers and a tile-sized scratch buffer.
 
-Philox runs in 64-bit lanes, whose upper halves may hold rubbish between rounds: only the inputs
-of the multiplications are masked, which LLVM turns into 32×32→64 multiplies of whole vectors.
-numba widens 32-bit integer arithmetic, so the 32-bit steps are LLVM intrinsics.
+Philox runs in 64-bit lanes, whose upper halves may hold arbitrary bits between rounds. Only the
+inputs of the multiplications are masked; LLVM turns these into 32×32→64 multiplications of whole
+vectors. numba widens 32-bit integer arithmetic, so the 32-bit steps are LLVM intrinsics.
 """
 # pyright: basic, reportArgumentType=false, reportCallIssue=false
 
@@ -39,7 +39,7 @@ _8, _9, _16, _23, _31 = map(u32, (8, 9, 16, 23, 31))
 
 
 def _instruction(result, arguments, build):
-    """A numba function made of the LLVM instructions that `build(builder, *args)` emits."""
+    """A numba function with the LLVM instructions that `build(builder, *args)` emits."""
     signature = result(*arguments)
 
     def generate(_context, builder, _signature, values):
@@ -56,7 +56,7 @@ def _instruction(result, arguments, build):
 
 @intrinsic
 def wide_vectors(_typing):
-    """Lets LLVM use 512-bit vectors in the calling function, which it shuns on some CPUs."""
+    """Lets LLVM use 512-bit vectors in the calling function; on some CPUs it avoids them."""
 
     def generate(_context, builder, _signature, _values):
         set.add(builder.function.attributes, '"prefer-vector-width"="512"')
@@ -90,9 +90,9 @@ def bfloat_bits(x):
 def half_bits(x):
     """float16 bits of a float32, rounded to nearest even; any NaN becomes 0x7e00.
 
-    In integers, so that no processor feature is needed. Normal halves rebias the exponent, which
-    leaves 13 bits to round off; subnormal ones are multiples of 2^-24, to which adding 0.5 as a
-    float32, whose last place is 2^-24 there, rounds.
+    Uses integer operations, so that no processor feature is needed. For normal results the
+    exponent is rebiased, and 13 bits are rounded off. Subnormal results are multiples of 2^-24;
+    adding 0.5 in float32, whose last place is then 2^-24, rounds to them.
     """
     bits = float_bits(x)
     size = and32(bits, u32(0x7FFFFFFF))
@@ -139,7 +139,7 @@ def _round(c0, c1, c2, c3, k0, k1):
 
 @njit(inline="always")
 def _words(c0, c1, c2, c3, k0, k1):
-    """Ten rounds, with k0 and k1 as the 64-bit sequences of round keys."""
+    """Ten Philox rounds; k0 and k1 are the sequences of round keys, 64-bit."""
     c0, c1, c2, c3 = _round(c0, c1, c2, c3, k0[0], k1[0])
     c0, c1, c2, c3 = _round(c0, c1, c2, c3, k0[1], k1[1])
     c0, c1, c2, c3 = _round(c0, c1, c2, c3, k0[2], k1[2])

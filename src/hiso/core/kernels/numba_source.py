@@ -1,4 +1,4 @@
-"""Prints the numba module of one method: its three kernels, with its pieces inlined."""
+"""Prints the numba module of one method: three kernels with the method's functions inlined."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from hiso.core.method.base import Method
 from hiso.core.noise import TILE, Noise
 
 _LANES = 256
-"""Sums that `project` keeps side by side within a tile."""
+"""Number of sums that `project` keeps in parallel within a tile."""
 STORES = {"float32": "{}", "bfloat16": "bfloat_bits({})", "float16": "half_bits({})"}
 
 _MODULE = """\
@@ -160,7 +160,7 @@ def _loads(names: Iterable[str]) -> list[str]:
 
 
 def _update(method: Method, pieces: Pieces, *, learn: bool) -> list[str]:
-    """One weight's local step; the body of a loop over j."""
+    """The local step of one weight, as the body of a loop over j."""
     printer = Printer(NUMBA)
     names = [*method.step_state, *(method.round_state if learn else ())]
     graphs = {**pieces.step_state, **(pieces.round_state if learn else {})}

@@ -1,4 +1,4 @@
-"""The oracle: kernels in NumPy, every operation by itself, a few tiles at a time."""
+"""Reference kernels in NumPy: every operation separately, a few tiles at a time."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ Floats = NDArray[np.float32]
 
 
 def mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """The digest's bijection of 64-bit words."""
+    """The bijection of 64-bit words in the digest."""
     x = (x ^ (x >> np.uint64(32))) * np.uint64(DIGEST_MULTIPLIER)
     x = (x ^ (x >> np.uint64(32))) * np.uint64(DIGEST_MULTIPLIER)
     return x ^ (x >> np.uint64(32))
 
 
 def _float32(value: Any, shape: tuple[int, ...]) -> Floats:
-    """What a method's piece gave, as an array; a Python number is one for every weight."""
+    """The result of a method's function as an array; a Python number applies to every weight."""
     if type(value) not in (int, float) and value.dtype != np.float32:
         raise TypeError(f"a method left float32 for {value.dtype}: use hiso.core.method.ops")
     return np.broadcast_to(np.asarray(value, np.float32), shape)
@@ -47,7 +47,7 @@ def _views(state: Mapping[str, Tensor]) -> dict[str, Floats]:
 
 
 class ReferenceKernels:
-    """Slow and plain; tests hold every other backend against it."""
+    """Slow and simple; tests compare every other backend with it."""
 
     name = "reference"
 

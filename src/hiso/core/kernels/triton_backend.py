@@ -1,7 +1,7 @@
 """The CUDA backend: one launch for the whole flat buffer, without fused multiply-adds.
 
-With `TRITON_INTERPRET=1` the same kernels run on a CPU, slowly, which is how tests without a GPU
-hold them against the reference.
+With `TRITON_INTERPRET=1` the same kernels run slowly on a CPU; tests without a GPU compare them
+with the reference in this way.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _LAUNCH = {"enable_fp_fusion": False, "num_warps": 4}
 
 
 class TritonKernels:
-    """Kernels on the device of the buffers they are given."""
+    """Kernels that run on the device of their buffers."""
 
     name = "triton"
 

@@ -1,8 +1,8 @@
-"""Prints the Triton module of one method: its three kernels, with its pieces as functions.
+"""Prints the Triton module of one method: three kernels, and the method's functions.
 
-A program owns one tile, as `rows` vectors of `lanes` elements: a row is what one word (or half a
-word) of each Philox block becomes, so its loads and stores are contiguous. The digest's terms are
-added atomically: a sum modulo 2^64 does not depend on its order.
+A program processes one tile, as `rows` vectors of `lanes` elements. A row comes from one word (or
+half a word) of each Philox block, so its loads and stores are contiguous. The digest's terms are
+added atomically: a sum modulo 2^64 does not depend on the order.
 """
 
 from __future__ import annotations
@@ -212,7 +212,7 @@ def _print(graphs: Iterable[Expr]) -> tuple[list[str], str]:
 
 
 class _Rows:
-    """The statements of a kernel that stand once per row."""
+    """The statements of a kernel that are repeated for every row."""
 
     def __init__(self, method: Method, lanes: int) -> None:
         self.rows = range(TILE // lanes)
@@ -223,7 +223,9 @@ class _Rows:
         self.states = [f"x_{name}" for name in method.state]
 
     def call(self, names: Sequence[str], row: int) -> str:
-        """Arguments of a piece: the given states of a row, then the hyper-parameters."""
+        """Arguments of a method's function: the given states of a row, then the
+        hyper-parameters.
+        """
         return ", ".join([*(f"{name}_{row}" for name in names), *self.hypers])
 
     def load(self, names: Sequence[str], row: int) -> list[str]:

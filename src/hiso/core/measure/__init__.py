@@ -1,6 +1,7 @@
-"""What forward passes say of a batch along a round's directions.
+"""Measures scalars of a batch along a round's directions.
 
-`probe.py` lists the points to measure at and turns outcomes into scalars; `outcome.py` is what an
-objective returns for a batch, `local.py` the quadratic model that label scores give. `backward.py`
-takes the same scalars from one backward pass, `calibrate.py` judges how true scalars are at a mu.
+`probe.py` lists the points to measure and turns outcomes into scalars. `outcome.py` has the result
+of an objective for a batch, and `local.py` the quadratic model computed from label scores.
+`backward.py` computes the same scalars by one backward pass; `calibrate.py` measures the accuracy
+of scalars at a given mu.
 """

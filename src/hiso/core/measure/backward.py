@@ -1,4 +1,4 @@
-"""Exact derivatives along directions, for clients whose machine can run a backward pass."""
+"""Exact derivatives along directions, for clients whose machines can run a backward pass."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 Probing = Literal["forward", "backward"]
-"""How a client finds its scalars: by differences of losses, or by one backward pass a local step,
-which is the client's own choice."""
+"""How a client computes its scalars: by differences of losses, or by one backward pass per local
+step. Each client chooses for itself."""
 
 BACKWARD_PASSES = 3
-"""Forward passes that a forward and a backward pass count as."""
+"""A forward and a backward pass together count as this many forward passes."""
 
 
 def check_backward(method: Method, memory: str = "full") -> None:
-    """Makes sure that a backward pass gives all that a method asks a client for.
+    """Checks that a backward pass gives everything that a method needs from a client.
 
     Raises:
-        SettingsError: It does not: the method asks for more than derivatives of the mean loss, or
-            the replica has no parameters that gradients could flow to.
+        SettingsError: The method needs more than derivatives of the mean loss, or the replica
+            (with lean memory) has no parameters for gradients.
     """
     problem = None
     if method.needs == "scores":
@@ -39,14 +39,14 @@ def check_backward(method: Method, memory: str = "full") -> None:
 
 
 def mean_loss(value: Any) -> Tensor:
-    """The mean of what a loss function returns, a float64 scalar through which gradients flow.
+    """The mean of a loss function's result, a float64 scalar with a gradient.
 
     Args:
         value: A mean loss; losses of the examples [B]; or a pair of scores [B, C] and labels [B],
             from which the cross-entropy is taken.
 
     Raises:
-        SettingsError: It is something else, or no gradient flows through it.
+        SettingsError: The value is something else, or has no gradient.
     """
     from torch import Tensor, as_tensor
     from torch.nn.functional import cross_entropy
@@ -67,10 +67,10 @@ def take_gradients(
     parameters: Sequence[nn.Parameter],
     take: Callable[[nn.Parameter, Tensor], None],
 ) -> float:
-    """Gives each parameter's gradient to `take` as soon as it is whole, and drops it; the loss.
+    """Passes each parameter's complete gradient to `take`, then frees it; returns the loss.
 
-    So the gradients of all parameters are never there together. A parameter that the loss does not
-    depend on has none.
+    So the gradients of all parameters are never in memory together. A parameter on which the loss
+    does not depend has no gradient.
 
     Raises:
         SettingsError: As `mean_loss`.

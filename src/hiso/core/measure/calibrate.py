@@ -1,10 +1,10 @@
-"""How well scalars agree with the derivatives they stand for, at a given mu, scheme and dtype.
+"""Measures how well scalars agree with true derivatives, at a given mu, scheme and dtype.
 
-Two errors pull against each other. Rounding: a loss is known to so many digits only, which a
-difference divides by mu. Truncation: a difference over mu is a derivative up to terms in mu
-(forward, HiSo, Eq. 8) or mu² (central). Both are measured together, along real directions, against
-the derivatives themselves: central differences in float32 at `REFERENCE_MU`, where both errors are
-small for a language model.
+mu trades off two errors. Rounding: a loss has a limited number of digits, and its rounding error
+is divided by mu. Truncation: a difference divided by mu equals the derivative up to terms in mu
+(forward, HiSo, Eq. 8) or mu² (central). Both errors are measured together, along actual
+directions, by comparison with derivatives: central differences in float32 at `REFERENCE_MU`, where
+both errors are small for a language model.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from hiso.errors import NonFiniteLoss
 REFERENCE_MU = 3e-4
 
 Measure = Callable[[], Outcome]
-"""What the model, as it is written now, makes of one fixed batch."""
+"""Evaluates the model with its present parameters on one fixed batch."""
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """What came of measuring at `mu` by `scheme`.
+    """The accuracy of scalars measured at `mu` by `scheme`.
 
     Attributes:
         mu: Perturbation size.
-        scheme: Differences taken.
-        noise: Root mean square of the scalars' errors over that of the derivatives. Errors that
-            do not depend on the derivative raise the variance of a step by 1 + noise².
-        correlation: Of scalars and derivatives, over the directions.
+        scheme: Forward or central differences.
+        noise: Root mean square of the scalars' errors, divided by that of the derivatives. Errors
+            that do not depend on the derivative multiply the variance of a step by 1 + noise².
+        correlation: Correlation of scalars and derivatives, over the directions.
     """
 
     mu: float
@@ -51,14 +51,14 @@ class Accuracy:
 def scalars(
     replica: Replica, measure: Measure, mu: float, directions: int, needs: Needs = "loss"
 ) -> dict[Scheme, NDArray[np.float64]]:
-    """Directional derivatives [P] along round 0's shared directions, by either scheme.
+    """Directional derivatives [P] along round 0's shared directions, by each scheme.
 
-    Takes 2P + 1 outcomes. With `needs` = "loss" they are differences of mean losses, with "scores"
-    the gradient that `Local` takes from label scores.
+    Measures 2P + 1 outcomes. With `needs` = "loss" the results are differences of mean losses,
+    with "scores" the gradient that `Local` computes from label scores.
 
     Raises:
         NonFiniteLoss: A loss is NaN or infinite.
-        SettingsError: Scores are needed, and there are none.
+        SettingsError: Scores are needed, but there are none.
     """
     mu = float(np.float32(mu))
 

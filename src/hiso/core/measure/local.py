@@ -1,4 +1,4 @@
-"""What one batch's forward passes say along the directions of a local step."""
+"""A quadratic model of one batch's loss along the directions of a local step."""
 
 from __future__ import annotations
 
@@ -18,21 +18,22 @@ Floats = NDArray[np.float64]
 class Local:
     """A quadratic model of a batch's mean loss within the span of P directions.
 
-    Where biases of the labels are tuned too, C − 1 columns more stand behind those of the
-    directions, so that [P] below is [P + C − 1].
+    If label biases are also tuned, C − 1 more columns follow the columns of the directions, so [P]
+    below is [P + C − 1].
 
     Attributes:
         gradient: g, the mean loss's derivative along each direction, float64 [P].
-        gauss_newton: A, symmetric, A ≥ 0, float64 [P, P]: the curvature that the model's own
-            probabilities give.
-        fisher: F likewise, the mean of sᵀs over examples (or tokens), where s [P] is the
-            derivative of one's loss: the empirical Fisher matrix. On average it is A where the
-            probabilities are true. Without label scores A is not known, and F stands for it.
+        gauss_newton: A, symmetric, A ≥ 0, float64 [P, P]: the curvature computed from the model's
+            own probabilities.
+        fisher: F, the empirical Fisher matrix, float64 [P, P]: the mean of sᵀs over examples (or
+            tokens), where s [P] is the derivative of the loss of one example. If the probabilities
+            are correct, F equals A on average. Without label scores A is not known, and F is used
+            instead.
         examples: B, the examples of the batch.
-        parts: How many independent observations an example is: 1 with scores, its tokens without
-            (their mean over the batch).
+        parts: Number of independent observations per example: 1 with scores; without scores, the
+            mean number of tokens.
         directions: P.
-        scale: s, the change of b along a contrast that one unit of a bias's column stands for.
+        scale: s: one unit of a bias's column is a change of b by s along a contrast.
     """
 
     gradient: Floats
@@ -45,10 +46,10 @@ class Local:
 
     @property
     def mean_curvature(self) -> float:
-        """max(tr A, tr F) / P, over the directions alone.
+        """max(tr A, tr F) / P, over the directions only.
 
-        A model that is sure of wrong labels has A near 0, until it has learned to doubt; F is large
-        there. A step that trusts A alone is far too long.
+        If a model is confident of wrong labels, A is near 0 until it becomes less confident, but F
+        is large. A step computed from A alone would be far too long.
         """
         mine = self.without_biases()
         most = max(float(np.trace(mine.gauss_newton)), float(np.trace(mine.fisher)))
@@ -56,14 +57,14 @@ class Local:
 
     @property
     def gradient_curvature(self) -> float:
-        """max(gᵀAg, gᵀFg) / gᵀg: the curvature along Σ_p g_p z_p per unit of g; 0 where g is 0."""
+        """max(gᵀAg, gᵀFg) / gᵀg: the curvature along Σ_p g_p z_p per unit of g; 0 if g is 0."""
         g = self.gradient
         most = max(float(g @ matrix @ g) for matrix in (self.gauss_newton, self.fisher))
         size = float(g @ g)
         return most / size if size else 0.0
 
     def without_biases(self) -> Local:
-        """The model along the P directions alone."""
+        """The quadratic model along the P directions only."""
         p = self.directions
         matrices = self.gauss_newton[:p, :p], self.fisher[:p, :p]
         return replace(
@@ -79,19 +80,19 @@ class Local:
         mu: float,
         biases: bool = False,
     ) -> Local:
-        """From the outcomes of one batch, by differences in float64.
+        """Computes the quadratic model from the outcomes of one batch, by differences in float64.
 
-        A bias's column is that of a contrast q_j of the labels: the scores' derivative along it is
-        s·q_j for every example. s is three times the root mean square of the directions'
-        derivatives along the contrasts, or 1 if that is 0.
+        The column of a bias belongs to a contrast q_j of the labels: the scores' derivative along
+        this column is s·q_j for every example. s is three times the root mean square of the
+        directions' derivatives along the contrasts, or 1 if this is 0.
 
         Args:
-            base: At w.
-            ahead: At w + μz_p, for each of the P directions.
-            behind: At w − μz_p likewise, for central differences; empty for forward ones, which
-                are taken from `base`.
+            base: The outcome at w.
+            ahead: The outcomes at w + μz_p, for each of the P directions.
+            behind: The outcomes at w − μz_p, for central differences; empty for forward
+                differences, which use `base`.
             mu: μ.
-            biases: Whether biases of the labels are tuned too.
+            biases: Whether label biases are also tuned.
 
         Raises:
             SettingsError: An outcome has neither scores nor losses of tokens.
@@ -128,7 +129,7 @@ class Local:
         Args:
             jacobian: J[i, p] = derivative of example i's scores along direction p, [B, P, C].
             probabilities: p_i = softmax of its scores, [B, C].
-            labels: Number of its right label y_i, int64 [B].
+            labels: Number of the right label y_i, int64 [B].
         """
         size, directions, _ = jacobian.shape
         residual = probabilities.copy()
@@ -142,11 +143,12 @@ class Local:
 
     @classmethod
     def of_tokens(cls, slopes: Floats, examples: int) -> Local:
-        """Empirical Fisher, for −log probabilities of N tokens: g_p = mean_j D_jp, F = DᵀD/N.
+        """Empirical Fisher matrix, for −log probabilities of N tokens: g_p = mean_j D_jp, F =
+        DᵀD/N.
 
         Args:
             slopes: D[j, p] = derivative of token j's loss along direction p, [N, P].
-            examples: B, which the tokens are part of.
+            examples: B, the number of examples to which the tokens belong.
         """
         fisher = slopes.T @ slopes / len(slopes)
         parts = len(slopes) / examples

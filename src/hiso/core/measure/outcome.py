@@ -1,4 +1,4 @@
-"""What a model makes of a batch, example by example."""
+"""The result of evaluating a model on a batch, example by example."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from hiso.errors import SettingsError
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """Losses of the B examples of a batch and, where the task has labels, their scores.
+    """Losses of the B examples of a batch and, if the task has labels, their scores.
 
     Attributes:
-        losses: Loss of each example, summed over what it was measured on, float64 [B].
-        weights: On how much each was measured, float64 [B]: 1, or its number of tokens.
-        scores: Scores of the C labels, float32 [B, C]: softmax gives their probabilities. None
-            where there are no labels.
+        losses: Loss of each example, summed over its tokens if the loss is per token, float64 [B].
+        weights: Weight of each example in the mean, float64 [B]: 1, or its number of tokens.
+        scores: Scores of the C labels, float32 [B, C]; their softmax gives the probabilities. None
+            if there are no labels.
         labels: Number of each example's right label, int64 [B]; None without scores.
-        tokens: −log probability of each token, example after example, float64 [Σ weights]; None
-            where a loss is not a sum of such.
+        tokens: −log probability of each token, example after example, float64 [Σ weights]; None if
+            a loss is not a sum over tokens.
     """
 
     losses: NDArray[np.float64]
@@ -40,7 +40,7 @@ class Outcome:
 
     @property
     def predictions(self) -> NDArray[np.int64]:
-        """Number of the label with the highest score, the first of equals, int64 [B].
+        """Number of the label with the highest score, int64 [B]; of equal scores, the first.
 
         Raises:
             SettingsError: There are no scores.
@@ -62,14 +62,14 @@ class Outcome:
 
     @classmethod
     def of(cls, value: Any) -> Outcome:
-        """What a loss function of a user's own returns for a batch.
+        """Converts the result of a user's own loss function for a batch.
 
         Args:
             value: A mean loss; losses of the examples [B]; a pair of scores [B, C] and labels [B],
                 from which the cross-entropy is taken; or an `Outcome`. Tensors, arrays or lists.
 
         Raises:
-            SettingsError: It is something else.
+            SettingsError: The value is something else.
         """
         if isinstance(value, Outcome):
             return value
@@ -91,12 +91,12 @@ class Outcome:
 
     @classmethod
     def of_scores(cls, scores: Any, labels: Any) -> Outcome:
-        """Cross-entropies −log softmax(scores)[label], in torch's float32, one by one.
+        """Cross-entropies −log softmax(scores)[label], each computed by torch in float32.
 
         Raises:
             SettingsError: The shapes are not [B, C] and [B], or a label is not in [0, C).
         """
-        import torch  # not before it is needed: a server has none
+        import torch  # imported only when needed: a server has no torch
 
         at = torch.as_tensor(scores).detach().float()
         right = torch.as_tensor(labels).detach().to(at.device).long()
@@ -111,7 +111,7 @@ class Outcome:
         return cls(found[0], np.ones(len(found[0])), found[1], found[2])
 
     def shifted(self, biases: NDArray[np.float64] | None) -> Outcome:
-        """The outcome with scores f + b, for biases b of the labels, float64 [C]; None for none.
+        """The outcome with scores f + b, for label biases b, float64 [C]; None for no biases.
 
         The losses are −log softmax(f + b)[label] in float64, and the scores rounded to float32.
 
@@ -128,7 +128,7 @@ class Outcome:
         return Outcome(losses, self.weights, moved, labels)
 
     def split(self, sizes: list[int]) -> list[Outcome]:
-        """The outcomes of batches of these sizes that were measured together."""
+        """Splits an outcome of batches that were measured together, by their sizes."""
         ends = np.cumsum(sizes)[:-1]
         counts = [int(part.sum()) for part in np.split(self.weights, ends)]
         by_example = (self.losses, self.weights, self.scores, self.labels)
@@ -138,7 +138,7 @@ class Outcome:
 
 
 def log_shares(labels: Sequence[int], count: int) -> NDArray[np.float64]:
-    """log of (n_c + 1) / (n + C) for each of C labels, n_c of n examples having label c.
+    """log of (n_c + 1) / (n + C) for each of C labels, where n_c of n examples have label c.
 
     Args:
         labels: Numbers of the examples' labels.
@@ -153,8 +153,8 @@ def _split(column: NDArray[Any] | None, ends: NDArray[np.int64], count: int) -> 
 
 
 def _array(value: Any, dtype: type[np.float64]) -> NDArray[np.float64]:
-    if value is None:  # which NumPy would take for NaN
+    if value is None:  # NumPy would convert None to NaN
         raise TypeError("nothing was returned")
-    if hasattr(value, "detach"):  # a tensor, of whatever dtype and device
+    if hasattr(value, "detach"):  # a tensor of any dtype and device
         value = value.detach().cpu().double().numpy()
     return np.asarray(value, dtype)

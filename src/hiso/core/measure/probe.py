@@ -1,7 +1,7 @@
-"""Measuring directional derivatives with forward passes only, as a state machine.
+"""Measures directional derivatives with forward passes only, as a state machine.
 
-A probe asks for losses point by point and is told them; who computes them, for how many clients
-at once and on what device, is the engine's business.
+A probe asks for losses point by point and is told the results. The engine decides where the losses
+are computed, for how many clients at once, and on which device.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from hiso.errors import NonFiniteLoss
 
 Scheme = Literal["forward", "central"]
 Solve = Callable[[Local, Mapping[str, float]], tuple[NDArray[np.float64], dict[str, float]]]
-"""Of what a batch says and the facts of the local step before: scalars [P], and facts."""
+"""Maps the quadratic model of a batch, and the facts of the previous local step, to scalars [P]
+and facts."""
 Biases = Callable[[Mapping[str, float]], NDArray[np.float64] | None]
-"""Of the facts so far: what is added to the labels' scores, float64 [C]; None for nothing."""
+"""Maps the facts so far to the numbers added to the labels' scores, float64 [C], or None."""
 
 
 def passes(
@@ -30,7 +31,7 @@ def passes(
 ) -> int:
     """Forward passes of one local step: P + 1 (forward), 2P (central), 2P + 1 (with κ).
 
-    With `scores`, central differences need the base point too: 2P + 1.
+    With `scores`, central differences also need the base point: 2P + 1.
     """
     if scheme == "central" or with_curvature:
         return 2 * directions + (with_curvature or scores)
@@ -44,12 +45,12 @@ class Probe:
     central:  g = [f(x + μz; ξ) − f(x − μz; ξ)] / (2μ)         2P passes a step
     κ     =  [f(x + μz; ξ) + f(x − μz; ξ) − 2f(x; ξ)] / μ²     2P + 1 passes a step, central g
 
-    With `solve`, the scalars are what it makes of the outcomes at the same points, x included. With
-    `biases`, what they give is added to the labels' scores of every outcome; `tuned` says that the
-    method tunes them, so that `Local` has columns for them.
+    With `solve`, the scalars are computed by `solve` from the outcomes at the same points, x
+    included. With `biases`, its result is added to the labels' scores of every outcome; `tuned`
+    means that the method tunes the biases, so that `Local` has columns for them.
 
-    The differences are taken in float64 from the mean losses of what is told, and each result is
-    rounded to float32 once. The batch ξ is one and the same for all points of a step.
+    Differences are computed in float64 from the mean losses of the outcomes, and each result is
+    rounded to float32 once. All points of a local step use the same batch ξ.
 
     Example:
         >>> probe = Probe(client=0, round=0, steps=1, directions=1, mu=0.5)
@@ -64,10 +65,10 @@ class Probe:
     Attributes:
         scalars: g, float32 [τ, P], filled as losses are told.
         curvature: κ, float32 [τ, P], or None.
-        facts: What `solve` tells beside the scalars, of the last local step; float32 numbers.
+        facts: The facts that `solve` returned in the last local step; float32 numbers.
         loss: Mean loss of the client's first batch at (forward) or around (central) the shared
             weights; NaN until it is known.
-        mu: μ as the kernels use it, rounded to float32.
+        mu: μ rounded to float32, as used by the kernels.
     """
 
     def __init__(
@@ -120,16 +121,18 @@ class Probe:
                     yield Point(self.round, k, self.stream, p, sign)
 
     def ask(self) -> Point | None:
-        """The next point, or None when all is measured. Asking twice gives the same point."""
+        """The next point, or None if everything is measured. A second call returns the same
+        point.
+        """
         return self._wanted
 
     def tell(self, outcome: Outcome | float) -> None:
-        """What the model makes of the batch at the point asked for, or its mean loss alone.
+        """Takes the outcome of the batch at the requested point, or only its mean loss.
 
         Raises:
-            NonFiniteLoss: The mean loss is NaN or infinite. Nothing was changed by the probe.
-            SettingsError: Label scores (or losses of tokens) are needed, and there are none.
-            RuntimeError: No point was asked for.
+            NonFiniteLoss: The mean loss is NaN or infinite. The probe is unchanged.
+            SettingsError: Label scores (or losses of tokens) are needed, but there are none.
+            RuntimeError: The probe does not ask for a point.
         """
         point = self._wanted
         if point is None:
@@ -151,7 +154,8 @@ class Probe:
             self._outcomes.clear()
 
     def tell_step(self, loss: float, scalars: NDArray[np.float64]) -> None:
-        """All of the local step that is asked for at once, for whoever has a gradient.
+        """Takes all results of the requested local step at once, from a caller that has a
+        gradient.
 
         Args:
             loss: f(w_k; ξ).
@@ -159,9 +163,9 @@ class Probe:
 
         Raises:
             NonFiniteLoss: The loss or a scalar is NaN, infinite, or beyond float32.
-            ValueError: There are not P scalars.
-            RuntimeError: No step is asked for, a loss of it is known already, or the probe needs
-                more than derivatives of the mean loss.
+            ValueError: The number of scalars is not P.
+            RuntimeError: The probe does not ask for a step, has already been told a loss of this
+                step, or needs more than derivatives of the mean loss.
         """
         point, (_, directions) = self._wanted, self.shape
         if point is None or self._losses or self._solve or self.curvature is not None:
@@ -177,7 +181,9 @@ class Probe:
             self._wanted = next(self._points, None)
 
     def coefficients(self, step: int) -> NDArray[np.float32]:
-        """c_p = g_p / P (or g_p) of a step: what the client's own walk moves by, float32 [P]."""
+        """c_p = g_p / P (or g_p) of a local step, which moves the client's own weights, float32
+        [P].
+        """
         divisor = self.shape[1] if self._divided else 1
         return (self.scalars[step].astype(np.float64) / divisor).astype(np.float32)
 

@@ -1,4 +1,4 @@
-"""A learning rate that follows from the curvature along the directions, for any method."""
+"""A learning rate computed from the curvature along the directions, for any method."""
 
 from __future__ import annotations
 
@@ -24,12 +24,13 @@ def auto_lr(method: Method) -> Method:
 
         lr = ½·P / (c·(1 + 32/n)),  n = m·B examples a round; see also `Method.rate`
 
-    is half of the step that would minimise the loss along Σ_p g_p z_p, if of g² one part were
-    signal for 32/n parts of noise. c is the curvature along that step, and derives from the log:
-    every client tells t of its batch (`Local.gradient_curvature`); c is the record's mean t̄ after
-    round 0, then 0.9·c + 0.1·t̄. The record of round 0 has the rate of its own t̄; local steps of
-    that round are measured without moving. Scalars are g as `Local` has it, from label scores (or
-    losses of tokens) instead of from mean losses, so central differences take 2P + 1 passes.
+    This is half of the step that would minimise the loss along Σ_p g_p z_p, if g² contained 32/n
+    parts of noise for one part of signal. c is the curvature along this step, and is computed from
+    the log: every client sends t of its batch (`Local.gradient_curvature`); c is the record's mean
+    t̄ after round 0, then 0.9·c + 0.1·t̄. The rate in the record of round 0 is computed from its
+    own t̄; all local steps of round 0 are measured at the same weights. The scalars are
+    `Local.gradient`, computed from label scores (or losses of tokens) instead of mean losses, so
+    central differences take 2P + 1 passes.
 
     Raises:
         SettingsError: The method solves for its own step.
@@ -40,7 +41,7 @@ def auto_lr(method: Method) -> Method:
 
 @cache
 def with_auto_lr(kind: type[Method]) -> type[Method]:
-    """The class of `auto_lr` of a method of class `kind`.
+    """The class that `auto_lr` gives for a method of class `kind`.
 
     Raises:
         SettingsError: The method solves for its own step.

@@ -1,6 +1,6 @@
-"""What a method is: hyper-parameters, named state, and a few pure elementwise pieces.
+"""The base class of methods: hyper-parameters, named state, and a few pure elementwise functions.
 
-One round r with τ local steps does, for every weight w by itself:
+One round r with τ local steps computes, for every weight w separately:
 
     d = denom(state_r)                                     frozen for the round
     for k in 0..τ-1:
@@ -32,31 +32,33 @@ if TYPE_CHECKING:
 Feed = Literal["first", "last", "all"]
 Needs = Literal["loss", "scores"]
 Values = Mapping[str, Value]
-"""State or hyper-parameters by name, seen for one weight (all at once)."""
+"""State or hyper-parameters by name. Code is written for one weight and runs on all of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
     """Base of all methods: a frozen dataclass whose float fields are its hyper-parameters.
 
-    A subclass sets `name`, the initial value of each state it has, and overrides those pieces
-    in which it differs from plain gradient descent along the measured directions. The pieces
-    must be built from `+ - * /` and `hiso.core.method.ops`; `docs/methods.md` walks through one.
+    A subclass sets `name` and the initial value of each state, and overrides the functions
+    (`denom`, `step`, `learn`) in which it differs from plain gradient descent along the measured
+    directions. These functions must use only `+ - * /` and `hiso.core.method.ops`;
+    `docs/methods.md` has an example.
 
     Attributes:
         name: Name on the command line and in the ledger.
-        step_state: Initial values of state that moves with every local step (momentum).
-        round_state: Initial values of state that is frozen in a round and learned at its end.
+        step_state: Initial values of state that changes in every local step (momentum).
+        round_state: Initial values of state that is fixed during a round and updated at its end.
         measures_curvature: Whether a direction also needs κ = [f(x+μz) + f(x−μz) − 2f(x)] / μ².
-        needs: What a client measures: mean losses, whose differences are its scalars; or label
-            scores (losses of tokens where there are no labels), of which `solve` makes them.
+        needs: What a client measures: "loss" for mean losses, whose differences give the scalars;
+            or "scores" for label scores (losses of tokens if there are no labels), from which
+            `solve` computes the scalars.
         divided: Whether a scalar is divided by P to become a coefficient.
-        facts: Names of the numbers that a reply carries beside its scalars; see `solve`. A record
-            has their means over clients.
-        derived: Initial values of what derives from the log; see `remember`.
+        facts: Names of the additional numbers in a reply; see `solve`. A record has their means
+            over clients.
+        derived: Initial values of the numbers computed from the log; see `remember`.
         auto: Whether the server sets lr; see `hiso.auto_lr`.
-        labels: C, where biases of C labels are tuned too; see `hiso.label_bias`. 0 elsewhere.
-        feed: Which local steps of a round reach `learn`.
+        labels: C if biases of C labels are also tuned; see `hiso.label_bias`. Otherwise 0.
+        feed: The local steps of a round for which `learn` is called.
         lr: Learning rate η.
     """
 
@@ -93,24 +95,24 @@ class Method:
             raise SettingsError(f"{self.name}: " + "; ".join(problems))
 
     def problems(self) -> Iterator[str]:
-        """What is wrong with hyper-parameters that are finite numbers >= 0, a sentence each.
+        """Problems with hyper-parameters that are finite numbers >= 0, one sentence each.
 
-        Compare them as float32 has them: 0.99999999 is 1 there.
+        Compare the values after rounding to float32, in which 0.99999999 is 1.
         """
         return iter(())
 
     @property
     def hyper(self) -> dict[str, float]:
-        """The numeric hyper-parameters by name; a record may change them from round to round."""
+        """The numeric hyper-parameters by name; each record may change them."""
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "feed"}
 
     @property
     def state(self) -> dict[str, float]:
-        """Initial value of every state, in the order of storage and of the digest."""
+        """Initial value of every state, in the order used in storage and in the digest."""
         return {**self.step_state, **self.round_state}
 
     def feeds(self, step: int, steps: int) -> bool:
-        """Whether local step `step` of `steps` reaches `learn`."""
+        """Whether `learn` is called for local step `step` of `steps`."""
         if not self.round_state:
             return False
         return {"first": step == 0, "last": step == steps - 1, "all": True}[self.feed]
@@ -122,23 +124,24 @@ class Method:
         directions: int,
         examples: int | None,
     ) -> dict[str, float]:
-        """Hyper-parameters that are not set by hand, but follow from a round and the log before it.
+        """Hyper-parameters that are computed from the round and the log before it, not set by
+        hand.
 
         Args:
-            hyper: Those that are to hold.
-            derived: What the method remembers of the log.
+            hyper: The hyper-parameters that are set.
+            derived: The method's values derived from the log.
             directions: P.
-            examples: Examples of all clients that are asked, for one local step: m·B; None if
-                the batch size is not known.
+            examples: Examples of all sampled clients in one local step, m·B; None if the batch
+                size is not known.
 
         Raises:
-            SettingsError: One that is not set follows from what is not known.
+            SettingsError: A hyper-parameter cannot be computed, because a value is not known.
         """
         del hyper, derived, directions, examples
         return {}
 
     def known(self, examples: int | None, name: str) -> int:
-        """`examples` as `follow` is given them, for the hyper-parameter `name` that needs them.
+        """`examples` as passed to `follow`, checked for the hyper-parameter `name` that needs it.
 
         Raises:
             SettingsError: The batch size is not known.
@@ -151,7 +154,7 @@ class Method:
         return examples
 
     def rate(self, plain: float, hyper: Mapping[str, float]) -> float:
-        """The lr with which the method goes as far, in the long run, as w ← w − plain · dx does."""
+        """The lr with which the method moves as far, in the long run, as w ← w − plain · dx."""
         del hyper
         return plain
 
@@ -164,22 +167,22 @@ class Method:
     ) -> tuple[NDArray[np.float64], dict[str, float]]:
         """A client's scalars of one local step, float64 [P], and its facts (`needs` = scores).
 
-        A pure function, run by the client alone: only its rounded results travel.
+        A pure function that only the client runs: only its rounded results are sent.
 
         Args:
-            local: What the client's batch says along the step's directions.
-            facts: Those that the round's last local step gave; empty in its first. A reply has
-                those of its last step.
-            hyper: Hyper-parameters in force.
-            derived: What the method remembers of the log before the round.
+            local: The quadratic model of the client's batch along the step's directions.
+            facts: The facts from the previous local step of the round; empty in the first step. A
+                reply has the facts of its last step.
+            hyper: The current hyper-parameters.
+            derived: The method's values derived from the log before the round.
         """
         del hyper, derived, facts
         return local.gradient, {}
 
     def remember(self, derived: Mapping[str, float], record: Record) -> Mapping[str, float]:
-        """What derives from the log after a record, from what did before it: float64 numbers.
+        """The derived values after a record, from the values before it: float64 numbers.
 
-        A pure function: every replica runs it in replay, and finds its result in `derived`.
+        A pure function: every replica runs it during replay, and keeps the result in `derived`.
         """
         del record
         return derived
@@ -187,16 +190,16 @@ class Method:
     def biases(
         self, derived: Mapping[str, float], facts: Mapping[str, float]
     ) -> NDArray[np.float64] | None:
-        """b, what is added to the labels' scores, float64 [C]; None where nothing is.
+        """b, which is added to the labels' scores, float64 [C]; None if there are no biases.
 
         Args:
-            derived: What the method remembers of the log.
-            facts: Those of a client's local steps so far.
+            derived: The method's values derived from the log.
+            facts: The facts of a client's local steps so far.
         """
         del derived, facts
 
     def denom(self, state: Values, hyper: Values) -> Value | None:
-        """What a direction is divided by, from the round state; None for 1."""
+        """The denominator of a direction, from the round state; None for 1."""
         del state, hyper
 
     def step(self, w: Value, state: Values, dx: Value, hyper: Values) -> tuple[Value, Values]:
@@ -205,6 +208,8 @@ class Method:
         return w - hyper["lr"] * dx, {}
 
     def learn(self, state: Values, dx: Value, s2: Value, hyper: Values) -> Values:
-        """The new round state from the old, the step dx and, with `curvature`, s2 = Σ κ·u²."""
+        """The new round state, from the old one, dx and, with `measures_curvature`, s2 = Σ
+        κ·u².
+        """
         del dx, s2, hyper
         return state

@@ -1,4 +1,4 @@
-"""State that derives from the log alone: numbers that whoever has the records can work out."""
+"""State that is computed from the log alone, by everyone who has the records."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ State = TypeVar("State")
 
 
 class Derived(Protocol[State]):
-    """A pure fold over records. A `Method` is one, and so is `MeanDiagonal`."""
+    """A pure fold over records; `Method` and `MeanDiagonal` are examples."""
 
     def remember(self, state: State, record: Record, /) -> State:
-        """The state after a record, from the state before it; changes nothing."""
+        """The state after a record, from the state before it. A pure function."""
         ...
 
 
 def running_mean(mean: float, new: float) -> float:
-    """0.9 · mean + 0.1 · new; `new` itself while the mean is 0, that is, while nothing is known."""
+    """0.9 · mean + 0.1 · new; or `new` while the mean is 0, that is, before the first value."""
     return 0.9 * mean + 0.1 * new if mean else new
 
 

@@ -1,4 +1,4 @@
-"""HiSo: directions shaped by a diagonal that everybody learns from the scalars."""
+"""HiSo: directions scaled by a diagonal that every replica learns from the scalars."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ class HiSo(Method):
     """z = u/√h;  w ← w − lr·dx, dx = (1/P) Σ_p g_p z_p;  h ← max(floor, (1−ν)h + ν(dx² + ε)).
 
     Source: HiSo (ICLR 2026), Eq. 8 and Eq. 12. h starts at 1 and stays fixed within a round.
-    `feed` chooses the local steps that reach h: `first` is Eq. 12, `all` the paper's τ-step
-    variant, `last` the default of the authors' code; with one local step they are the same.
+    `feed` chooses the local steps from which h is updated: `first` is Eq. 12, `all` the paper's
+    τ-step variant, `last` the default of the authors' code; with one local step all are the same.
 
     Deviations: `floor`, because Eq. 12 alone lets h decay while scalars are small, and the
-    perturbation mu/√h then grows without bound; `floor=0` is the paper's rule. `binomial`
-    noise by default, not a normal.
+    perturbation mu/√h then grows without bound; `floor=0` gives the paper's rule. The noise is
+    `binomial` by default, not normal.
 
     Attributes:
-        nu: Smoothing ν, the weight of the newest step; 0.05 as in the authors' code.
+        nu: Update rate ν, the weight of the newest step; 0.05 as in the authors' code.
         eps: ε, added to dx².
-        floor: Least value of h; z is then at most 1/√floor as long as u.
+        floor: Smallest value of h; so z is at most 1/√floor times as long as u.
     """
 
     name: ClassVar[str] = "hiso"
@@ -38,7 +38,7 @@ class HiSo(Method):
     floor: float = 0.25
 
     def problems(self) -> Iterator[str]:
-        """With nu > 1 the old h counts negatively; with neither eps nor floor it falls to 0."""
+        """With nu > 1 the old h has a negative weight; with eps = floor = 0, h may fall to 0."""
         if not np.float32(self.nu) <= 1:
             yield f"nu = {self.nu} must lie in [0, 1]"
         if not (np.float32(self.eps) or np.float32(self.floor)):

@@ -20,8 +20,9 @@ class HiZoo(Method):
     forward pass per direction. E[½κu²]·h is the Hessian's diagonal plus half of the trace of
     h^(-1/2) ∇²f h^(-1/2), times h.
 
-    Source: Zhao et al., "Second-order fine-tuning without pain for LLMs" (2024), whose diagonal
-    is 1/h here. Deviations: the mean over P directions is inside the absolute value, and `floor`.
+    Source: Zhao et al., "Second-order fine-tuning without pain for LLMs" (2024), whose diagonal is
+        1/h in our notation. Deviations: the mean over P directions is inside the absolute value;
+        `floor`.
     """
 
     name: ClassVar[str] = "hizoo"
@@ -32,7 +33,7 @@ class HiZoo(Method):
     floor: float = 0.25
 
     def problems(self) -> Iterator[str]:
-        """With nu > 1 the old h counts negatively; with nu = 1 it may fall to 0."""
+        """With nu > 1 the old h has a negative weight; with nu = 1, h may fall to 0."""
         if not np.float32(self.nu) <= 1:
             yield f"nu = {self.nu} must lie in [0, 1]"
         elif np.float32(self.nu) == 1 and not np.float32(self.floor):

@@ -1,4 +1,4 @@
-"""Biases of the labels, which any method can tune beside the weights of the model."""
+"""Label biases, which any method can tune in addition to the weights of the model."""
 
 from __future__ import annotations
 
@@ -19,18 +19,19 @@ if TYPE_CHECKING:
 
 
 def label_bias(method: Method, labels: int) -> Method:
-    """The same method, which tunes a bias of each label too: softmax(f + b) in place of softmax(f).
+    """The same method, which also tunes a bias of each label: softmax(f + b) instead of
+    softmax(f).
 
-    b = Q·x has C numbers that sum to 0, Q [C, C − 1] is `contrasts(C)`, and x starts at 0. What b
-    does to a loss is known exactly from the scores f of the base point, without a forward pass. A
-    client tells how far each x_j is to fall, as the facts x1 … x(C−1), which sum over its local
-    steps; everybody takes the records' means off x. So b derives from the log, and is part of
-    a replica's digest.
+    b = Q·x has C numbers that sum to 0, Q [C, C − 1] is `contrasts(C)`, and x starts at 0. The
+    effect of b on a loss is known exactly from the scores f of the base point, without a forward
+    pass. A client sends the decrease of each x_j, summed over its local steps, as the facts x1 …
+    x(C−1); every replica subtracts the records' means from x. So b is computed from the log, and
+    is part of a replica's digest.
 
-    A method that solves for its step has the columns s·Q beside the directions in its solve (see
-    `Local.of`), and moves x by lr·s·α. With every other method x_j falls by half a Newton step of
-    its own, ½·g_j / (a_j + (14/B)·ā), where a_j is the larger of Gauss–Newton and empirical
-    Fisher, ā the mean of a, and B the examples of the batch.
+    A method that solves for its step adds the columns s·Q to those of the directions (see
+    `Local.of`), and decreases x by lr·s·α. With every other method x_j decreases by half of its
+    own Newton step, ½·g_j / (a_j + (14/B)·ā), where a_j is the larger of the Gauss–Newton and the
+    empirical Fisher curvature, ā the mean of the a_j, and B the number of examples of the batch.
 
     Args:
         method: The method.
@@ -44,7 +45,7 @@ def label_bias(method: Method, labels: int) -> Method:
 
 @cache
 def with_label_bias(kind: type[Method], count: int) -> type[Method]:
-    """The class of `label_bias` of a method of class `kind`, for `count` labels.
+    """The class that `label_bias` gives for a method of class `kind`, with `count` labels.
 
     Raises:
         ValueError: There are fewer labels than 2.
@@ -98,7 +99,7 @@ def with_label_bias(kind: type[Method], count: int) -> type[Method]:
 
 
 def _half_newton(local: Local) -> NDArray[np.float64]:
-    """½·g_j / (a_j + (14/B)·ā) of each x_j, float64 [C − 1]; 0 where there is no curvature."""
+    """½·g_j / (a_j + (14/B)·ā) for each x_j, float64 [C − 1]; 0 where there is no curvature."""
     mine = slice(local.directions, None)
     a = np.maximum(np.diag(local.gauss_newton), np.diag(local.fisher))[mine]
     most = a + 14 / local.examples * a.mean()

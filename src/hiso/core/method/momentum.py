@@ -16,8 +16,9 @@ from hiso.core.method.ops import Value
 class Momentum(Method):
     """m ← beta·m + dx;  w ← w − lr·m.
 
-    Source: Polyak (1964), with dx = (1/P) Σ_p g_p u_p in place of the gradient. During a
-    client's local steps m walks with its own scalars; the record then moves the shared m.
+    Source: Polyak (1964), with dx = (1/P) Σ_p g_p u_p instead of the gradient. During local steps,
+        a client updates its own copy of m with its own scalars; the record then updates the shared
+        m.
     """
 
     name: ClassVar[str] = "momentum"
@@ -31,7 +32,7 @@ class Momentum(Method):
             yield f"beta = {self.beta} must be below 1"
 
     def rate(self, plain: float, hyper: Mapping[str, float]) -> float:
-        """(1 − beta) · plain: m adds up 1/(1 − beta) steps."""
+        """(1 − beta) · plain, because m sums up 1/(1 − beta) steps."""
         return (1 - hyper["beta"]) * plain
 
     def step(self, w: Value, state: Values, dx: Value, hyper: Values) -> tuple[Value, Values]:

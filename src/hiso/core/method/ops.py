@@ -1,9 +1,9 @@
-"""The elementwise operations that a method may use, and the graph that kernels are made from.
+"""The elementwise operations that a method may use, and the graph for generating kernels.
 
-A method is written once, with `+ - * /` and the functions here. On NumPy float32 arrays it
-computes; on `Expr` it builds a graph, from which each kernel backend prints its own source. So
-one definition fixes the order of operations and every rounding: literals become float32, and
-each operation rounds by itself.
+A method is written once, with `+ - * /` and the functions here. Applied to NumPy float32 arrays,
+this code computes; applied to `Expr`, it builds a graph, from which each kernel backend prints its
+own source. So one definition fixes the order of operations and every rounding: literals become
+float32, and each operation is rounded separately.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 
 Value = Any
-"""A float32 array, a float32 scalar, or an `Expr`: methods do not distinguish them."""
+"""A float32 array, a float32 scalar, or an `Expr`; methods treat all three alike."""
 
 
 _USE_SELECT = "methods are elementwise: compare with > or <, and use select(condition, a, b)"
 
 
 class _Node:
-    """What is only known when a kernel runs, so that Python cannot decide on it."""
+    """A value that is known only when a kernel runs, so Python's `if` cannot test it."""
 
     def __bool__(self) -> bool:
         raise TypeError(_USE_SELECT)
@@ -32,12 +32,12 @@ class _Node:
     __eq__ = __ne__ = __ge__ = __le__ = _compared  # pyright: ignore[reportAssignmentType]
     __hash__ = object.__hash__
     __array_ufunc__ = None
-    """So that NumPy's numbers and functions leave the operation to us, and are refused."""
+    """Makes NumPy's numbers and functions defer to this class, which refuses them."""
 
 
 @dataclass(frozen=True, eq=False)
 class Condition(_Node):
-    """`left` > `right`, or <: only `select` takes it."""
+    """`left` > `right`, or `left` < `right`; may only be passed to `select`."""
 
     op: str
     left: Expr
@@ -86,11 +86,11 @@ class Expr(_Node):
 
 
 def lift(value: Value) -> Expr:
-    """A number as a float32 constant; an `Expr` as it is.
+    """A number as a float32 constant; an `Expr` unchanged.
 
     Raises:
-        TypeError: It is neither, or not finite, or a NumPy number of another type, with which
-            NumPy would compute in float64.
+        TypeError: The value is neither, or is not finite, or is a NumPy number of another type,
+            with which NumPy would compute in float64.
     """
     if isinstance(value, Expr):
         return value
@@ -100,7 +100,7 @@ def lift(value: Value) -> Expr:
             f"{value!r} ({kind}) in a method: use Python numbers and hiso.core.method.ops"
         )
     if not np.isfinite(np.float32(value)):
-        raise TypeError(f"the literal {value!r} in a method is no finite float32")
+        raise TypeError(f"the literal {value!r} in a method is not a finite float32")
     return Expr("const", (float(np.float32(value)),))
 
 
@@ -123,7 +123,7 @@ def select(condition: Value, a: Value, b: Value) -> Value:
 
 
 def maximum(a: Value, b: Value) -> Value:
-    """`a` if a > b, else `b`; so a NaN in `b` stays."""
+    """`a` if a > b, else `b`; so a NaN in `b` is kept."""
     return select(a > b, a, b)
 
 

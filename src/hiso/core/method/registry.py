@@ -1,4 +1,4 @@
-"""Zeroth-order methods, each a few pure pieces, and the table of their names."""
+"""The built-in zeroth-order methods, and the table of their names."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ __all__ = [
 
 
 def register(kind: type[Method]) -> None:
-    """Makes a method known by its name. A class may be defined again, as in a notebook.
+    """Registers a method under its name. A class may be defined again, for example in a notebook.
 
     Raises:
         SettingsError: The name belongs to another method.

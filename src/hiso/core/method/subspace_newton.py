@@ -1,4 +1,4 @@
-"""Gauss–Newton in the subspace of the round's directions, from the label scores alone."""
+"""A Gauss–Newton step in the span of the round's directions, from the label scores alone."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ class SubspaceNewton(Method):
     """α = (A + ridge·c·I)⁻¹ g at each client;  w ← w − lr · Σ_p ᾱ_p u_p.
 
     g [P] and A [P, P] are the gradient and the Gauss–Newton matrix of the client's batch along the
-    directions, both from the scores that P + 1 forward passes give (`Local`). ᾱ is the mean of α
-    over clients. t, the mean curvature along a direction, travels with α; c is its running mean in
-    the log, 0.9·c + 0.1·t̄ after a round with mean t̄, and a client's own t in round 0 and wherever
-    the log has none above 0.
+    directions, both computed from the scores of P + 1 forward passes (`Local`). ᾱ is the mean of α
+    over clients. Each client also sends t, the mean curvature along a direction. c is the running
+    mean of t in the log, 0.9·c + 0.1·t̄ after a round with mean t̄. In round 0, and while the log
+    has no t above 0, a client uses its own t as c.
 
     The step solves the local quadratic model of the loss within the directions, so `lr` has no
-    unit and needs no tuning; `ridge` is relative to the mean curvature c, and stands for the noise
-    of a batch. See `docs/theory.md` for the derivation.
+    unit and needs no tuning; `ridge` is relative to the mean curvature c, and accounts for the
+    noise of a batch. See `docs/theory.md` for the derivation.
 
     Attributes:
-        lr: Share of the solved step that is taken.
-        ridge: Added curvature, in units of c. 0 lets the server set it, to 14·√P/(m·B) for P
-            directions and m clients with batches of B.
+        lr: The fraction of the solved step that is taken.
+        ridge: Added curvature, in units of c. With 0 the server sets it to 14·√P/(m·B), for P
+            directions and m clients with batches of B examples.
     """
 
     name: ClassVar[str] = "subspace_newton"
@@ -54,7 +54,7 @@ class SubspaceNewton(Method):
         directions: int,
         examples: int | None,
     ) -> dict[str, float]:
-        """The ridge, unless it is set by hand."""
+        """The ridge, unless a value is set."""
         del derived
         if hyper["ridge"]:
             return {}
@@ -67,7 +67,7 @@ class SubspaceNewton(Method):
         hyper: Mapping[str, float],
         derived: Mapping[str, float],
     ) -> tuple[NDArray[np.float64], dict[str, float]]:
-        """α, which is 0 where there is no curvature, and t of the round's first local step."""
+        """α, which is 0 if there is no curvature, and t of the round's first local step."""
         a, g = local.gauss_newton, local.gradient
         t = facts.get("t", local.mean_curvature)
         c = derived["c"] or t

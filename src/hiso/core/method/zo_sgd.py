@@ -1,4 +1,4 @@
-"""Plain zeroth-order SGD, which shared over scalars is DeComFL."""
+"""Plain zeroth-order SGD; in a federation that shares scalars this is DeComFL."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class ZoSgd(Method):
     """w ← w − lr · (1/P) Σ_p g_p u_p.
 
     Source: DeComFL (ICLR 2025), Algorithm 1; HiSo with H ≡ 1.
-    Deviation: directions follow `binomial` noise by default, not a normal.
+    Deviation: the noise is `binomial` by default, not normal.
     """
 
     name: ClassVar[str] = "zo_sgd"

@@ -1,13 +1,13 @@
-"""What a direction u is, exactly. Format `NOISE_FORMAT`, pinned by a golden digest in the tests.
+"""The exact definition of a direction u. A golden digest in the tests fixes `NOISE_FORMAT`.
 
 Philox4x32-10 turns (key, counter) into four 32-bit words. The key is the low and the high word
 of the run's 64-bit seed. The counter is
 
     c0 = block        c1 = direction p | local step k << 16        c2 = stream        c3 = round r
 
-Stream 0 holds the directions that all clients share, stream i + 1 those of client i. A buffer
-is cut into tiles of `TILE` elements; the words of the blocks of a tile are spread over it so
-that neighbours in memory come from neighbouring counters, and loops vectorise:
+Stream 0 holds the directions that all clients share; stream i + 1 holds those of client i. A
+buffer is divided into tiles of `TILE` elements. The words of a tile's blocks are arranged so that
+neighbours in memory come from neighbouring counters, which lets loops vectorise:
 
     binomial   2 numbers a word: element = tile·2048 + (2·word + half)·256 + j, block = tile·256 + j
     gaussian   1 number a word:  element = tile·2048 + word·512 + j,            block = tile·512 + j
@@ -15,7 +15,7 @@ that neighbours in memory come from neighbouring counters, and loops vectorise:
 `binomial`: each 16-bit half gives (popcount − 8) / 2: mean 0, variance exactly 1, 17 levels,
 excess kurtosis −1/8, every value exact even in bfloat16. `gaussian`: the low 31 bits give a tail
 probability q = (bits + ½)/2³², t = √(−2 ln q), |u| = polynomial(t), within 1e-5 of the normal
-quantile; the top bit gives the sign. Every float32 operation rounds by itself (no FMA).
+quantile; the top bit gives the sign. Every float32 operation is rounded separately (no FMA).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ PHILOX_W = (0x9E3779B9, 0xBB67AE85)
 PHILOX_ROUNDS = 10
 
 SQRT_HALF_BITS = 0x3F3504F3
-"""Bits of float32 √½: mantissas are reduced to [√½, √2)."""
+"""Bits of float32 √½; mantissas are reduced to [√½, √2)."""
 LN2 = 0.6931471805599453
 LN_POLYNOMIAL = (
     1.0,
@@ -75,7 +75,7 @@ def split_seed(seed: int) -> tuple[int, int]:
 
 
 def check_counter(round: int, step: int, stream: int, direction: int) -> None:
-    """Makes sure that the coordinates of a direction fit the counter.
+    """Checks that the coordinates of a direction fit the counter.
 
     Raises:
         ValueError: Round or stream exceeds 32 bits, or step or direction 16 bits.

@@ -1,4 +1,4 @@
-"""Where each parameter lives in the flat buffer: every one starts on a tile."""
+"""The position of each parameter in the flat buffer: every parameter starts at a tile boundary."""
 
 from __future__ import annotations
 
@@ -28,22 +28,24 @@ class Entry:
 
     @property
     def tiles(self) -> range:
-        """The tiles that hold it."""
+        """The tiles that hold the parameter."""
         return range(self.offset // TILE, (self.offset + self.numel + TILE - 1) // TILE)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The entries of a flat buffer, in order. Padding up to the next tile is no parameter."""
+    """The entries of a flat buffer, in order. Padding up to the next tile belongs to no
+    parameter.
+    """
 
     entries: tuple[Entry, ...]
 
     @classmethod
     def of(cls, shapes: Iterable[tuple[str, tuple[int, ...]]]) -> Layout:
-        """Lays parameters out in the given order.
+        """Places parameters in the given order.
 
         Raises:
-            ValueError: There is none, or there are too many weights for 32-bit block counters.
+            ValueError: There are no parameters, or too many weights for 32-bit block counters.
         """
         entries: list[Entry] = []
         tile = 0
@@ -72,7 +74,7 @@ class Layout:
 
     @cached_property
     def valid(self) -> NDArray[np.int64]:
-        """How many elements of each tile are weights, int64 [tiles]."""
+        """The number of weights in each tile, int64 [tiles]."""
         valid = np.full(self.tiles, TILE, np.int64)
         for entry in self.entries:
             if entry.numel % TILE:
@@ -81,7 +83,7 @@ class Layout:
 
 
 def runs(numbers: Sequence[int]) -> list[range]:
-    """Numbers in order, those that follow each other together."""
+    """Ascending numbers as ranges of consecutive numbers."""
     found: list[range] = []
     for number in numbers:
         if found and number == found[-1].stop:

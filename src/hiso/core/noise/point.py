@@ -1,4 +1,4 @@
-"""Where a loss is wanted: coordinates of a direction, and which way along it."""
+"""A point at which a loss is measured: the coordinates of a direction, and a sign."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from hiso.core.noise import check_counter
 class Point:
     """The weights w_k + sign · (mu·u)/denom, with u = u(round, step, stream, direction).
 
-    With `sign` 0 the point is w_k itself, the weights at local step k of the round; stream and
-    direction are 0 then.
+    With `sign` 0 the point is w_k itself, the weights at local step k of the round; then stream
+    and direction are 0.
 
     Raises:
         ValueError: A coordinate does not fit the noise format's counter.

@@ -1,4 +1,4 @@
-"""The oracle: directions in NumPy, one operation at a time."""
+"""Reference directions in NumPy, one operation at a time; tests compare the kernels with them."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def direction(
     """u on the tiles `tiles.start .. tiles.stop - 1`, float32 [len(tiles) · 2048].
 
     Raises:
-        ValueError: A coordinate does not fit the counter, or the seed 64 bits.
+        ValueError: A coordinate does not fit the counter, or the seed exceeds 64 bits.
     """
     check_counter(round, step, stream, direction)
     per_tile = BLOCKS_PER_TILE[noise]

@@ -1,6 +1,6 @@
-"""The model on one machine: float32 weights that fold records, and a copy that computes.
+"""The model on one machine: float32 weights that fold records, and a copy for forward passes.
 
-Begin with `replica.py`. `local_steps.py` is a client's walk away from the shared weights, `lean.py`
-computes without a whole copy, `adopt.py` says which parameters are taken over, and `watch.py`
-notices when somebody else has written to them.
+Begin with `replica.py`. `local_steps.py` runs a client's local steps on a copy of the weights,
+`lean.py` computes without a copy of the whole model, `adopt.py` finds the parameters that a
+replica takes over, and `watch.py` detects changes by other code.
 """

@@ -1,4 +1,4 @@
-"""Which parameters of a module a replica takes over, and which it has to refuse."""
+"""Finds the parameters of a module that a replica takes over, and refuses unsuitable ones."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ _MARK = "_belongs_to_a_hiso_replica"
 
 
 def find_trainable(module: nn.Module) -> dict[str, list[nn.Parameter]]:
-    """The trainable parameters of a module: by the first one's name, those tied to it included.
+    """The trainable parameters of a module by name; tied parameters under the name of the first.
 
-    Parameters are tied if they are one object, or lie at one place with one shape.
+    Parameters are tied if they are the same object, or have the same memory address and shape.
 
     Raises:
-        SettingsError: There is none; or one is not of real floating-point numbers, is on another
-            device than a CPU or a CUDA GPU, belongs to a replica already, or shares memory with
-            another tensor in any other way.
+        SettingsError: There are no trainable parameters; or one of them does not hold real
+            floating-point numbers, is on another device than a CPU or a CUDA GPU, already belongs
+            to a replica, or shares memory with another tensor in another way.
     """
     trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
     problems = [text for name, p in trainable.items() if (text := _problem(name, p))]
@@ -39,12 +39,12 @@ def find_trainable(module: nn.Module) -> dict[str, list[nn.Parameter]]:
 
 
 def mark(parameter: nn.Parameter) -> None:
-    """Notes that a parameter belongs to a replica from now on."""
+    """Marks a parameter as belonging to a replica."""
     setattr(parameter, _MARK, True)
 
 
 def unmark(parameter: nn.Parameter) -> None:
-    """Notes that a parameter belongs to no replica any more."""
+    """Marks a parameter as belonging to no replica."""
     delattr(parameter, _MARK)
 
 
@@ -63,7 +63,7 @@ def _problem(name: str, parameter: nn.Parameter) -> str | None:
 def _check_overlap(
     module: nn.Module, trainable: dict[str, nn.Parameter], firsts: dict[str, nn.Parameter]
 ) -> None:
-    """No tensor but its ties may share memory with a trainable parameter."""
+    """Checks that only tied parameters share memory with a trainable parameter."""
     known = {id(p) for p in trainable.values()}
     everything: dict[str, Tensor] = dict(module.named_parameters()) | dict(module.named_buffers())
     spans = [

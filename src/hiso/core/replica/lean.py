@@ -1,4 +1,4 @@
-"""The compute copy one module at a time: parameters exist while their module runs, then vanish."""
+"""The compute copy of one module at a time: its parameters exist only while the module runs."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from torch.utils.hooks import RemovableHandle
 from hiso.core.noise.layout import Entry
 
 Fill = Callable[[Entry], Tensor]
-"""A parameter as last written, in the compute dtype."""
+"""Computes a parameter as last written, in the compute dtype."""
 
 
 def attach(
     module: nn.Module, entries: dict[int, Entry], dtype: torch.dtype, fill: Fill
 ) -> list[RemovableHandle]:
-    """Makes every module of `module` fetch its own parameters when it runs; gives the hooks.
+    """Makes every submodule of `module` fetch its own parameters when it runs; returns the hooks.
 
-    A module that reads the parameters of another one, without calling it, finds them empty.
+    A module that reads the parameters of another module without calling it finds them empty.
 
     Args:
         module: The model.
-        entries: By a trainable parameter's id, where it lives in the flat buffer.
+        entries: By a trainable parameter's id, its position in the flat buffer.
         dtype: The compute dtype.
         fill: Called for each parameter, each time that its module runs.
     """

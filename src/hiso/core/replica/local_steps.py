@@ -13,13 +13,13 @@ from hiso.core.method.base import Method
 from hiso.core.noise import check_counter
 
 Fold = Callable[[Tensor, Mapping[str, Tensor], Steps], int]
-"""Applies steps to weights and state where they are; gives their digest."""
+"""Applies steps to weights and state in place; returns their digest."""
 
 
 class Walk:
-    """A client's local steps: weights and step state of its own, round state of the replica.
+    """A client's local steps: its own weights and step state, with the replica's round state.
 
-    Costs one float32 buffer and one for each step state; the replica is only read.
+    Needs one float32 buffer, and one more for each step state; the replica is only read.
 
     Attributes:
         weights: w after the local steps so far, like `Replica.weights`.
@@ -44,7 +44,9 @@ class Walk:
     def step(
         self, *, round: int, step: int, stream: int, coefficients: NDArray[np.float32]
     ) -> None:
-        """One local step with the client's own c_p = g_p / P, float32 [P]; learns nothing."""
+        """One local step with the client's own c_p = g_p / P, float32 [P]; round state is
+        unchanged.
+        """
         if coefficients.ndim != 1 or not coefficients.size:
             raise ValueError(f"coefficients have shape {coefficients.shape}, not [P]")
         count = len(coefficients)

@@ -35,22 +35,22 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 class Replica:
-    """Flat float32 weights and method state, and the model whose parameters view a copy.
+    """Flat float32 weights and method state, and the model, whose parameters are views of a copy.
 
     The trainable parameters of `module` (those with `requires_grad`) move into one contiguous
-    float32 buffer, each starting on a tile, tied ones once. The module's parameters become views
-    into a second buffer of the compute dtype, which `write` fills with w or w + mu·z in one
-    pass: w itself is never touched by a probe. Frozen parameters and buffers stay as they are.
-    The module is put into eval mode.
+    float32 buffer; each starts at a tile boundary, and tied parameters are stored once. The
+    module's parameters become views into a second buffer of the compute dtype, which `write` fills
+    with w or w + mu·z in one pass; a probe never changes w itself. Frozen parameters and buffers
+    are unchanged. The module is put into eval mode.
 
     From then on only records may change weights and module. `write`, `walk`, `replay` and `digest`
-    refuse with a `ProtocolError` if somebody else did: cast or moved the module, replaced, loaded
-    or trained a parameter, wrote to `weights` or `state`, or called `train()`.
+    raise a `ProtocolError` if other code changed them: if it cast or moved the module, replaced,
+    loaded or trained a parameter, wrote to `weights` or `state`, or called `train()`.
 
     Memory per trainable weight: 4 bytes (w), 4 per state of the method, 2 or 4 (compute copy).
-    With `memory="lean"` there is no compute copy: a module's parameters are made when it runs,
-    and dropped behind it. The bits are the same; every forward pass then costs what a `write`
-    costs otherwise.
+    With `memory="lean"` there is no compute copy: a module's parameters are created when it runs,
+    and freed afterwards. The bits are the same; every forward pass then also takes the time of a
+    `write`.
 
     Example:
         >>> from hiso.core.method.registry import ZoSgd
@@ -61,13 +61,13 @@ class Replica:
 
     Attributes:
         module: The model, in eval mode.
-        identity: That of the run whose log is folded.
+        identity: The identity of the run whose log is folded.
         method: The identity's method, whose state is kept.
         layout: Name, shape and offset of each parameter.
         weights: w, float32 [layout.tiles · 2048], zero on padding.
         state: The method's buffers by name, shaped like `weights`.
-        hyper: Hyper-parameters in force at this position.
-        derived: What the method remembers of the log; see `Method.remember`.
+        hyper: Hyper-parameters at this position.
+        derived: The method's values derived from the log; see `Method.remember`.
         position: Number of records folded.
         chain: Chain hash of the log at this position.
 
@@ -123,7 +123,7 @@ class Replica:
         self.write()
 
     def _take(self, entry: Entry, tied: list[nn.Parameter]) -> None:
-        """Moves a parameter's weights in, and frees its own memory before the next one's."""
+        """Moves a parameter's weights into the buffer, and frees the parameter's own memory."""
         here = slice(entry.offset, entry.offset + entry.numel)
         self.weights[here] = tied[0].detach().reshape(-1).to(torch.float32)
         for parameter in tied:
@@ -139,9 +139,9 @@ class Replica:
                 parameter.data = buffer[here].view(entry.shape)
 
     def release(self) -> nn.Module:
-        """Gives the module its weights w as ordinary float32 parameters, tied ones still tied.
+        """Gives the module ordinary float32 parameters with the weights w; tied ones stay tied.
 
-        The replica may not be used any more; the module may, by another replica too.
+        The replica must not be used any more. The module may be used, also by another replica.
         """
         for hook in self._hooks:
             hook.remove()
@@ -159,7 +159,7 @@ class Replica:
 
     @property
     def biases(self) -> NDArray[np.float64] | None:
-        """b, to be added to the labels' scores, float64 [C]; None for a method without."""
+        """b, to be added to the labels' scores, float64 [C]; None for a method without biases."""
         return self.method.biases(self.derived, {})
 
     @property
@@ -185,8 +185,8 @@ class Replica:
         Args:
             point: Where; None, or a point with sign 0, for w itself.
             mu: Perturbation size.
-            walk: Take w from these local steps in place of the replica.
-            changes: Hyper-parameters that differ from those in force (for the denominator).
+            walk: Use the w of these local steps instead of the replica's.
+            changes: Hyper-parameters that differ from the current ones (for the denominator).
         """
         self.check()
         self._written = _Written(
@@ -202,14 +202,14 @@ class Replica:
     def project(
         self, loss: Callable[[], Any], *, stream: int, directions: int
     ) -> tuple[float, NDArray[np.float64]]:
-        """The loss where the model was last written, and its derivatives along z_p = u_p/denom.
+        """The loss at the last written weights, and its derivatives along z_p = u_p/denom.
 
         g_p = ⟨∇loss, z_p⟩ for the P directions of that point's round and local step, by one
-        backward pass. Products and sums are float64; the gradient has the compute dtype. Beside
-        activations this takes memory for the gradient of one parameter.
+        backward pass. Products and sums are float64; the gradient has the compute dtype. Besides
+        activations, this needs memory for the gradient of one parameter.
 
         Args:
-            loss: Called with gradients on; gives what `mean_loss` takes.
+            loss: Called with gradients enabled; returns a value that `mean_loss` accepts.
             stream: Stream of the directions.
             directions: P.
 
@@ -217,8 +217,8 @@ class Replica:
             The loss, and g float64 [P].
 
         Raises:
-            SettingsError: The replica has lean memory, or no gradient flows through the loss.
-            RuntimeError: The model was last written without a point, or with a perturbation.
+            SettingsError: The replica has lean memory, or the loss has no gradient.
+            RuntimeError: The last `write` had no point, or had a perturbation.
         """
         check_backward(self.method, "lean" if self._lean else "full")
         point, _ = self._now_written()
@@ -240,10 +240,10 @@ class Replica:
 
     @contextmanager
     def lend(self) -> Generator[None]:
-        """Lets the caller train the module's parameters, which start at w; w itself stays.
+        """Lets the caller train the module's parameters, starting at w; w itself is unchanged.
 
-        What was trained is forgotten by the next `write`. Not with `memory="lean"`, where there
-        are no parameters to train.
+        The next `write` overwrites the trained parameters. Not possible with `memory="lean"`,
+        where there are no parameters to train.
         """
         self.write()
         try:
@@ -253,13 +253,13 @@ class Replica:
             self._watch.note()
 
     def rows(self, parameter: nn.Parameter, index: Tensor) -> Tensor:
-        """Rows `index` of a parameter as last written, but in float32 from the master weights.
+        """Rows `index` of a parameter as last written, but in float32, computed from w.
 
-        With a half-precision compute dtype this keeps the rows of the output head that matter
-        in float32. A frozen parameter's rows are simply cast. Gradients flow to the parameter.
+        With a half-precision compute dtype this gives the needed rows of the output head in
+        float32. A frozen parameter's rows are only cast. Gradients flow to the parameter.
 
         Raises:
-            ValueError: The tensor is no parameter of the module, or has no such row.
+            ValueError: The tensor is not a parameter of the module, or has no such row.
             RuntimeError: Nothing was written since the last replay.
         """
         if id(parameter) not in self._known:
@@ -289,7 +289,7 @@ class Replica:
         return self._part(entry.offset, entry.numel, self.dtype).view(entry.shape)
 
     def _part(self, start: int, count: int, dtype: torch.dtype) -> Tensor:
-        """`count` elements of the flat buffer as last written, in a buffer of their own."""
+        """`count` elements of the flat buffer as last written, in a new buffer."""
         point, weights = self._now_written()
         if point is None or point.sign == 0:
             return weights[start : start + count].to(dtype, copy=True)
@@ -306,7 +306,7 @@ class Replica:
         self._kernels.perturb(out, weights, self.state, hyper, point, mu, tiles)
 
     def _now_written(self) -> tuple[Point | None, Tensor]:
-        """Where the model was last written, and the weights it was written from."""
+        """The point of the last `write`, and the weights from which it was written."""
         written = self._written
         walk = None if written is None or written.walk is None else written.walk()
         if written is None or (written.walk is not None and walk is None):
@@ -320,10 +320,10 @@ class Replica:
         return {**self.hyper, **(changes or {})}
 
     def check(self) -> None:
-        """Makes sure that the replica is whole, and that records alone have changed it.
+        """Checks that the replica is usable, and that only records have changed it.
 
         Raises:
-            ProtocolError: It was released, a fold was interrupted, or somebody else has changed
+            ProtocolError: The replica was released, a fold was interrupted, or other code changed
                 the weights or the module.
         """
         if self._torn:
@@ -334,21 +334,21 @@ class Replica:
         self._watch.check()
 
     def walk(self, changes: Mapping[str, float] | None = None) -> Walk:
-        """Starts local steps from here, with `changes` to the hyper-parameters in force."""
+        """Starts local steps from the present weights, with `changes` to the hyper-parameters."""
         self.check()
         return Walk(
             self.weights, self.state, self._hyper_with(changes), self.method, self._kernels.fold
         )
 
     def replay(self, records: Sequence[Record]) -> None:
-        """Folds records in one pass over memory, then stands after the last.
+        """Folds records in one pass over memory; the position is then after the last record.
 
-        The model's parameters keep their old values until the next `write`. A replay that is
-        interrupted leaves the replica unusable, which every later call says.
+        The model's parameters keep their old values until the next `write`. An interrupted replay
+        leaves the replica unusable: every later call raises an error.
 
         Raises:
-            ProtocolError: `check_sequence` refuses the records, or somebody else has changed the
-                weights or the module. Nothing was folded.
+            ProtocolError: `check_sequence` refuses the records, or other code changed the weights
+                or the module. Nothing was folded.
         """
         check_sequence(records, self.position, self.method, self.hyper)
         self.check()
@@ -384,17 +384,17 @@ class Replica:
         hyper: Mapping[str, float],
         derived: Mapping[str, float] | None = None,
     ) -> None:
-        """Stands where a snapshot was taken.
+        """Sets the replica to the state of a snapshot.
 
         Args:
             buffers: `weights`, and each state by its name.
-            position: Number of records folded then.
-            chain: Chain hash there.
-            hyper: Hyper-parameters in force there.
-            derived: What the method remembers there; by default nothing beyond its start.
+            position: Number of records folded in the snapshot.
+            chain: Chain hash at this position.
+            hyper: Hyper-parameters at this position.
+            derived: The method's derived values at this position; by default the initial ones.
 
         Raises:
-            ProtocolError: The buffers are not those of this method and layout.
+            ProtocolError: The buffers do not fit this method and layout.
         """
         mine = {"weights": self.weights, **self.state}
         kinds = [{k: (v.shape, v.dtype) for k, v in some.items()} for some in (mine, buffers)]
@@ -410,7 +410,7 @@ class Replica:
 
 @dataclass(frozen=True)
 class _Written:
-    """What the model's parameters were last filled with."""
+    """The arguments of the last `write`."""
 
     point: Point | None
     mu: float

@@ -1,4 +1,4 @@
-"""Whether records can be folded where a replica stands."""
+"""Checks whether records can be folded at a replica's position."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from hiso.errors import ProtocolError, SettingsError
 def check_sequence(
     records: Sequence[Record], position: int, method: Method, hyper: Mapping[str, float]
 ) -> None:
-    """Makes sure that `method`, with `hyper` in force, can fold `records` from `position` on.
+    """Checks that `method`, with hyper-parameters `hyper`, can fold `records` from `position` on.
 
     Raises:
-        ProtocolError: A record is not the next one, has terms for another kind of method, or
-            changes a hyper-parameter that the method does not have or to a value that it refuses.
+        ProtocolError: A record is not the next one, has terms for another kind of method, changes
+            a hyper-parameter that the method does not have, or sets a value that it refuses.
     """
     now = dict(hyper)
     for number, record in enumerate(records, position):

@@ -1,4 +1,4 @@
-"""What a replica notices when others have changed its module or its weights."""
+"""Detects changes of a replica's module or weights by other code."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _SHOWN = 3
 
 
 class Watch:
-    """Compares a module and the replica's buffers with how the replica left them.
+    """Compares a module and the replica's buffers with their state after the replica's last use.
 
-    Sees a parameter that was replaced, moved, cast, or written in place; a buffer that was written
-    in place; and a module in training mode. Does not see what is written through `.data`, NumPy
+    Detects a parameter that was replaced, moved, cast, or written in place; a buffer that was
+    written in place; and a module in training mode. Does not detect writes through `.data`, NumPy
     or a raw pointer: torch does not count such writes.
     """
 
@@ -24,35 +24,35 @@ class Watch:
         self.note()
 
     def note(self) -> None:
-        """Takes everything as it stands now for the replica's own work."""
+        """Records the present state as written by the replica itself."""
         self._left = {name: (p, _place(p), _writes(p)) for name, p in _parameters(self._module)}
         self.note_buffers()
 
     def note_buffers(self) -> None:
-        """The same for the buffers alone."""
+        """Records the present state of the buffers only."""
         self._written = [_writes(buffer) for buffer in self._buffers]
 
     def check(self) -> None:
-        """Makes sure that nobody else has changed anything.
+        """Checks that no other code has changed anything.
 
         Raises:
-            ProtocolError: Somebody has; says what, and what to do.
+            ProtocolError: Other code changed something; the message says what, and what to do.
         """
         found = list(self._problems())
         if found:
             more = f", and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
             raise ProtocolError(
-                f"the model or the weights were changed behind the replica: "
+                f"other code changed the model or the weights of the replica: "
                 f"{'; '.join(found[:_SHOWN])}{more}. Only records may change them. To use the "
-                "trained weights elsewhere, call release() first; to go on with this run, make a "
+                "trained weights elsewhere, call release() first; to continue this run, make a "
                 "new Replica on a fresh copy of the model and replay the log"
             )
 
     def _problems(self) -> Iterator[str]:
         if any(part.training for part in self._module.modules()):
             raise ProtocolError(
-                "the model is in training mode, where dropout makes losses random: call eval() on "
-                "it and go on"
+                "the model is in training mode, where dropout makes losses random: call eval() "
+                "on it and continue"
             )
         if [_writes(buffer) for buffer in self._buffers] != self._written:
             yield "the replica's weights or state were written"
@@ -76,5 +76,5 @@ def _place(parameter: nn.Parameter) -> tuple[object, ...]:
 
 
 def _writes(tensor: Tensor) -> int | None:
-    """How often torch has counted a write in place; None for a tensor made in inference mode."""
+    """The number of in-place writes counted by torch; None for a tensor made in inference mode."""
     return None if tensor.is_inference() else tensor._version

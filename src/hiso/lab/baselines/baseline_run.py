@@ -1,4 +1,4 @@
-"""A baseline from its settings to its summary, in the format of hiso's own runs."""
+"""Runs a baseline from its settings to its summary, in the format of hiso's own runs."""
 
 from __future__ import annotations
 
@@ -33,36 +33,36 @@ from hiso.run.workload.load import load_workload
 def train(
     given: Mapping[str, Any], out: Path, *, observer: Observer | None = None
 ) -> dict[str, Any]:
-    """Trains a baseline from start to end in the folder `out`; gives the summary.
+    """Trains a baseline from start to end in the folder `out`; returns the summary.
 
     Data, splits, partition, initial weights, the clients of each round and their batches are those
     of a hiso run with the same settings and seed. `metrics.jsonl` and `summary.json` have the
-    form of a hiso run's, with
+    format of a hiso run, with
 
     - `bytes_up`, `bytes_down`: 4 bytes for every trainable weight and sampled client, each way:
-      the client's weights up, the global ones down. The server's moments stay at the server, so
-      FedAdam and its kin send what FedAvg sends, unlike in some tables;
+      the client's weights up, the global weights down. The server's moments stay at the server, so
+      FedAdam, FedYogi and FedAdagrad send as much as FedAvg, unlike in some published tables;
     - `passes`: forward passes of one client's batch, over all sampled clients, where a backward
       pass counts as two: 3 per local step, or P + 1 (2P with central differences) for `fedzo`;
-    - `forward_seconds`: with the backward passes;
-    - `paper_bytes`: those of one client that takes part in every round, both ways;
-    - `chain`: None, since there is no log of scalars.
+    - `forward_seconds`: the backward passes are included;
+    - `paper_bytes`: the bytes, both ways, of one client that takes part in every round;
+    - `chain`: None, because there is no log of scalars.
 
-    A training that was stopped goes on from the last position that calls for an evaluation on the
-    tuning split, where `checkpoint.safetensors` (weights and moments) was kept; one that was
-    stopped before begins again. The checkpoint is deleted at the end. What is finished is not
+    A run that was stopped resumes at the last position with an evaluation on the tuning split,
+    where `checkpoint.safetensors` (weights and moments) was saved; a run that was stopped before
+    the first checkpoint starts again. The checkpoint is deleted at the end. A finished run is not
     trained again.
 
     Args:
         given: Settings by name; see `BaselineSettings`.
-        out: The folder; made if it is missing.
-        observer: Who watches.
+        out: The folder; created if it does not exist.
+        observer: Receives the progress.
 
     Raises:
         SettingsError: The settings are wrong.
-        RunConflict: The folder holds something else. It is as it was.
+        RunConflict: The folder holds something else. It is unchanged.
         LoadError: Model, data or Flower are missing.
-        Diverged: The loss is not finite or has exploded; `metrics.jsonl` tells until when.
+        Diverged: The loss is not finite or has exploded; `metrics.jsonl` has the rounds before.
     """
     observer = observer or Silent()
     settings, folder = parse_baseline(given), RunFolder(out)
@@ -126,10 +126,10 @@ class _Run:
         self.evaluations: list[Evaluation] = []
 
     def catch_up(self) -> None:
-        """Takes up the checkpoint and the log up to it, or starts anew.
+        """Restores the checkpoint and the log up to it, or starts from the beginning.
 
         Raises:
-            RunConflict: The checkpoint is that of another training.
+            RunConflict: The checkpoint belongs to another run.
         """
         kept = read_checkpoint(self.checkpoint)
         if kept is not None:
@@ -146,14 +146,14 @@ class _Run:
                 self.federation.restore(kept.position, kept.weights, kept.state)
 
     def _told(self) -> tuple[list[Round], list[Evaluation]]:
-        """What metrics.jsonl tells; nothing if it is damaged."""
+        """The content of metrics.jsonl; empty if it is damaged."""
         try:
             return self.folder.read_metrics()
         except ProtocolError:
             return [], []
 
     def loop(self) -> Loop:
-        """The rest of the run."""
+        """The loop over the remaining rounds."""
         return Loop(
             self.folder,
             self.settings,

@@ -1,4 +1,4 @@
-"""Everything that the training of a baseline can be told: hiso's settings, less and more."""
+"""The settings of a baseline: some of hiso's settings, and some of its own."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ BASELINES: dict[str, dict[str, float]] = {
     "fedadagrad": {"lr": 0.1, "server_lr": 0.1, "tau": 1e-3},
     "fedzo": {"lr": 3e-4},
 }
-"""The baselines by name, with their hyper-parameters and the defaults of these: Flower's where its
-strategy has them, hiso's for `fedzo`; Flower has no default for the `lr` of FedAvg's clients."""
+"""The baselines by name, with the defaults of their hyper-parameters: those of Flower's strategies,
+and those of hiso for `fedzo`. Flower has no default for the `lr` of FedAvg's clients."""
 
 ZEROTH_ORDER = frozenset({"fedzo"})
-"""Those that measure along directions."""
+"""The baselines that measure along directions."""
 
 _HYPER = frozenset({name for hyper in BASELINES.values() for name in hyper})
 _MEASURING = frozenset({"mu", "directions", "scheme", "noise"})
@@ -41,9 +41,9 @@ def accepted(method: str) -> frozenset[str]:
 
 
 class BaselineSettings(Values):
-    """The settings of a baseline. Those that hiso has too mean the same and have its defaults.
+    """The settings of a baseline. Settings of hiso have the same meaning and the same defaults.
 
-    Which of them a method has is what `accepted` says; the others are refused.
+    `accepted` gives the settings that a method has; all others are refused.
     """
 
     method: str = Field("fedavg", description=f"One of {', '.join(BASELINES)}.")
@@ -84,7 +84,7 @@ class BaselineSettings(Values):
 
     @property
     def hyper(self) -> dict[str, float]:
-        """The method's hyper-parameters, those left out at their defaults."""
+        """The method's hyper-parameters, with defaults for omitted ones."""
         given = {name: getattr(self, name) for name in BASELINES[self.method]}
         return {
             name: BASELINES[self.method][name] if value is None else value
@@ -103,10 +103,10 @@ class BaselineSettings(Values):
         return {**kept, **scheme, **self.hyper}
 
     def as_hiso(self) -> Settings:
-        """The same of a hiso run: plain zeroth-order SGD along each client's own directions.
+        """Settings of the equivalent hiso run: `zo_sgd` along each client's own directions.
 
         Raises:
-            ValidationError: They do not make a run.
+            ValidationError: They are not valid settings of a run.
         """
         own = (_COMMON | _MEASURING) - {"method"}
         values = {key: getattr(self, key) for key in own}
@@ -119,7 +119,7 @@ def parse_baseline(values: Mapping[str, Any], source: str = "settings") -> Basel
     """Checks settings, and reports all problems at once.
 
     Raises:
-        SettingsError: A key is unknown or not the method's, or a value is out of range or at
-            odds with another.
+        SettingsError: A key is unknown or does not belong to the method, or a value is out of
+            range or contradicts another.
     """
     return parse(BaselineSettings, values, source)

@@ -1,4 +1,4 @@
-"""Where the training of a baseline stands, in one file, so that it can go on after a kill."""
+"""The state of a baseline run in one file, so that the run can be resumed after a kill."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Checkpoint:
     state: Mapping[str, NDArray[Any]]
 
     def save(self, path: Path) -> None:
-        """Writes it, whole or not at all."""
+        """Writes the file, completely or not at all."""
         facts = {
             "position": str(self.position),
             "settings": json.dumps(self.settings),
@@ -54,7 +54,7 @@ def read_checkpoint(path: Path) -> Checkpoint | None:
     """The checkpoint at `path`, if there is one.
 
     Raises:
-        ProtocolError: It is damaged.
+        ProtocolError: The checkpoint is damaged.
     """
     if not path.is_file():
         return None

@@ -1,4 +1,4 @@
-"""All clients of a baseline in one process, on one replica, and their server."""
+"""The server and all clients of a baseline in one process, on one replica."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from hiso.run.results import Round
 from hiso.run.workload.base import Workload, measure_split
 
 BACKWARD = 2
-"""Forward passes that a backward pass counts as."""
+"""A backward pass counts as this many forward passes."""
 
 
 class Federation:
@@ -34,7 +34,7 @@ class Federation:
 
     Attributes:
         workload: Model, data and shards.
-        replica: The global weights at its position, with `zo_sgd` as its method.
+        replica: The global weights; its method is `zo_sgd`.
         server: The server.
     """
 
@@ -52,7 +52,7 @@ class Federation:
         The sampled clients, and so their batches, are those of a hiso run with the same seed.
 
         Raises:
-            NonFiniteLoss: A loss is NaN or infinite; the global weights are as they were.
+            NonFiniteLoss: A loss is NaN or infinite; the global weights are unchanged.
         """
         s, replica, started, clock = self._settings, self.replica, time.perf_counter(), Clock()
         round = replica.position
@@ -83,7 +83,7 @@ class Federation:
     def restore(
         self, position: int, weights: torch.Tensor, state: Mapping[str, NDArray[np.float32]]
     ) -> None:
-        """Stands where weights and server's state were taken."""
+        """Restores weights and the server's state at `position`."""
         self._move_to(position, weights)
         self.server.restore(state)
 

@@ -1,6 +1,6 @@
-"""The clients' side of a baseline: local steps from the global weights, by gradients or without.
+"""The clients' side of a baseline: local steps from the global weights, with or without gradients.
 
-One module serves all clients in turn. It stays in eval mode (no dropout), as in hiso's own runs.
+All clients use one module in turn. It stays in eval mode (no dropout), as in hiso's own runs.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from hiso.run.workload.base import Objective
 
 
 class Clock:
-    """Wall time spent on passes through the model.
+    """Wall time of passes through the model.
 
     Attributes:
-        seconds: So far.
+        seconds: The time so far.
     """
 
     def __init__(self) -> None:
@@ -53,7 +53,7 @@ def descend(
 ) -> Update:
     """τ steps of SGD, w ← w − lr·∇f(w; ξ_k), one batch ξ_k each, by torch's autograd.
 
-    The steps change the module's parameters, which are the replica's copy; its weights stay.
+    The steps change the module's parameters (the replica's copy); the replica's w is unchanged.
 
     Raises:
         NonFiniteLoss: A loss is NaN or infinite.
@@ -99,12 +99,12 @@ def search(
 ) -> Update:
     """τ steps w ← w − lr · (1/P) Σ_p g_p·u_p along the client's own P directions of each step.
 
-    g_p is the difference quotient that hiso's probe measures, u_p hiso's noise with stream
-    client + 1, and lr that of the replica's method, which is `zo_sgd`.
+    g_p is the difference quotient measured by hiso's probe, u_p is hiso's noise with stream
+    client + 1, and lr is that of the replica's method, `zo_sgd`.
 
     Source: FedZO, Fang et al. (2022). Deviation: the source draws v on the unit sphere and takes
-    d·[f(x + μ'v) − f(x)]/μ' · v. With v = u/√d and μ' = μ·√d that is the step here, but for |u|,
-    which is not exactly √d.
+    d·[f(x + μ'v) − f(x)]/μ' · v. With v = u/√d and μ' = μ·√d this is the same step, except that
+    |u| is not exactly √d.
 
     Raises:
         NonFiniteLoss: A loss is NaN or infinite.

@@ -1,4 +1,4 @@
-"""The server's side of a baseline: Flower's own strategies, fed in this process."""
+"""The server's side of a baseline: Flower's own strategies, run in this process."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ class Update:
 
     Attributes:
         client: Number of the client.
-        weights: float32 weights by the parameter's name, serialised: a copy.
-        examples: Its weight in the mean.
-        loss: Mean loss of its first batch at the global weights.
+        weights: A serialised copy of the float32 weights, by parameter name.
+        examples: The client's weight in the mean.
+        loss: Mean loss of the client's first batch at the global weights.
     """
 
     client: int
@@ -55,14 +55,14 @@ class Update:
 
 
 def pack(weights: Mapping[str, Tensor]) -> ArrayRecord:
-    """Weights as Flower sends them: bytes, which share no memory with the tensors."""
+    """Weights in Flower's format: bytes that share no memory with the tensors."""
     return ArrayRecord(
         {name: Array(tensor.detach().cpu().numpy()) for name, tensor in weights.items()}
     )
 
 
 def by_name(replica: Replica, flat: Tensor) -> dict[str, Tensor]:
-    """Views into a flat buffer laid out like `replica.weights`, by the parameter's name."""
+    """Views into a flat buffer with the layout of `replica.weights`, by parameter name."""
     return {
         entry.name: flat[entry.offset : entry.offset + entry.numel].view(entry.shape)
         for entry in replica.layout
@@ -80,13 +80,13 @@ class Server:
         fedyogi:        v ← v − (1 − β₂)·Δ²·sign(v − Δ²)
         fedadam:        v ← β₂·v + (1 − β₂)·Δ²,   η·√(1 − β₂^(t+1)) / (1 − β₁^(t+1)) in place of η
 
-    m and v start at 0. All of it is computed by Flower's `aggregate_train`, in NumPy; the weights
-    are rounded to float32 at the end, as clients load them.
+    m and v start at 0. Flower's `aggregate_train` computes everything in NumPy. At the end the
+    weights are rounded to float32, the dtype in which clients load them.
 
     Source: McMahan et al. (2017), Algorithm 1; Reddi et al., *Adaptive federated optimization*
-    (2021), Algorithm 2. Deviations, all Flower's: v starts at 0 where the paper has τ² or more;
-    FedAdam's bias correction, which the paper leaves away, and its exponent t + 1 where Adam has
-    t. FedYogi has no bias correction.
+    (2021), Algorithm 2. Deviations, all from Flower: v starts at 0, while the paper has τ² or
+    more; FedAdam has a bias correction, which the paper omits, with the exponent t + 1 where Adam
+    has t. FedYogi has no bias correction.
 
     Example:
         >>> server = Server("fedavg", {"lr": 0.1})
@@ -95,7 +95,7 @@ class Server:
     """
 
     def __init__(self, method: str, hyper: Mapping[str, float]) -> None:
-        """A server for `method`, one of `BASELINES`; of `hyper`, `lr` is the clients'."""
+        """A server for `method`, one of `BASELINES`; `lr` in `hyper` is used by the clients."""
         own = {name: value for name, value in hyper.items() if name not in ("lr", "server_lr")}
         eta = {"eta": hyper["server_lr"]} if "server_lr" in hyper else {}
         self._strategy = _STRATEGIES[method](**own, **eta)  # pyright: ignore[reportArgumentType]
@@ -103,25 +103,25 @@ class Server:
     def aggregate(
         self, round: int, weights: Mapping[str, Tensor], updates: Sequence[Update]
     ) -> dict[str, NDArray[np.float32]]:
-        """The new global weights, float32 by name, in memory of their own.
+        """The new global weights, float32 by name, in new memory.
 
         Args:
             round: The round, from 0.
-            weights: The global weights that the clients began with.
-            updates: At least one, of distinct clients, in whatever order they came.
+            weights: The global weights with which the clients started.
+            updates: At least one update, from distinct clients, in any order.
         """
         if isinstance(self._strategy, FedOpt):
             now = {name: tensor.cpu().numpy().copy() for name, tensor in weights.items()}
             self._strategy.current_arrays = now
         replies = [_message(round, u) for u in sorted(updates, key=lambda update: update.client)]
-        with _quiet(), np.errstate(over="ignore", invalid="ignore"):  # the next loss will tell
+        with _quiet(), np.errstate(over="ignore", invalid="ignore"):  # the next loss shows it
             found, _ = self._strategy.aggregate_train(round + 1, replies)
             assert found is not None
             return {name: array.numpy().astype(np.float32) for name, array in found.items()}
 
     @property
     def state(self) -> dict[str, NDArray[np.float32]]:
-        """The moments by "m_t/" or "v_t/" and the parameter's name; nothing before round 0."""
+        """The moments by "m_t/" or "v_t/" and parameter name; empty before round 0."""
         moments = {kind: getattr(self._strategy, kind, None) or {} for kind in _MOMENTS}
         return {
             f"{kind}/{name}": np.asarray(value)
@@ -130,7 +130,7 @@ class Server:
         }
 
     def restore(self, state: Mapping[str, NDArray[np.float32]]) -> None:
-        """Stands where `state` was taken."""
+        """Restores the moments in `state`."""
         for kind in _MOMENTS:
             moment = {
                 name.removeprefix(kind + "/"): value
@@ -142,7 +142,7 @@ class Server:
 
 
 def _message(round: int, update: Update) -> Message:
-    """The client's reply, as it would come out of Flower's grid."""
+    """The client's reply in the form in which Flower's grid returns it."""
     metadata = Metadata(
         run_id=0,
         message_id="",
@@ -161,7 +161,7 @@ def _message(round: int, update: Update) -> Message:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Flower tells of every aggregation."""
+    """Hides Flower's messages about every aggregation."""
     log = logging.getLogger("flwr")
     level = log.level
     log.setLevel(logging.WARNING)

@@ -1,4 +1,4 @@
-"""The kernels against torch: replay against a normal_ + add_ loop, perturb against a copy."""
+"""Compares the kernels with torch: replay with a normal_ + add_ loop, perturb with a copy."""
 
 from __future__ import annotations
 
@@ -29,22 +29,23 @@ _PERTURB_REPEATS = 7
 def measure_replay(
     weights: int, rounds: Sequence[int], repeats: int, observer: Observer
 ) -> dict[str, Any]:
-    """Catching up on one thread: its speed, how it grows with rounds, and what memory it takes.
+    """Replay on one thread: its speed, its growth with the number of rounds, and its memory.
 
-    `Replica.replay` folds each number of `rounds` (ascending) of 5 directions, HiSo's and for the
-    largest number ZO-SGD's too. The torch loop is what it replaces: one `normal_` into a buffer
-    and one in-place `add_` for each direction, without the division, the curvature and the digest
-    that replay does besides.
+    `Replica.replay` folds each number of `rounds` (ascending) with 5 directions, for HiSo, and for
+    the largest number also for ZO-SGD. The torch loop computes the main part of this: one
+    `normal_` into a buffer and one in-place `add_` for each direction, without the division, the
+    update of h and the digest of a replay.
 
     Returns:
-        weights_directions_per_second_per_core: HiSo, the largest number of rounds.
-        over_torch: That over the torch loop's.
-        linearity: Time a round in the largest number of rounds over that in the smallest.
-        growth_bytes: Peak of resident memory in the first of the largest replays above what was
-            held before it; None where it cannot be measured.
-        seconds: By number of rounds.
+        weights_directions_per_second_per_core: For HiSo, with the largest number of rounds.
+        over_torch: This figure divided by that of the torch loop.
+        linearity: Time per round with the largest number of rounds, divided by that with the
+            smallest.
+        growth_bytes: Peak of resident memory in the first of the largest replays, above the memory
+            held before it; None if it cannot be measured.
+        seconds: Time by number of rounds.
         zo_sgd: The first two figures for ZO-SGD.
-        torch_weights_directions_per_second_per_core: The torch loop's.
+        torch_weights_directions_per_second_per_core: The first figure for the torch loop.
     """
     records = [sample_record(r) for r in range(rounds[-1])]
     directions = len(records[0].coefficient)
@@ -95,16 +96,16 @@ def measure_replay(
 
 
 def measure_perturb(weights: int, device: torch.device, observer: Observer) -> dict[str, float]:
-    """Perturbation against a copy, in bytes moved a second, on all threads or on a GPU.
+    """Compares a perturbation with a copy, in bytes moved per second, on all threads or a GPU.
 
-    A float32 copy reads and writes 8 bytes a weight. A perturbation reads w and the method's
-    states and writes the compute copy: 12 bytes a weight for HiSo, 10 with a bfloat16 copy, 8 for
-    ZO-SGD.
+    A float32 copy reads and writes 8 bytes per weight. A perturbation reads w and the method's
+    states and writes the compute copy: 12 bytes per weight for HiSo, 10 with a bfloat16 copy, 8
+    for ZO-SGD.
 
     Returns:
-        over_copy, bfloat16_over_copy: HiSo's bandwidth over the copy's, by compute dtype.
-        zo_sgd_over_copy: ZO-SGD's, float32.
-        copy_bytes_per_second: The copy's.
+        over_copy, bfloat16_over_copy: HiSo's bandwidth divided by the copy's, by compute dtype.
+        zo_sgd_over_copy: The same for ZO-SGD, float32.
+        copy_bytes_per_second: The copy's bandwidth.
     """
     layout = Layout.of([("w", (weights,))])
     w = torch.zeros(layout.tiles * TILE, device=device)
@@ -153,6 +154,6 @@ def measure_perturb(weights: int, device: torch.device, observer: Observer) -> d
 
 
 def _finish(device: torch.device) -> None:
-    """Waits for a GPU, which works on after a call has returned."""
+    """Waits for a GPU, which runs asynchronously."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

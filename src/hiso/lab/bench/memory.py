@@ -1,21 +1,22 @@
-"""Peak memory of rounds, in bytes per trainable weight, by mode.
+"""Measures the peak memory of rounds, in bytes per trainable weight, by mode.
 
-Each mode runs in a process of its own: it imports everything and runs rounds of a tiny model, so
-that kernels are compiled and libraries have grown to their size; notes its resident memory; makes
-a model with random weights and a replica of it; and takes the peak of resident memory over
-rounds. The figure is that peak above what was noted, divided by the number of trainable weights.
+Each mode runs in its own process. The process imports everything and runs rounds of a tiny model,
+so that kernels are compiled and libraries have allocated their memory; records its resident memory;
+creates a model with random weights and a replica of it; and measures the peak of resident memory
+over rounds. The figure is this peak above the recorded memory, divided by the number of trainable
+weights.
 
-malloc is told to return what is freed at once, so that the figure is what is in use. Left alone,
-glibc keeps freed tensors of up to 32 MB for later: up to 0.8 bytes a weight were seen after this
-model was made, and with lean memory, where copies come and go, up to 1.3 in all.
+malloc is told to return freed memory at once, so that the figure is the memory in use. By default
+glibc keeps freed tensors of up to 32 MB for later use: we saw up to 0.8 bytes per weight after this
+model was created, and up to 1.3 in total with lean memory, which often allocates and frees copies.
 
-Activations are left in. The batches are so short (16 tokens a client) that they are 0.01 to 0.02
-bytes a weight of SmolLM2-135M, whose shape the model has. Padding to tiles is in the figure too,
-0.01 bytes a weight there. With lean memory so is the largest module's copy, here the embedding's
-(21 % of the weights).
+Activations are included. The batches are so short (16 tokens per client) that activations take
+0.01 to 0.02 bytes per weight of SmolLM2-135M, whose shape the model has. Padding to tiles is also
+included, 0.01 bytes per weight. With lean memory the figure includes the copy of the largest
+module, here the embedding (21 % of the weights).
 
-What the model is made from counts while it is made: the process's peak up to the first round is
-reported beside.
+Creating the model needs additional memory: the peak of the process before the first round is
+reported separately.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ SMOLLM2: Mapping[str, Any] = {
     "num_attention_heads": 9,
     "num_key_value_heads": 3,
 }
-"""The shape of SmolLM2-135M, as `LlamaConfig` has it. Embeddings are tied."""
+"""The shape of SmolLM2-135M, as arguments of `LlamaConfig`. Embeddings are tied."""
 
 _TINY: Mapping[str, Any] = {
     "vocab_size": 512,
@@ -67,7 +68,7 @@ _PROCESSES = 2
 
 @dataclass(frozen=True)
 class Mode:
-    """What decides how much memory a round takes."""
+    """The choices that determine the memory of a round."""
 
     memory: Memory
     method: str
@@ -75,7 +76,7 @@ class Mode:
     clients: int = 6
 
     def expected(self, largest: float) -> float:
-        """Bytes per trainable weight by design, if `largest` is the largest module's share."""
+        """Bytes per trainable weight by design; `largest` is the largest module's share."""
         copied = largest if self.memory == "lean" else 1.0
         states = len(METHODS[self.method]().state)
         return 4 + 4 * states + copied * DTYPES[self.dtype].itemsize
@@ -87,7 +88,7 @@ class Held:
 
     Attributes:
         rounds: During rounds.
-        start: While the model is made and the replica takes it over.
+        start: While the model is created and its parameters move into the replica.
         expected: During rounds, by design.
         weights: Number of trainable weights.
     """
@@ -110,7 +111,7 @@ MANY_CLIENTS = Mode("full", "hiso", "float32", clients=600)
 def measure_memory(
     modes: Sequence[Mode], shape: Mapping[str, Any], observer: Observer
 ) -> list[Held] | None:
-    """The memory of each mode, for a Llama of the given shape; None where it cannot be measured."""
+    """Memory of each mode, for a Llama of the given shape; None if it cannot be measured."""
     if not measurable():
         observer.notice("memory is not measured: this system has no peak that can be reset")
         return None
@@ -137,7 +138,7 @@ def _measure(mode: Mode, shape: Mapping[str, Any]) -> Held:
         made: list[Simulation] = []
         start = peak_of(lambda: made.append(_federation(mode, shape, Path(folder) / "it.sqlite")))
         (simulation,) = made
-        gc.collect()  # transformers makes a head of its own before it ties it to the embedding
+        gc.collect()  # transformers makes a head, then ties it to the embedding
         peak = max(peak_of(simulation.round) for _ in range(_ROUNDS))
     replica = simulation.replica
     largest = max(entry.numel for entry in replica.layout) / replica.numel
@@ -157,7 +158,7 @@ class _Shard:
 
 
 def _federation(mode: Mode, shape: Mapping[str, Any], path: Path) -> Simulation:
-    """Rounds of a random model whose loss reads two rows of the head, as label words do."""
+    """A federation of a random model; its loss reads two rows of the head, like label words."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     model: Any = LlamaForCausalLM(LlamaConfig(**shape, tie_word_embeddings=True))

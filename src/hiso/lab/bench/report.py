@@ -1,4 +1,4 @@
-"""All figures of one machine, with the targets."""
+"""All measurements of one machine, with the targets."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from hiso.run.observer import Observer
 
 @dataclass(frozen=True)
 class Size:
-    """How much work the figures are taken from.
+    """The amount of work for the measurements.
 
     Attributes:
-        settings: Model, data and batch size of the rounds, as settings name them.
-        repeats: How often everything runs.
-        replay_weights: Weights that are caught up; the work is per weight, and memory is read
-            once for all rounds, so they need not be many.
-        replay_rounds: Rounds that are caught up, ascending.
-        perturb_weights: Weights that are perturbed: more than fit in any cache.
+        settings: Model, data and batch size of the rounds, as settings.
+        repeats: Number of repeats.
+        replay_weights: Number of weights in replays. The time is proportional to it, and memory is
+            read once for all rounds, so it need not be large.
+        replay_rounds: Numbers of rounds in replays, ascending.
+        perturb_weights: Number of weights to perturb: more than fit in any cache.
         shape: The model whose memory is measured.
-        modes: In which modes, each in a process of its own.
+        modes: The modes for memory, each measured in its own process.
     """
 
     settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
@@ -47,12 +47,12 @@ FULL = Size()
 def measure_all(
     observer: Observer, *, against_usual: bool = False, size: Size = FULL
 ) -> dict[str, Any]:
-    """Every figure, the targets among them, what it was measured on, and what each target says.
+    """All figures, with a description of the machine and the result for each target.
 
     Args:
-        observer: Who watches.
-        against_usual: Whether to run the usual implementation as well.
-        size: How much work.
+        observer: Receives the progress.
+        against_usual: Whether to run the usual implementation too.
+        size: The amount of work.
     """
     cpu = torch.device("cpu")
     report: dict[str, Any] = {
@@ -71,9 +71,9 @@ def measure_all(
 def _memory(size: Size, observer: Observer) -> dict[str, Any]:
     """Bytes per trainable weight, by memory setting, method and dtype.
 
-    `bytes_per_weight` is the peak during rounds, `expected` what it is by design,
-    `start_bytes_per_weight` the peak before them, `many_clients` that of HiSo, float32, with 600
-    clients in place of 6.
+    `bytes_per_weight` is the peak during rounds, `expected` the peak by design,
+    `start_bytes_per_weight` the peak before the rounds, and `many_clients` the peak of HiSo,
+    float32, with 600 clients instead of 6.
     """
     held = measure_memory([*size.modes, MANY_CLIENTS], size.shape, observer)
     *each, many = held or [None] * (len(size.modes) + 1)

@@ -1,4 +1,4 @@
-"""Resident memory of this process, and its peak during a piece of work. Linux alone has both."""
+"""Resident memory of this process, and its peak during a piece of work. Linux only."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _M_MMAP_THRESHOLD = -3
 
 
 def measurable() -> bool:
-    """Whether the system lets a process start its peak anew."""
+    """Whether the system lets a process reset its peak."""
     try:
         _reset_peak()
     except OSError:
@@ -20,13 +20,13 @@ def measurable() -> bool:
 
 
 def keep_nothing() -> None:
-    """Makes malloc return every freed tensor to the system, where it would keep some for later."""
+    """Makes malloc return every freed tensor to the system, instead of keeping some for later."""
     if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):  # glibc
         mallopt(_M_MMAP_THRESHOLD, 2**16)
 
 
 def resident() -> int:
-    """Resident memory now, in bytes."""
+    """Present resident memory, in bytes."""
     return _status("VmRSS")
 
 

@@ -1,8 +1,8 @@
-"""Rounds against their bare forward passes, where their time goes, and the usual implementation.
+"""Times rounds, their parts, their bare forward passes, and the usual implementation.
 
 HiSo, P = 5, 2 of 6 clients, joint batches of 16. The bare passes are P + 1 calls of the loss on
-the very batches of the round that follows, at weights that do not move; nothing else happens in
-between. Every competitor runs once in each repeat.
+the batches of the round that is measured next, at fixed weights and without any other work. Every
+competitor runs once in each repeat.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from hiso.run.workload.text import Words, load_words
 from hiso.workloads.text.objective import Objective
 
 PARTS: tuple[str, ...] = ("forward", "directions", "step", "data", "rest")
-"""What the time of a round is split into: `rest` is what the others leave."""
+"""The parts of the time of a round; `rest` is the time not in the other parts."""
 
 _CLIENTS, _SAMPLE, _DIRECTIONS = 6, 2, 5
 _MU = {"float32": 1e-3, "bfloat16": 5e-3}
@@ -43,19 +43,20 @@ def measure_rounds(
     """Times rounds whose forward passes are in float32 and in bfloat16.
 
     Args:
-        given: Settings that say which model, task and data, and how large a batch.
-        repeats: How often everything runs, after once to warm up.
-        observer: Who watches.
-        against_usual: Whether the usual implementation runs as well. It needs the memory of two
-            models for each client, in float32 and again in bfloat16.
+        given: Settings for model, task, data and batch size.
+        repeats: Number of repeats, after one to warm up.
+        observer: Receives the progress.
+        against_usual: Whether the usual implementation runs too. It needs the memory of two models
+            for each client, in float32 and again in bfloat16.
 
     Returns:
-        round_efficiency: Time of the bare passes over that of the round, by dtype.
-        rounds_over_usual: The usual implementation's time a round over hiso's: in float32; with
-            hiso's forward passes in bfloat16 against the usual implementation in float32, where
-            it trains; and against it all in bfloat16, where it does not. If asked for.
-        seconds: Median of each competitor.
-        split: By dtype, the seconds of each part of the round of median length.
+        round_efficiency: Time of the bare passes divided by the time of the round, by dtype.
+        rounds_over_usual: With `against_usual`, the time of the usual implementation's round
+            divided by hiso's: both in float32; hiso with bfloat16 forward passes against the usual
+            implementation in float32, where it trains; and both in bfloat16, where the usual
+            implementation does not train.
+        seconds: Median time of each competitor.
+        split: By dtype, the seconds of each part of the round of median duration.
     """
     method = HiSo()
     settings = parse_settings({"clients": _CLIENTS, "sample": _SAMPLE, **given})
@@ -108,7 +109,7 @@ class _Clock:
 
 
 class _TimedReplica(Replica):
-    """Notes the time of writing perturbed weights and of folding records."""
+    """Measures the time of writing perturbed weights and of folding records."""
 
     def __init__(self, clock: _Clock, module: Any, identity: Identity) -> None:
         self._clock = clock
@@ -124,7 +125,7 @@ class _TimedReplica(Replica):
 
 
 class _TimedShard:
-    """Notes the time of drawing batches."""
+    """Measures the time of drawing batches."""
 
     def __init__(self, clock: _Clock, shard: Shard) -> None:
         self._clock, self._shard = clock, shard
@@ -152,7 +153,7 @@ class _Rounds:
         self._simulation = Simulation(self._server, replica, self._shards, self._objective)
 
     def bare(self) -> None:
-        """The forward passes of the round that is about to run."""
+        """The forward passes of the next round."""
         batches = [self._shards[plan.client].batch(plan.round, 0) for plan in self._server.ask()]
         for _ in range(_DIRECTIONS + 1):
             self._objective(batches)
@@ -168,6 +169,6 @@ class _Rounds:
         self._splits.append(spent)
 
     def median_split(self) -> dict[str, float]:
-        """The parts of the round of median length, without the first one."""
+        """The parts of the round of median duration; the first round is ignored."""
         ordered = sorted(self._splits[1:], key=lambda split: sum(split.values()))
         return ordered[(len(ordered) - 1) // 2]

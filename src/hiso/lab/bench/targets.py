@@ -1,4 +1,4 @@
-"""What hiso is to reach on any machine, and whether it did."""
+"""The targets of hiso on any machine, and whether they were met."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ class Target:
     """A bound for one figure of the report.
 
     Attributes:
-        figure: Where it is in the report: keys with dots between them.
-        sign: On which side of the bound it is to lie.
+        figure: The figure's keys in the report, joined by dots.
+        sign: The side of the bound on which the figure must lie.
         bound: The bound.
-        slack: Share of the bound by which a figure may miss it.
-        features: The CPU features for which this is the target, as torch names them.
+        slack: Fraction of the bound by which a figure may miss it.
+        features: The CPU features for which this target applies, by torch's names.
     """
 
     figure: str
@@ -34,19 +34,19 @@ class Target:
         return f"{self.sign} {self.bound:g}{slack}"
 
     def met(self, value: float) -> bool:
-        """Whether the value keeps to the bound."""
+        """Whether the value meets the bound."""
         if self.sign == ">=":
             return value >= self.bound * (1 - self.slack)
         return value <= self.bound * (1 + self.slack)
 
 
 MANY_ROUNDS = 1000
-"""Rounds in the longest catch-up."""
+"""Number of rounds in the longest replay."""
 
 _PER_ROUND = 1024
 _SPEED = "replay.weights_directions_per_second_per_core"
 _PADDING = 0.01
-"""Tiles and activations, which the memory of weights and states leaves out."""
+"""Tolerance for padding and activations, which the memory by design does not include."""
 
 TARGETS = (
     Target("round_efficiency.float32", ">=", 0.85),
@@ -79,7 +79,7 @@ TARGETS = (
 
 
 def judge(report: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Each target that the report has a figure for: figure, value, target, met.
+    """Each target for which the report has a figure: figure, value, target, met.
 
     `met` is None for a figure that could not be measured.
     """

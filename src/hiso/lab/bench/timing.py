@@ -1,4 +1,4 @@
-"""Interleaved timing: every competitor once per repeat, ratios within a repeat, medians of them."""
+"""Interleaved timing: every competitor runs once per repeat; medians of ratios per repeat."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Times:
         return statistics.median(self._seconds[name])
 
     def ratio(self, over: str, under: str) -> float:
-        """Median of the ratios within each repeat: what slows both down cancels."""
+        """Median of the ratios within each repeat; effects that slow down both cancel."""
         pairs = zip(self._seconds[over], self._seconds[under], strict=True)
         return statistics.median(a / b for a, b in pairs)
 
@@ -31,12 +31,12 @@ class Times:
 def interleaved(
     work: Mapping[str, Callable[[], object]], repeats: int, advance: Advance = lambda _: None
 ) -> Times:
-    """Runs each once to warm up, then each once in every repeat.
+    """Runs each competitor once to warm up, then once in every repeat.
 
     Args:
-        work: What to time, by name.
-        repeats: How often.
-        advance: Told each time that one has run.
+        work: The functions to time, by name.
+        repeats: Number of repeats.
+        advance: Called after each function call.
     """
     times: dict[str, list[float]] = {name: [] for name in work}
     for repeat in range(repeats + 1):
@@ -51,7 +51,7 @@ def interleaved(
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """torch and the kernels on one thread."""
+    """Runs torch and the kernels on one thread."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

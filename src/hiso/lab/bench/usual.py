@@ -1,22 +1,22 @@
-"""How HiSo is usually done, written plainly, to time hiso's rounds against.
+"""HiSo as it is usually implemented, for comparison with the time of hiso's rounds.
 
-One model per client, a snapshot to return to, `torch.randn` for a direction each time it is
-needed, and ±mu·z in place. Passes over all weights in one round with P directions:
+One model per client, a snapshot to restore, `torch.randn` for a direction each time it is needed,
+and ±mu·z in place. Passes over all weights in one round with P directions:
 
     each sampled client   P perturbations, P restorations, P parts of the local step,
                           each: draw z, read H, read and write w; then a copy from the snapshot
                           P parts of the common step, likewise; then a copy into the snapshot
     the server            P draws for the diagonal, one read and write of H
 
-Honest tuning: the buffer for draws is allocated once, √H is kept from round to round, updates are
-single fused operations, and logits are those of the label words alone. A client's batch is padded
-to its longest example, as everybody does. What is left out is in its favour: catching up after
-rounds without being sampled, and the extra forward pass with which the public code logs a training
-loss.
+Reasonable optimisations: the buffer for draws is allocated once, √H is kept from round to round,
+updates are single fused operations, and only the logits of the label words are computed. A
+client's batch is padded to its longest example, as usual. Omissions that make it faster: catching
+up after rounds in which a client was not sampled, and the extra forward pass with which the public
+code logs a training loss.
 
-In float32 this is what others run on a CPU. In bfloat16 everything here is bfloat16, w too, which
-is as fast as it can get and does not train: a perturbation or a step is mostly smaller than half
-a unit in the last place of w.
+In float32 this is what users of such code run on a CPU. In bfloat16 everything here is bfloat16,
+including w. This is the fastest variant, but it does not train: a perturbation or a step is mostly
+smaller than half a unit in the last place of w.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ Loss = Callable[[nn.Module, int], float]
 
 
 class UsualHiSo:
-    """Parameter by parameter, in place, as a reader of the paper would write it first."""
+    """HiSo parameter by parameter, in place: a direct implementation of the paper."""
 
     def __init__(
         self, module: nn.Module, clients: int, *, directions: int, lr: float, mu: float, nu: float
@@ -103,7 +103,7 @@ class UsualHiSo:
 
 
 def usual_loss(workload: Words) -> Callable[[Any, Batch], float]:
-    """Mean cross-entropy of the label words, of a model and a batch padded to its longest."""
+    """The mean cross-entropy of the label words, for a model and a batch padded to its longest."""
     if workload.lm.classes is not None:
         raise SettingsError(f"{workload.lm.name} is a classifier: name a causal language model.")
     words = torch.tensor(check_labels(workload.task, workload.lm.tokenizer).first)
@@ -127,12 +127,12 @@ def usual_loss(workload: Words) -> Callable[[Any, Batch], float]:
 def usual_round(
     workload: Words, module: nn.Module, method: HiSo, rounds: RoundSettings
 ) -> Callable[[], None]:
-    """Rounds of the usual implementation, one after another, on hiso's batches.
+    """A function that runs the next round of the usual implementation, on hiso's batches.
 
     Args:
         workload: Shards, task and tokenizer.
-        module: The model, in the dtype that everything is to have; it is copied.
-        method: Learning rate and smoothing.
+        module: The model, in the dtype for all computations; it is copied.
+        method: Learning rate and update rate of H.
         rounds: Clients, sample, P and mu.
     """
     usual = UsualHiSo(

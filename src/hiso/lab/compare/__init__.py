@@ -1,5 +1,5 @@
-"""Methods, tasks and seeds from one file, run and set side by side.
+"""Runs and compares methods, tasks and seeds named in one file.
 
-Begin with `comparison.py`. `spec.py` reads the file, `trials.py` makes runs of it, `execute.py`
-runs them, `figures.py`, `tables.py` and `picture.py` show what came out.
+Begin with `comparison.py`. `spec.py` reads the file, `trials.py` lists its runs, `execute.py` runs
+them, `figures.py`, `tables.py` and `picture.py` show the results.
 """

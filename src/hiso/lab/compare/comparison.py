@@ -1,4 +1,4 @@
-"""A comparison from its file to its tables and report."""
+"""Runs a comparison, and writes its tables and report."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ def launch_comparison(
 ) -> dict[str, Any]:
     """Tunes, runs, and writes results.json, results.csv, results.md, report.html, curves.svg.
 
-    Runs that are done are not done again: start it again after a stop, or with more seeds or
-    methods in the file.
+    Finished runs are not repeated: call this again after a stop, or with more seeds or methods in
+    the file.
 
     Args:
-        comparison: What to compare.
+        comparison: The comparison.
         out: The folder; each run has a run folder below `runs`.
-        command: What to say about how it was started.
-        jobs: Runs side by side; None to see how many have room.
-        display: Who watches.
+        command: The command that started it, for results.json.
+        jobs: Number of runs side by side; None for as many as fit.
+        display: Receives the progress.
 
     Returns:
         The content of results.json.
@@ -74,7 +74,7 @@ def launch_comparison(
 
 
 def machine(threads: int) -> dict[str, Any]:
-    """Where it was computed, with the versions that matter."""
+    """A description of the machine, with the relevant versions."""
     return {
         "cores": os.cpu_count() or 1,
         "threads": threads,
@@ -85,7 +85,7 @@ def machine(threads: int) -> dict[str, Any]:
 
 
 def _report(result: dict[str, Any], runs: list[Run], root: Path, out: Path) -> None:
-    """A page with the tables, and the curves of every run that is reported."""
+    """A page with the tables, and the curves of every reported run."""
     labels = {root / run.trial.folder: tables.heading("", run.key) for run in runs if run.curve}
     parts: list[Table] = []
     for place in tables.places(result["methods"]):

@@ -1,4 +1,4 @@
-"""Runs side by side, each in a process; what is done is not done again."""
+"""Runs trials side by side, each in its own process; finished trials are not repeated."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from hiso.run.results import Summary, decode_summary
 FAILED = "failed.json"
 _POLL = 0.5
 _SHARE = 0.8
-"""Part of the free memory that runs may take together."""
+"""Fraction of the free memory that all runs together may use."""
 
 
 class Display(Protocol):
-    """Who watches a comparison."""
+    """Receives the progress of a comparison."""
 
     def begin(self, what: str, trials: Sequence[Trial], done: int) -> None:
-        """A stage begins, of which so many runs are done already."""
+        """A stage begins; `done` of its runs are already finished."""
         ...
 
     def progress(self, running: dict[Trial, int]) -> None:
-        """The rounds that each run has done so far."""
+        """The number of rounds that each run has finished so far."""
         ...
 
     def finished(self, trial: Trial, result: Summary | Failure) -> None:
@@ -48,8 +48,8 @@ class Failure:
     """A run whose loss exploded: failed.json.
 
     Attributes:
-        failed: How, in words.
-        seconds: Wall time until then.
+        failed: A description of the failure.
+        seconds: Wall time until the failure.
     """
 
     failed: str
@@ -59,14 +59,14 @@ class Failure:
 def run_all(
     what: str, trials: Sequence[Trial], root: Path, threads: int, jobs: int | None, display: Display
 ) -> dict[str, Summary | Failure]:
-    """Runs what is not done yet; gives what came of each, by folder.
+    """Runs all unfinished trials; returns the result of each, by folder.
 
-    Without `jobs`, one run goes first; then as many go side by side as have room in memory
-    beside each other, if each takes what that one took, and as there are cores for.
+    Without `jobs`, one run goes first. Its memory determines how many of the others run side by
+    side; the number of cores is also a limit.
 
     Raises:
-        HisoError: A run failed for another reason than that its loss exploded. Start again to go
-            on where it stood.
+        HisoError: A run failed for another reason than that its loss exploded. Start again to
+            resume.
     """
     unique = {trial.folder: trial for trial in trials}
     results = {name: found for name in unique if (found := read_result(root / name)) is not None}
@@ -85,7 +85,7 @@ def run_all(
 
 
 def read_result(folder: Path) -> Summary | Failure | None:
-    """What a run has come to; None if it has not ended."""
+    """The result of a run; None if it has not ended."""
     if (failed := folder / FAILED).is_file():
         return Failure(**json.loads(failed.read_text()))
     return RunFolder(folder).read_summary()
@@ -118,7 +118,7 @@ def _batch(
 
 @contextmanager
 def _threads(count: int) -> Iterator[None]:
-    """What new processes find in their environment, before they load a library that reads it."""
+    """Sets the number of threads in the environment of new processes, before libraries load."""
     before = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = str(count)
     try:
@@ -131,7 +131,7 @@ def _threads(count: int) -> Iterator[None]:
 
 
 def run_trial(trial: Trial, folder: Path, threads: int) -> Summary | Failure:
-    """One run in this process, from wherever its folder stands."""
+    """Starts or resumes one run in this process."""
     import torch
 
     torch.set_num_threads(threads)
@@ -150,7 +150,7 @@ def run_trial(trial: Trial, folder: Path, threads: int) -> Summary | Failure:
 
 
 def _in_stages(trial: Trial, folder: Path) -> Summary:
-    """A run whose settings change on the way is several, one behind the other."""
+    """Runs a trial whose settings change during the run, one stage after the other."""
     from hiso.ring.ledger.ledger import Ledger
     from hiso.run.launch import launch
 
@@ -159,7 +159,7 @@ def _in_stages(trial: Trial, folder: Path) -> Summary:
     if RunFolder(folder).has_run():
         with Ledger.open(RunFolder(folder).ledger) as ledger:
             position = ledger.position
-        summary = launch({}, folder)  # to the end of the stage it stands in
+        summary = launch({}, folder)  # to the end of the present stage
     else:
         position = 0
         summary = launch({**trial.settings, "rounds": ends[0]}, folder)

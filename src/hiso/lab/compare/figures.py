@@ -1,4 +1,4 @@
-"""The figures of a comparison: what was chosen, and what came of it, over seeds."""
+"""The figures of a comparison: the chosen values, and the results over seeds."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Run:
 
     @property
     def key(self) -> Key:
-        """Whose run it is."""
+        """Task, model and method of the run."""
         return self.trial.task, self.trial.model, self.trial.method
 
 
@@ -52,9 +52,9 @@ def choose(
 ) -> tuple[dict[Key, Mapping[str, float]], list[dict[str, Any]]]:
     """The best values of each method, and the whole grid.
 
-    Best is the highest mean, over tuning seeds, of the last accuracy on the tuning split; of
-    equal ones that with the lower loss. Where the loss is the goal, it is the lowest mean of that.
-    Values with which any run failed are out.
+    The best value has the highest mean, over tuning seeds, of the last accuracy on the tuning
+    split; of equal ones, the lower loss. If the loss is the goal, it has the lowest mean last
+    loss. Values with which any run failed are excluded.
     """
     groups: dict[tuple[Key, tuple[tuple[str, float], ...]], list[Run]] = defaultdict(list)
     for run in runs:
@@ -85,14 +85,14 @@ def choose(
 def compare(runs: Sequence[Run], comparison: Comparison) -> list[dict[str, Any]]:
     """A row for each task, model and method; figures are {"mean", "deviation", "values"}.
 
-    target: What `to_target` counts to: the comparison's own, or the reference's mean best
-        accuracy (or last loss, if that is the goal) on that task and model; None without either.
-    to_target: Rounds, bytes and passes until the tuning accuracy first reached it, over the
-        seeds that did; `reached` says how many.
-    best, loss: Best accuracy on the tuning split; loss there at the end.
-    test, test_loss: On the test split at the end.
-    at_equal_bytes, at_equal_passes: Tuning accuracy when as much was spent as the cheapest
-        method of the same task and model spent in all.
+    target: The target of `to_target`: the comparison's own, or the reference's mean best accuracy
+        (or last loss, if that is the goal) on this task and model; None without either.
+    to_target: Rounds, bytes and passes until the target was first reached on the tuning split,
+        over the seeds that reached it; `reached` is their number.
+    best, loss: Best accuracy and final loss on the tuning split.
+    test, test_loss: Accuracy and loss on the test split at the end.
+    at_equal_bytes, at_equal_passes: Tuning accuracy at the cost that the cheapest method of the
+        same task and model spent in total.
     """
     rows: list[dict[str, Any]] = []
     by_place: dict[tuple[str, str], dict[str, list[Run]]] = defaultdict(lambda: defaultdict(list))
@@ -162,7 +162,7 @@ def _figures(
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:
-    """Mean and sample deviation; None where there are too few."""
+    """Mean and sample deviation; None if there are too few values."""
     return {
         "mean": statistics.fmean(values) if values else None,
         "deviation": statistics.stdev(values) if len(values) > 1 else None,

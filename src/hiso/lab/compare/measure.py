@@ -1,4 +1,4 @@
-"""What a run shows: its accuracy over rounds, bytes and forward passes."""
+"""The accuracy of a run against rounds, bytes and forward passes."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class Curve:
     """A run's evaluations on the tuning split.
 
     Attributes:
-        positions: Rounds done at each evaluation.
-        accuracy: The metric there; the higher the better.
-        bytes: Bytes up and down by then, over all clients.
-        passes: Forward passes of a batch by then, over all clients.
-        loss: The loss there.
+        positions: Number of finished rounds at each evaluation.
+        accuracy: The metric at each evaluation; higher is better.
+        bytes: Bytes up and down until then, over all clients.
+        passes: Forward passes of a batch until then, over all clients.
+        loss: The loss at each evaluation.
     """
 
     positions: list[int]
@@ -43,7 +43,7 @@ class Curve:
     def first(self, target: float, goal: Goal = "best metric") -> int | None:
         """Index of the first evaluation that reaches `target`.
 
-        A loss has to be held by the next evaluation too, if there is one.
+        A loss must also be reached at the next evaluation, if there is one.
         """
         if goal == "best metric":
             return next((i for i, a in enumerate(self.accuracy) if a >= target), None)
@@ -61,7 +61,7 @@ def read_curve(folder: Path, metric: str) -> Curve:
 
 
 def curve_of(rounds: Sequence[Round], evaluations: Sequence[Evaluation], metric: str) -> Curve:
-    """The curve that rounds and evaluations tell; rounds that tell no passes count as none."""
+    """The curve from rounds and evaluations; rounds with unknown passes count as zero passes."""
     spent = [0, *accumulate(done.bytes_up + done.bytes_down for done in rounds)]
     passes = [0, *accumulate(done.passes or 0 for done in rounds)]
     dev = [e for e in evaluations if e.split == "dev"]

@@ -1,4 +1,4 @@
-"""The curves of a comparison as one picture, for pages that cannot run a report's scripts."""
+"""The curves of a comparison as one picture, for pages that cannot run scripts."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _DASHED = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-."}
 def draw_curves(runs: Sequence[Run], metric: str, out: Path) -> None:
     """Accuracy on the tuning split against rounds, bytes and passes: mean and deviation over seeds.
 
-    One row of axes for each task and model. Bytes and passes are logarithmic; position 0, which
-    costs nothing, is left out there.
+    One row of axes for each task and model. Bytes and passes have logarithmic axes, without
+    position 0, whose cost is zero.
     """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     places: dict[tuple[str, str], dict[str, list[Curve]]] = defaultdict(lambda: defaultdict(list))
-    # A method looks alike in all rows, also where another came to nothing.
+    # A method has the same style in all rows, also if another method is missing.
     order = list(dict.fromkeys(run.trial.method for run in runs))
     for run in runs:
         if run.curve is not None:
@@ -64,7 +64,7 @@ def draw_curves(runs: Sequence[Run], metric: str, out: Path) -> None:
 
 
 def _logarithmic(axis: Any, tick: Callable[[float], str]) -> None:
-    """A logarithmic x axis whose ticks are written out, few enough to be read."""
+    """A logarithmic x axis with a few ticks, written as plain numbers."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     axis.set_xscale("log")

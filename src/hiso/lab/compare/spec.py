@@ -1,4 +1,4 @@
-"""What is compared: methods × tasks × models × seeds × grid, from a TOML file."""
+"""The definition of a comparison: methods × tasks × models × seeds × grid, from a TOML file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hiso.errors import LoadError, SettingsError
 from hiso.lab.baselines.baseline_settings import BASELINES, parse_baseline
 from hiso.lab.compare.measure import Goal
 from hiso.run.definition import Definition
-from hiso.run.settings import CHANGEABLE, Settings, parse_settings, read_toml
+from hiso.run.settings import CHANGEABLE, LORA, Settings, parse_settings, read_toml
 from hiso.workloads.text.tasks import get_task
 
 Positive = Annotated[int, Field(ge=1)]
@@ -26,14 +26,14 @@ class _Part(BaseModel):
 
 
 class Change(_Part):
-    """Settings that take a new value after so many rounds, as `hiso run --change` does."""
+    """Settings that take a new value after some rounds, as with `hiso run --change`."""
 
     round: Positive
     set: dict[str, Any]
 
 
 class Entry(BaseModel):
-    """One method, task or model: a label, and settings of its own beside it."""
+    """One method, task or model: a label, and its own settings."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
@@ -41,7 +41,7 @@ class Entry(BaseModel):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Its settings by name."""
+        """The entry's own settings by name."""
         return dict(self.model_extra or {})
 
 
@@ -50,8 +50,8 @@ class MethodEntry(Entry):
 
     Attributes:
         grid: Values to tune; by default those of the comparison. Empty for none.
-        tuned_as: Label of another method whose tuned values it takes.
-        changes: Settings that change on the way.
+        tuned_as: Label of another method whose tuned values this method uses.
+        changes: Settings that change during the run.
     """
 
     grid: Grid | None = None
@@ -60,12 +60,12 @@ class MethodEntry(Entry):
 
 
 class Tuning(_Part):
-    """How values are chosen, in the same way for every method.
+    """How values are tuned; the same for every method.
 
     Attributes:
         grid: Values by setting; all combinations are run.
         seeds: Seeds of the tuning runs.
-        rounds: Their rounds; by default those of the runs that are reported.
+        rounds: Rounds of the tuning runs; by default those of the reported runs.
     """
 
     grid: Grid = Field(default_factory=dict)
@@ -77,18 +77,19 @@ class Comparison(_Part):
     """A comparison: every method on every task with every model, over all seeds.
 
     Attributes:
-        title: For people.
-        settings: What all runs have in common, as for `hiso run`.
-        tuning: How values are chosen on the tuning split.
-        seeds: Seeds of the runs that are reported.
-        reference: Label of the method that sets the target.
-        goal: What of the reference is the target: its mean best accuracy, or its mean loss at the
-            end, which two evaluations in a row have to hold. With the loss, values are tuned by it.
-        target: The target as a number, in place of that.
-        metric: What accuracy means: a metric of the tuning split, the higher the better.
+        title: Title of the comparison.
+        settings: Settings of all runs, as for `hiso run`.
+        tuning: How values are tuned on the tuning split.
+        seeds: Seeds of the reported runs.
+        reference: Label of the method that defines the target.
+        goal: Whether the target is the reference's mean best accuracy, or its mean final loss,
+            which must be reached at two evaluations in a row. With the loss, values are also tuned
+            by the loss.
+        target: The target as a number, instead of one from the reference.
+        metric: The metric of the tuning split that is called accuracy; higher is better.
         threads: Threads of each run. They change last digits, so they belong to the comparison.
         methods: The methods.
-        tasks: The tasks, partitions, or whatever else the data differ in.
+        tasks: The tasks, partitions, or other differences in the data.
         models: The models.
     """
 
@@ -110,14 +111,14 @@ class Comparison(_Part):
     def _labels_differ(cls, entries: tuple[Entry, ...]) -> tuple[Entry, ...]:
         twice = [label for label, n in Counter(e.label for e in entries).items() if n > 1]
         if twice:
-            raise ValueError(f"label {', '.join(map(repr, twice))} is there twice")
+            raise ValueError(f"label {', '.join(map(repr, twice))} is used twice")
         return entries
 
     @model_validator(mode="after")
     def _agree(self) -> Comparison:
         labels = [method.label for method in self.methods]
         problems = [
-            f"{what} = {label!r} is no method here: {', '.join(labels)}"
+            f"{what} = {label!r} is not a method of this comparison: {', '.join(labels)}"
             for what, label in (
                 ("reference", self.reference),
                 *(("tuned_as", method.tuned_as) for method in self.methods),
@@ -140,7 +141,7 @@ class Comparison(_Part):
         return self
 
     def grid_of(self, method: MethodEntry) -> Grid:
-        """The values that are tuned for a method."""
+        """The grid of values for a method."""
         if method.tuned_as is not None:
             (method,) = (m for m in self.methods if m.label == method.tuned_as)
         return self.tuning.grid if method.grid is None else method.grid
@@ -148,7 +149,7 @@ class Comparison(_Part):
     def settings_of(
         self, task: Entry, model: Entry, method: MethodEntry, chosen: Mapping[str, float], seed: int
     ) -> dict[str, Any]:
-        """All settings of one run; the more special ones override."""
+        """All settings of one run; more specific settings override more general ones."""
         parts = (self.settings, task.settings, model.settings, method.settings, chosen)
         merged: dict[str, Any] = {}
         for part in parts:
@@ -160,8 +161,8 @@ def read_comparison(path: Path) -> Comparison:
     """The comparison that a TOML file describes, with every run's settings checked.
 
     Raises:
-        SettingsError: The file cannot be read; a key is unknown or a value wrong, there or in
-            the settings of some run. All problems are reported.
+        SettingsError: The file cannot be read, or a key is unknown or a value wrong, in the file
+            or in the settings of a run. All problems are reported.
     """
     try:
         comparison = Comparison.model_validate(read_toml(path))
@@ -194,7 +195,7 @@ def read_comparison(path: Path) -> Comparison:
 
 
 def _metrics(settings: Mapping[str, Any]) -> tuple[str, ...]:
-    """What is measured of a run's task, as far as more of it is better."""
+    """The metrics of a run's task for which higher is better."""
     from hiso.workloads.vision.images import DATA_SETS
 
     name, table = settings["task"], settings.get("task_definition")
@@ -206,17 +207,20 @@ def _metrics(settings: Mapping[str, Any]) -> tuple[str, ...]:
     return found.metrics if found.answers else ()
 
 
+_YOUNGER = ("task_definition", "prompt_style", "train", *LORA)
+"""Newer settings; left out if they are defaults, so that older runs keep their folders."""
+
+
 def checked(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of a run or a baseline with all defaults spelled out, but for a table not given.
+    """Settings of a run or a baseline with all defaults, except for those in `_YOUNGER`.
 
     Raises:
-        SettingsError: They are wrong.
+        SettingsError: The settings are wrong.
     """
     if given.get("method") in BASELINES:
         whole = parse_baseline(given).model_dump()
     else:
         settings: Settings = parse_settings(given)
         whole = settings.with_hyper(settings.make_method()).model_dump()
-    if whole["task_definition"] is None:  # folders of runs from before tables have their names
-        del whole["task_definition"]
-    return whole
+    defaults = {name: Settings.model_fields[name].default for name in _YOUNGER}
+    return {k: v for k, v in whole.items() if k not in defaults or v != defaults[k]}

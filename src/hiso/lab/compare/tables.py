@@ -15,12 +15,12 @@ _COLUMNS = (
     "passes in all",
 )  # fmt: skip
 FIRST = (0, 1, 2, 3, 5, 6, 8)
-"""The columns that one looks at first, for where there is no room for all."""
+"""The most important columns, for narrow displays."""
 _GRID = ("method", "values", "accuracy", "loss", "failed", "")
 
 
 def comparison_table(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """Header and cells of the rows of `figures.compare` that have one task and model."""
+    """Header and cells for rows of `figures.compare` with the same task and model."""
     return list(_COLUMNS), [
         [
             row["method"] + _exploded(row),
@@ -65,12 +65,12 @@ def at(rows: Sequence[Mapping[str, Any]], place: tuple[str, str]) -> list[Mappin
 
 
 def heading(title: str, labels: tuple[str, ...]) -> str:
-    """A title for what is about a task, a model, a method; empty labels are left out."""
+    """A title with the labels of task, model and method; empty labels are left out."""
     return " · ".join(filter(None, (title, *labels)))
 
 
 def notes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What the columns mean, for each task and model of the rows."""
+    """Explanations of the columns, for each task and model of the rows."""
     said = [
         "Best, loss, and accuracies at equal cost are on the tuning split; loss, test and test "
         "loss are at the end."
@@ -138,7 +138,7 @@ def figure(value: Mapping[str, Any], show: Any) -> str:
 
 
 def _exploded(row: Mapping[str, Any]) -> str:
-    """How many of the seeds' runs are missing from the figures."""
+    """The number of exploded runs, which the figures do not include."""
     return f" ({row['failed']} of {len(row['seeds'])} exploded)" if row["failed"] else ""
 
 

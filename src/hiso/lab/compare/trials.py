@@ -1,4 +1,4 @@
-"""The runs of a comparison, each with a folder that its settings name."""
+"""The runs of a comparison; the name of each run's folder is made from its settings."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ class Trial:
     """One run.
 
     Attributes:
-        task: Label of its task.
-        model: Label of its model.
-        method: Label of its method.
-        chosen: Its values of what is tuned.
-        seed: Its seed.
-        settings: All its settings that are not left to their defaults.
-        changes: What changes on the way.
+        task: Label of the task.
+        model: Label of the model.
+        method: Label of the method.
+        chosen: Values of the tuned settings.
+        seed: The seed.
+        settings: All settings that are not defaults.
+        changes: Settings that change during the run.
     """
 
     task: str
@@ -43,12 +43,12 @@ class Trial:
 
     @property
     def rounds(self) -> int:
-        """Rounds in all."""
+        """Total number of rounds."""
         return self._checked["rounds"]
 
     @cached_property
     def folder(self) -> str:
-        """A readable name, with a hash of all settings: equal runs share it."""
+        """A readable name with a hash of all settings; equal runs have the same name."""
         changes = [change.model_dump() for change in self.changes]
         text = canonical_json({"settings": self._checked, "changes": changes}, "trial")
         chosen = "-".join(f"{key}={value:g}" for key, value in self.chosen.items())
@@ -58,12 +58,12 @@ class Trial:
 
     @property
     def label(self) -> str:
-        """For people."""
+        """A name for display."""
         return heading(self.task, (self.model, self.method, values(self.chosen)))
 
 
 def tuning_trials(comparison: Comparison) -> Iterator[Trial]:
-    """The runs from which values are chosen."""
+    """The tuning runs."""
     tuning = comparison.tuning
     for task, model, method in _cells(comparison):
         grid = comparison.grid_of(method)
@@ -83,14 +83,14 @@ def tuning_trials(comparison: Comparison) -> Iterator[Trial]:
 def final_trials(
     comparison: Comparison, best: Mapping[tuple[str, str, str], Mapping[str, float]]
 ) -> Iterator[Trial]:
-    """The runs that are reported, with the values chosen by (task, model, method)."""
+    """The reported runs, with the values chosen for each (task, model, method)."""
     for task, model, method in _cells(comparison):
         tuned = method.tuned_as or method.label
         chosen = best.get((task.label, model.label, tuned))
         if chosen is None:
             grid = comparison.grid_of(method)
             if _has_choice(grid):
-                continue  # nothing of the grid has worked
+                continue  # every value of the grid failed
             chosen = {key: choices[0] for key, choices in grid.items()}
         for seed in comparison.seeds:
             yield _trial(comparison, task, model, method, chosen, seed)

@@ -1,5 +1,6 @@
-"""Experiments on what the theory promises, each named in a TOML file.
+"""Experiments that test the theory, each defined by a TOML file.
 
-Begin with `experiment.py`. `dimension/` races on least squares, `curvature/` looks at what h learns
-on digits, `language/` at the same on a language model, `oracle.py` at what a perfect h is worth.
+Begin with `experiment.py`. `dimension/` counts rounds on least squares, `curvature/` examines what
+h learns on digits, `language/` does the same on a language model, and `oracle.py` measures the gain
+of a true diagonal.
 """

@@ -1,4 +1,4 @@
-"""Finished cells of an experiment, a line of JSON each: a killed experiment repeats none."""
+"""Finished cells of an experiment, one line of JSON each; they are not repeated after a kill."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Cell = dict[str, Any]
 
 
 class Cells:
-    """The cells of one folder. The first line is the preset that they belong to."""
+    """The cells of one folder. The first line of the file is their preset."""
 
     def __init__(self, path: Path, known: Mapping[str, Cell]) -> None:
         self._path, self._known = path, dict(known)
@@ -27,7 +27,7 @@ class Cells:
         return key in self._known
 
     def get(self, key: str, work: Callable[[], Cell]) -> Cell:
-        """The cell called `key`; if there is none yet, what `work` gives, which is kept."""
+        """The cell called `key`; if it does not exist yet, computes it by `work` and stores it."""
         if key not in self._known:
             cell = json.loads(json.dumps(work(), allow_nan=False))
             self._append({"cell": key, **cell})
@@ -43,10 +43,10 @@ class Cells:
 
 @contextmanager
 def open_cells(folder: Path, preset: Mapping[str, Any]) -> Iterator[Cells]:
-    """The cells in `folder`, made if it is missing, held against other processes.
+    """The cells in `folder`, which is created if needed and locked against other processes.
 
     Raises:
-        RunConflict: The folder holds cells of another preset, or another process is at work.
+        RunConflict: The folder holds cells of another preset, or another process is using it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder, f"another process is at work in {folder}: wait for it or stop it"):
@@ -68,7 +68,7 @@ def open_cells(folder: Path, preset: Mapping[str, Any]) -> Iterator[Cells]:
 
 
 def _whole_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of the file; what a kill left of the last one is cut off."""
+    """The complete lines of the file; an incomplete last line is cut off."""
     if not path.exists():
         return []
     data = path.read_bytes()

@@ -1,4 +1,4 @@
-"""An experiment from its preset to its results: JSON, CSV, pictures."""
+"""Runs an experiment from its preset to its results: JSON, CSV, pictures."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ _NEEDED = {"scipy": "scipy", "matplotlib": "matplotlib", "sklearn": "scikit-lear
 
 
 def run_experiment(path: Path, folder: Path, observer: Observer) -> dict[str, Any]:
-    """Runs what the preset asks for and `folder` lacks, and writes the results there.
+    """Runs the parts of the experiment that `folder` lacks, and writes the results there.
 
     Returns:
-        What `results.json` holds: `rows` (also `results.csv`), what else the experiment gives,
-        the preset, the command, and `describe()` of versions and machine.
+        The content of `results.json`: `rows` (also in `results.csv`), the other results of the
+        experiment, the preset, the command, and `describe()` of versions and machine.
 
     Raises:
         SettingsError: The preset is wrong. Nothing was written.
@@ -83,7 +83,7 @@ def _draw(results: dict[str, Any], folder: Path) -> None:
 
 
 def _csv(rows: list[dict[str, Any]]) -> str:
-    """Rows of scalars; lists become words between spaces, and what is nested is left to JSON."""
+    """Rows of scalars; lists are joined by spaces, and nested values are only in the JSON."""
     text = io.StringIO()
     header = list(
         dict.fromkeys(k for row in rows for k, value in row.items() if not isinstance(value, dict))

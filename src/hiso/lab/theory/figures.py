@@ -1,4 +1,4 @@
-"""Pictures of the experiments, as SVG: small, and readable in grey."""
+"""Pictures of the experiments as small SVG files that are readable in grey."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _LOOK = {
 
 @contextmanager
 def _figure(path: Path, width: float, height: float, count: int) -> Iterator[list[Axes]]:
-    """Axes side by side, saved as SVG whose bytes do not depend on time or process."""
+    """Axes side by side, saved as an SVG file whose bytes do not depend on time or process."""
     with matplotlib.rc_context({"svg.hashsalt": "hiso", "font.size": 9, "svg.fonttype": "none"}):
         figure = Figure(figsize=(width, height), layout="constrained")
         yield list(np.atleast_1d(figure.subplots(1, count)))
@@ -76,7 +76,7 @@ def _races(ax: Axes, rows: list[dict[str, Any]]) -> None:
 
 
 def draw_curvature(results: dict[str, Any], folder: Path) -> None:
-    """curvature.svg: what h sees in a run; its spread and its rank correlation at rest."""
+    """curvature.svg: h in a run, and the spread and rank correlation of the stationary h."""
     with _figure(folder / "curvature.svg", 9.5, 3.2, 3) as (during, spread, seen):
         _during(during, results["rows"])
         standing = results["standing"]

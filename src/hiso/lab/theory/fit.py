@@ -26,7 +26,7 @@ def fit_slope(x: Sequence[float], y: Sequence[float]) -> Slope:
     """Least squares of log y on log x.
 
     Raises:
-        ValueError: There are fewer than three points, or all at one x.
+        ValueError: There are fewer than three points, or all have the same x.
     """
     a, b = np.log(np.asarray(x, float)), np.log(np.asarray(y, float))
     a, b = a - a.mean(), b - b.mean()
@@ -61,7 +61,7 @@ def rank_correlation(
 ) -> RankCorrelation:
     """Spearman's rank correlation of two sequences of equal length.
 
-    Bootstrap resamples pairs of ranks: for many weights that is the bootstrap of ρ itself.
+    The bootstrap resamples pairs of ranks; for many weights this equals the bootstrap of ρ.
     """
     from scipy.stats import rankdata
 

@@ -1,4 +1,4 @@
-"""`oracle`: what a true diagonal as H is worth on digits, in whole runs."""
+"""`oracle`: whole runs on digits with a true diagonal as H."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _BLOWN_UP = 10
 
 @dataclass(frozen=True)
 class _Data:
-    """Images and labels to train on, and to report on."""
+    """Images and labels for training and for the test."""
 
     inputs: Tensor
     labels: Tensor
@@ -46,13 +46,13 @@ class _Data:
 def run_oracle(preset: OraclePreset, cells: Cells, observer: Observer) -> dict[str, Any]:
     """Trains with every candidate for H that is not in `cells` yet.
 
-    A learning rate is tuned on one seed, by the last training loss; reported are others.
+    The learning rate is tuned on one seed, by the last training loss; other seeds are reported.
 
     Returns:
-        rows: A candidate each.
+        rows: One row per candidate.
         grid: Every trial.
-        curves: By candidate, the mean test accuracy at each position looked at.
-        tables: What people see.
+        curves: By candidate, the mean test accuracy at each evaluated position.
+        tables: Tables for display.
     """
     data = _Data(*images.digits())
     total = len(preset.candidates) * (len(preset.grid) + len(preset.seeds))
@@ -92,7 +92,7 @@ def _row(candidate: str, lr: float, runs: Sequence[Cell]) -> dict[str, Any]:
 
 
 def _run(preset: OraclePreset, data: _Data, candidate: Candidate, lr: float, seed: int) -> Cell:
-    """One run; one whose loss explodes keeps what it had come to, and an endless loss."""
+    """One run; if its loss explodes, the result has the last values and an infinite loss."""
     federation = Federation(
         preset.rules,
         _method(preset, candidate, lr),

@@ -1,4 +1,4 @@
-"""What an experiment is told: a TOML file, checked in full before anything runs."""
+"""The preset of an experiment: a TOML file, which is checked completely before the start."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class ProblemPreset(_Strict):
         if len(self.seeds) != len(self.dimensions):
             raise ValueError("seeds must have as many entries as dimensions")
         if self.head is None and {"oracle", "oracle_sqrt", "newton"} & set(self.methods):
-            raise ValueError("without a head an oracle is zo_sgd: leave it away")
+            raise ValueError("without a head an oracle equals zo_sgd: omit it")
         return self
 
 
@@ -68,7 +68,7 @@ class _Federated(_Strict):
 
     @property
     def rules(self) -> RoundSettings:
-        """Its rounds."""
+        """The round settings."""
         return RoundSettings(
             clients=self.clients,
             sample=self.sample,
@@ -83,7 +83,7 @@ class DimensionPreset(_Federated):
 
     `grid`: learning rates tried for every method and dimension, in multiples of
     `Spectrum.step_unit`. `client`, `batch`: see `Shifts`.
-    `oracle_floor`: least value of an oracle's h over the largest.
+    `oracle_floor`: smallest value of an oracle's h, divided by the largest.
     """
 
     experiment: Literal["dimension"]
@@ -97,7 +97,7 @@ class DimensionPreset(_Federated):
 
 
 class Standing(_Strict):
-    """HiSo with a learning rate of 0, so that h comes to rest: what does it come to?"""
+    """HiSo with a learning rate of 0, so that h becomes stationary."""
 
     nu: Smoothing
     directions: Positive
@@ -105,10 +105,10 @@ class Standing(_Strict):
 
 
 class CurvaturePreset(_Federated):
-    """A small network on scikit-learn's digits, small enough for its exact Hessian.
+    """A small network on scikit-learn's digits, small enough for an exact Hessian.
 
-    `positions` of a run of HiSo are looked at; from the weights of the last one `standing` runs
-    start, on `runs` different seeds each.
+    `positions` of a run of HiSo are measured. The `standing` runs start from the weights of the
+    last position, with `runs` different seeds each.
     """
 
     experiment: Literal["curvature"]
@@ -124,11 +124,11 @@ class CurvaturePreset(_Federated):
 
 
 class LanguagePreset(_Strict):
-    """A language model, by one backward pass for each of `examples` sentences.
+    """A language model, with one backward pass for each of `examples` sentences.
 
-    `run` is a table of settings as `hiso run` takes them. At each of its `positions`,
-    `sampled` weights are drawn, beside those of the label words' rows. In `layers` the true
-    Hessian is probed `probes` times on `layer_examples` sentences.
+    `run` is a table of settings as for `hiso run`. At each of its `positions`, `sampled` weights
+    are drawn, in addition to the label words' rows. In `layers` the true Hessian is estimated with
+    `probes` probes on `layer_examples` sentences.
     """
 
     experiment: Literal["language"]
@@ -145,12 +145,12 @@ class LanguagePreset(_Strict):
 
 
 class OraclePreset(_Federated):
-    """Whole runs on scikit-learn's digits with a true diagonal as H, measured every so often.
+    """Whole runs on scikit-learn's digits with a true diagonal as H, measured repeatedly.
 
-    `candidates`: H = 1 (`one`: DeComFL); HiSo's; and of `examples` training images the
-    Gauss–Newton diagonal, its root, and the root of E ĝ², which is Adam's choice. The last three
-    are measured anew `measure_every` rounds, floored at `share` of their mean, and divided by
-    their mean. `grid`: learning rates tried for each.
+    `candidates`: H = 1 (`one`: DeComFL); HiSo's H; and, from `examples` training images, the
+    Gauss–Newton diagonal, its square root, and the square root of E ĝ², which is Adam's choice. The
+    last three are measured every `measure_every` rounds, floored at `share` of their mean, and
+    divided by their mean. `grid`: learning rates tried for each candidate.
     """
 
     experiment: Literal["oracle"]
@@ -179,7 +179,7 @@ def load_preset(path: Path) -> Preset:
     """The preset in a TOML file.
 
     Raises:
-        SettingsError: The file cannot be read, or all that is wrong with it.
+        SettingsError: The file cannot be read, or has errors; all of them are listed.
     """
     values = read_toml(path)
     kind = KINDS.get(str(values.get("experiment")))

@@ -1,9 +1,9 @@
-"""What the losses and scalars of past rounds say of a run that goes wrong.
+"""Detects a diverging run from the losses and scalars of past rounds.
 
-The loss of a round is here the median of its clients' losses, so that fewer than half of them
-cannot stop a run, or hide that it diverges, by reporting a loss of 1e30. Of two replies the median
-is the mean, and of one it is the value: there one client decides for its round, but the guard
-looks at medians over rounds too.
+The loss of a round is here the median of its clients' losses. So fewer than half of the clients
+cannot stop a run, or hide that it diverges, by reporting a loss of 1e30. With two replies the
+median is the mean, and with one it is that loss: there a single client decides for its round. But
+the guard also takes medians over rounds.
 """
 
 from __future__ import annotations
@@ -14,33 +14,33 @@ from collections.abc import Sequence
 from hiso.core.record import Record
 
 GUARD_ROUNDS = 9
-"""Number of rounds whose median loss the divergence guard looks at: the first ones and the last."""
+"""Number of first rounds, and of last rounds, whose median losses the guard compares."""
 STUCK_ROUNDS = 5
-"""Number of rounds with scalars of zero after which weights count as stuck."""
+"""Number of rounds with all scalars zero after which the weights count as stuck."""
 _CONVERGED = 0.1
-"""Share of the first rounds' loss below which a loss that no direction changes is a good one."""
+"""A loss below this share of the first rounds' loss is good, even if no direction changes it."""
 
 
 def normal_loss(losses: Sequence[float]) -> float:
-    """The median of the first rounds' losses, of which there is at least one."""
+    """The median of the losses of the first rounds (at least one loss)."""
     return statistics.median(losses[:GUARD_ROUNDS])
 
 
 def excess(first: Sequence[float], last: Sequence[float], factor: float | None) -> str | None:
-    """What is wrong with the losses of the last rounds beside those of the first, or None.
+    """A problem text if the last rounds' losses are too large against the first; else None.
 
-    Compares medians over `GUARD_ROUNDS` rounds: where clients' labels are skewed, the loss of a
-    single round may be many times that of another, though the model never moves.
+    Compares medians over `GUARD_ROUNDS` rounds: if clients' labels are skewed, the loss of one
+    round may be many times the loss of another, even with an unchanged model.
 
     Args:
         first: Losses of the first rounds before this one, at most `GUARD_ROUNDS`.
         last: Losses of the last rounds, this one included, at most `GUARD_ROUNDS`.
-        factor: How many times the normal loss is too much, squared until `first` is complete;
-            None for never.
+        factor: Largest allowed ratio of the medians, squared until `first` is complete; None for
+            no limit.
     """
     if factor is None or not first:
         return None
-    if len(first) < GUARD_ROUNDS:  # few losses are noisy ones
+    if len(first) < GUARD_ROUNDS:  # a median of few losses is noisy
         factor *= factor
     normal, now = normal_loss(first), statistics.median(last)
     if now <= factor * abs(normal):
@@ -53,10 +53,11 @@ def excess(first: Sequence[float], last: Sequence[float], factor: float | None) 
 
 
 def stuck(first: Sequence[float], last: Sequence[Record], loss: float) -> str | None:
-    """Why weights that have not moved for long are in trouble, or None if they are not.
+    """A problem text if the weights have not moved for several rounds while the loss is high; else
+    None.
 
-    Weights that have blown up may give a loss that is finite, even small, but constant. A loss
-    near zero that no direction changes is that of a model that has learned all there is.
+    Weights that have exploded may give a loss that is finite, even small, but constant. A constant
+    loss near zero is no problem: the model has learned everything in its data.
 
     Args:
         first: Losses of the first rounds.
@@ -74,10 +75,10 @@ def stuck(first: Sequence[float], last: Sequence[Record], loss: float) -> str | 
 
 
 def last_good(records: Sequence[Record], losses: Sequence[float | None]) -> int | None:
-    """The last round that began with a normal loss and moved the weights, or else 0.
+    """The last round that began with a normal loss and changed the weights; 0 if there is none.
 
-    A normal loss is at most twice that of round 0. None if losses are not known, as in a client's
-    copy of the log.
+    A normal loss is at most twice the loss of round 0. Returns None if losses are not known, as in
+    a client's copy of the log.
     """
     if not losses or losses[0] is None:
         return None

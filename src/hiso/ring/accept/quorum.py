@@ -1,4 +1,4 @@
-"""Which replies of a round count: those whose replica is the one that a majority has."""
+"""Selects the replies of a round whose replica has the majority's digest."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from hiso.ring.messages import Reply
 
 @dataclass(frozen=True)
 class Agreement:
-    """What the repliers of a round agree on.
+    """The result of comparing the digests in a round's replies.
 
     Attributes:
-        digest: The digest that more than half of them have, unsigned 64 bits.
+        digest: The digest of more than half of the replies, unsigned 64 bits.
         good: The replies with that digest.
-        set_aside: For each other client, since when its replica differs and what to do.
-        shortage: Why the round cannot count, or None.
+        set_aside: For each client with another digest, since when its replica differs and what to
+            do.
+        shortage: Why the round cannot be committed, or None.
     """
 
     digest: int
@@ -32,12 +33,12 @@ def agree(
     min_replies: int,
     last_agreed: Callable[[int], int | None],
 ) -> Agreement:
-    """Finds the digest that more than half of the `replies` have, and who parted from it when.
+    """Finds the digest of more than half of the `replies`, and the clients that differ from it.
 
     Args:
-        replies: The valid replies of a round, one a client.
-        asked: The clients that were asked.
-        min_replies: Good replies that the round needs.
+        replies: The valid replies of a round, one per client.
+        asked: The sampled clients.
+        min_replies: Smallest number of good replies for the round.
         last_agreed: The last round in which a client agreed with the quorum.
     """
     digests = {reply.client: f"{reply.digest:016x}" for reply in replies}
@@ -58,7 +59,7 @@ def agree(
     if replies and not majority:
         problems.append(f"the {len(replies)} repliers' replicas differ and none has a majority")
     elif votes < min_replies:
-        problems.append(f"{votes} good replies came, and min_replies = {min_replies}")
+        problems.append(f"{votes} good replies arrived, but min_replies = {min_replies}")
     silent = sorted(set(asked) - digests.keys())
     if problems and silent:
         problems.append(f"clients {silent} were asked and sent no valid reply")
@@ -71,5 +72,8 @@ def _parted(round: int, agreed: int | None) -> str:
     if round == 0:
         return "it has folded no record yet, so its base weights or its method differ"
     if agreed is None:
-        return f"it never agreed before, so it parted at the start or in records 0 to {round - 1}"
-    return f"it last agreed in round {agreed}, so it parted in records {agreed} to {round - 1}"
+        return (
+            f"it never agreed: it differs from the start or since one of records 0 to {round - 1}"
+        )
+    records = f"{agreed} to {round - 1}"
+    return f"it last agreed in round {agreed}, so it differs since one of records {records}"

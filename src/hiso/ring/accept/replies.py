@@ -1,4 +1,4 @@
-"""What is wrong with a reply, in words, whatever it is made of."""
+"""Checks a reply of any content, and describes its problems in words."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ MAX_EXAMPLES = 2**53
 
 
 def is_whole(value: object, low: int, high: int) -> TypeGuard[int]:
-    """Whether `value` is a plain int (no bool, no NumPy number) in [`low`, `high`]."""
+    """Whether `value` is a plain int (not a bool or a NumPy number) in [`low`, `high`]."""
     return type(value) is int and low <= value <= high
 
 
 def reply_problems(
     reply: object, plans: Mapping[int, Plan], answered: Mapping[int, Reply], method: Method
 ) -> Iterator[str]:
-    """Everything that keeps a reply from counting in the round that is open.
+    """All reasons why a reply is not valid in the open round.
 
     Args:
-        reply: What came in; its fields may be anything.
-        plans: The open round's plan for each client that was asked, at least one.
-        answered: The replies that count already.
+        reply: The received object; its fields may hold anything.
+        plans: The open round's plan for each sampled client, at least one.
+        answered: The valid replies so far.
         method: The run's method.
     """
     if not isinstance(reply, Reply):
         yield f"a reply is expected, not {type(reply).__name__}"
         return
     plan = next(iter(plans.values()))
-    # Compare only what has the right type: an array, say, has no truth value.
+    # Compare only values of the right type: an array, for example, has no truth value.
     if not (isinstance(reply.run, str) and reply.run == plan.run):
         yield f"run {_short(reply.run)} is not this run, {plan.run}"
     same_round = is_whole(reply.round, plan.round, plan.round)

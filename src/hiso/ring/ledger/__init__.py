@@ -1,5 +1,5 @@
 """The log of a run in one SQLite file.
 
-Begin with `ledger.py`, which appends and reads records. `runfile.py` is what the same file holds
-beside the log (identity, settings, evaluations), `schema.py` its tables and how it is opened.
+Begin with `ledger.py`, which appends and reads records. `runfile.py` handles the file's other
+contents (identity, settings, evaluations); `schema.py` defines its tables and opens it.
 """

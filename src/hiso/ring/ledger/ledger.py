@@ -1,4 +1,4 @@
-"""The ledger: the log of a run, with the replies that led to it, in one SQLite file."""
+"""The ledger: the log of a run, and the replies from which it was made, in one SQLite file."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ from hiso.ring.messages import SCALAR_BYTES, Reply
 
 @dataclass(frozen=True)
 class RoundRow:
-    """A committed round, for people.
+    """A committed round, for display.
 
     Attributes:
         round: The round.
-        loss: Mean loss of the clients that count, before the round's step; None in a client's
-            copy of the log.
-        bytes_up: Bytes of scalars that went up.
-        bytes_down: Bytes of scalars that went down, catch-up included.
-        seconds: Wall time by name, as the engine measured it.
-        clients: Clients whose replies count, ascending.
-        set_aside: Why each of the others does not count.
+        loss: Mean loss of the valid clients before the round's step; None in a client's copy of
+            the log.
+        bytes_up: Bytes of scalars sent up.
+        bytes_down: Bytes of scalars sent down, catch-up included.
+        seconds: Wall time by name, as measured by the engine.
+        clients: Clients whose replies were used, ascending.
+        set_aside: For each other client, why its reply was not used.
     """
 
     round: int
@@ -59,8 +59,8 @@ class RoundRow:
 class Ledger(RunFile):
     """The log of a run. One process writes; any number may read at the same time.
 
-    Position r is the state before record r: at 0 the log is empty, at `position` it is whole.
-    A method that writes is one transaction, on the disk when it returns.
+    Position r is the state before record r: position 0 is the empty log, `position` is the whole
+    log. Every writing method is one transaction, which is on the disk when the method returns.
 
     Example:
         >>> with Ledger.create(path, Identity(method=HiSo(), seed=0), {"rounds": 100}) as ledger:
@@ -82,20 +82,21 @@ class Ledger(RunFile):
         return chain
 
     def check_replica(self, identity: Identity, position: int, chain: bytes) -> None:
-        """Makes sure that a replica is one of this run, and stands on its log.
+        """Checks that a replica belongs to this run and has folded the records of this log.
 
         Args:
-            identity: The replica's.
-            position: Where it stands.
-            chain: Its chain hash there.
+            identity: The replica's identity.
+            position: The replica's position.
+            chain: The replica's chain hash at this position.
 
         Raises:
-            ProtocolError: It is not; says what differs.
+            ProtocolError: The replica does not belong here; the message says what differs.
         """
         if identity.root != self.root:
             different = "; ".join(self.identity.differences(identity))
             raise ProtocolError(
-                f"the replica is of another run than {self.path} ({different}; first the ledger's, "
+                f"the replica belongs to another run than {self.path} ({different}; first the "
+                "ledger's, "
                 "then the replica's): make it from ledger.identity"
             )
         if self.chain_at(position) != chain:
@@ -105,7 +106,9 @@ class Ledger(RunFile):
             )
 
     def digest_at(self, round: int) -> int | None:
-        """The quorum's digest of the replica before `round`; None while no quorum told it."""
+        """The quorum's digest of the replica before `round`; None if no quorum has agreed on it
+        yet.
+        """
         query = "SELECT digest FROM records WHERE round = ?"
         return self._db.first(optional(hexadecimal), query, round)
 
@@ -126,14 +129,14 @@ class Ledger(RunFile):
         stop = self.position if stop is None else min(stop, self.position)
         rows = self._db.rows(columns(integer, Record.from_bytes), query, start, stop)
         if [number for number, _ in rows] != list(range(max(start, 0), stop)):
-            raise damaged(self.path, f"of the rounds {start} to {stop - 1}, some are not there")
+            raise damaged(self.path, f"some of the rounds {start} to {stop - 1} are missing")
         return [record for _, record in rows]
 
     def hyper_at(self, position: int | None = None) -> dict[str, float]:
-        """Hyper-parameters in force before the record at `position`, by default the next one.
+        """Hyper-parameters before the record at `position`, by default before the next record.
 
         Raises:
-            ProtocolError: The identity names no method with its hyper-parameters.
+            ProtocolError: The identity has no method with hyper-parameters.
         """
         try:
             stored = self.facts["method"]["hyper"].items()
@@ -148,7 +151,7 @@ class Ledger(RunFile):
         return hyper
 
     def derived_at(self, what: Derived[State], start: State, position: int | None = None) -> State:
-        """What derives from the records before `position`, by default from all."""
+        """The values derived from the records before `position`, by default from all records."""
         return remember_all(what, self.records(0, position), start)
 
     def commit(
@@ -165,16 +168,16 @@ class Ledger(RunFile):
         cuts: Sequence[Cut] = (),
         faults: Mapping[int, Kind] | None = None,
     ) -> None:
-        """Appends the record of a round, with what led to it.
+        """Appends the record of a round, with its replies.
 
         Args:
             record: The next record.
-            replies: All valid replies of the round; each client now stands at this round.
+            replies: All valid replies of the round; their clients' position is now this round.
             digest: The quorum's digest of the replica before the record, unsigned 64 bits.
-            set_aside: For each client whose reply does not count, the reason.
-            loss: Mean loss of the clients that count.
-            bytes_up: Bytes of scalars that went up.
-            bytes_down: Bytes of scalars that went down, catch-up included.
+            set_aside: For each client whose reply was not used, the reason.
+            loss: Mean loss of the clients whose replies were used.
+            bytes_up: Bytes of scalars sent up.
+            bytes_down: Bytes of scalars sent down, catch-up included.
             seconds: Wall time by name.
             cuts: What counted for less than a reply said.
             faults: Clients at fault, and how.
@@ -198,14 +201,14 @@ class Ledger(RunFile):
                 db.insert("cuts", (cut.round, cut.client, cut.what, cut.given, cut.taken))
 
     def follow(self, records: Sequence[Record], digest: int) -> None:
-        """Appends records that were committed elsewhere: a client's own copy of the log.
+        """Appends records that the server committed, to a client's own copy of the log.
 
         Args:
             records: The next records.
-            digest: That of the replica before the first of them, unsigned 64 bits.
+            digest: The replica's digest before the first of these records, unsigned 64 bits.
 
         Raises:
-            ProtocolError: They are not the next ones; nothing was written.
+            ProtocolError: The records are not the next ones; nothing was written.
         """
         with self._write() as db:
             for number, record in enumerate(records):
@@ -225,7 +228,7 @@ class Ledger(RunFile):
         if record.round != self.position:
             raise ProtocolError(
                 f"record of round {record.round} does not come next: the log of {self.path} "
-                f"goes on with round {self.position}. Does another process write to it?"
+                f"continues with round {self.position}. Does another process write to it?"
             )
         chain = record.chain(self.chain_at(record.round))
         known = None if digest is None else f"{digest:016x}"
@@ -233,7 +236,7 @@ class Ledger(RunFile):
         db.insert("records", (*row, seconds, time.time()))
 
     def note_messages(self, round: int, sizes: Mapping[int, tuple[int, int]]) -> None:
-        """Notes for each client the bytes (up, down) of whole messages that a round took."""
+        """Stores for each client the bytes (up, down) of whole messages in a round."""
         with self._write() as db:
             for client, (up, down) in sizes.items():
                 db.insert("messages", (round, client, up, down))
@@ -255,18 +258,18 @@ class Ledger(RunFile):
         faults: Mapping[int, Kind] | None = None,
         disputed: Mapping[int, int] | None = None,
     ) -> None:
-        """Notes that an attempt at a round came to nothing, and what it cost in bytes.
+        """Stores an aborted attempt at a round, and its cost in bytes.
 
         Args:
             round: The round, which is still the next one.
-            attempt: The attempt.
-            reason: Why.
-            replied: Clients that sent a valid reply and so stand at the round.
-            up: Bytes of scalars that went up.
-            down: Bytes of scalars that went down.
-            faults: Clients at fault, and how.
-            disputed: Digests of clients, where none had a majority. Those that are not the one
-                that the round is committed with in the end were at fault.
+            attempt: The number of the attempt.
+            reason: Why the attempt was aborted.
+            replied: Clients that sent a valid reply; their position is this round.
+            up: Bytes of scalars sent up.
+            down: Bytes of scalars sent down.
+            faults: Clients at fault, and the kind of fault.
+            disputed: Digests of clients, if none had a majority. A client is at fault if the round
+                is later committed with another digest.
         """
         with self._write() as db:
             db.insert("aborts", (round, attempt, reason, up, down, time.time()))
@@ -277,22 +280,22 @@ class Ledger(RunFile):
                 _stand(db, client, round)
 
     def attempt(self, round: int) -> int:
-        """Number of attempts at `round` that were aborted, which numbers the next one."""
+        """Number of aborted attempts at `round`; it is also the number of the next attempt."""
         query = "SELECT coalesce(max(attempt) + 1, 0) FROM aborts WHERE round = ?"
         return self._db.one(integer, query, round)
 
     def client_position(self, client: int) -> int:
-        """Position at which a client's replica stood when it last sent a valid reply, or 0."""
+        """Position of a client's replica when it last sent a valid reply, or 0."""
         query = "SELECT position FROM clients WHERE client = ?"
         return self._db.first(integer, query, client) or 0
 
     def last_agreed(self, client: int) -> int | None:
-        """The last position at which a client's digest was the quorum's, or None."""
+        """The last position at which a client's digest equalled the quorum's, or None."""
         query = "SELECT max(round) FROM replies WHERE client = ? AND set_aside IS NULL"
         return self._db.one(optional(integer), query, client)
 
     def rounds(self, start: int = 0) -> list[RoundRow]:
-        """Every committed round from `start` on, for people."""
+        """Every committed round from `start` on, for display."""
         query = """
             SELECT r.round, p.client, p.set_aside, r.seconds, r.loss, r.bytes_up, r.bytes_down
             FROM records r LEFT JOIN replies p USING (round)
@@ -312,12 +315,14 @@ class Ledger(RunFile):
         return list(rows.values())
 
     def answered(self) -> int:
-        """Number of valid replies that committed rounds had, abandoned ones too."""
+        """Number of valid replies in all committed rounds, including abandoned rounds."""
         tables = ("replies", "abandoned_replies")
         return sum(self._db.one(integer, f"SELECT count(*) FROM {table}") for table in tables)
 
     def losses(self, start: int = 0, stop: int | None = None) -> list[float]:
-        """Mean loss of rounds `start` to `stop` (exclusive; by default the end), where known."""
+        """Mean losses, where known, of rounds `start` to `stop` (exclusive; by default the
+        end).
+        """
         query = """
             SELECT loss FROM records
             WHERE round >= ? AND round < ? AND loss NOT NULL ORDER BY round"""
@@ -356,16 +361,16 @@ class Ledger(RunFile):
         return [Cut(*row) for row in rows]
 
     def traffic(self) -> tuple[int, int]:
-        """Bytes of scalars (up, down) that the run has cost, aborts and abandoned rounds too."""
+        """Total bytes of scalars (up, down), including aborted attempts and abandoned rounds."""
         tables = ("records", "aborts", "abandoned_records", "abandoned_aborts")
         parts = " UNION ALL ".join(f"SELECT bytes_up, bytes_down FROM {t}" for t in tables)
         query = f"SELECT coalesce(sum(bytes_up), 0), coalesce(sum(bytes_down), 0) FROM ({parts})"
         return self._db.one(_BYTES, query)
 
     def rollback(self, position: int) -> None:
-        """Goes back to `position`. Later rounds, aborts and evaluations are kept as abandoned.
+        """Rolls back to `position`. Later rounds, aborts and evaluations are kept as abandoned.
 
-        Settings stay as they are: what was changed later holds from `position` on.
+        Settings are not rolled back: changed settings apply from `position` on.
 
         Raises:
             ProtocolError: The log is not that long.
@@ -386,7 +391,7 @@ class Ledger(RunFile):
                 db.execute(f"UPDATE {table} SET position = min(position, ?)", (position,))
 
     def check_rollback(self, position: int) -> None:
-        """Makes sure that there is such a position.
+        """Checks that the log has this position.
 
         Raises:
             ProtocolError: The log is not that long.
@@ -400,7 +405,7 @@ class Ledger(RunFile):
         """Recomputes the chain from the bytes of every record, and the hash of the settings.
 
         Raises:
-            ProtocolError: Names the first bad round, or the settings.
+            ProtocolError: The message names the first damaged round, or the settings.
         """
         chain = self.root
         query = "SELECT round, bytes, chain FROM records ORDER BY round"

@@ -1,4 +1,4 @@
-"""What a run's file holds beside the log: identity, settings, evaluations, refusals."""
+"""The contents of a run's file besides the log: identity, settings, evaluations, refusals."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Evaluation:
 
 
 _NOW = {"perturbations": "directions"}
-"""Names of settings in files of hiso 0.1, and what they are called now."""
+"""Names of settings in files of hiso 0.1, with their present names."""
 
 
 @dataclass(frozen=True)
@@ -72,10 +72,10 @@ class ReplyRow:
         round: The round.
         client: The client.
         loss: Mean loss of the client's first batch of the round.
-        scalars: The directional derivatives g that it measured, float32 [τ, P].
+        scalars: The measured directional derivatives g, float32 [τ, P].
         curvature: κ, float32 [τ, P], or None.
-        facts: What else it told, by name.
-        set_aside: Why it does not count; None if it does.
+        facts: What else the reply told, by name.
+        set_aside: Why the reply was not used; None if it was used.
     """
 
     round: int
@@ -88,17 +88,17 @@ class ReplyRow:
 
 
 class RunFile:
-    """A run's file. A method that writes is one transaction, on the disk when it returns.
+    """A run's file. Every writing method is one transaction, which is on the disk when it returns.
 
     Attributes:
         path: The file.
-        facts: The identity as JSON, also where its method is not known here.
+        facts: The identity as JSON, also if its method is unknown in this process.
         root: Chain hash of the empty log, `chain_root` of the identity's canonical text, 32 bytes.
 
     Raises:
-        ProtocolError: What is read is not what hiso wrote: the file is damaged.
-        StorageError: The disk is full, or the file cannot be read or written; what was committed
-            before is kept. `close` may raise it too.
+        ProtocolError: The file is damaged: it does not contain what hiso wrote.
+        StorageError: The disk is full, or the file cannot be read or written; everything committed
+            before is kept. `close` may also raise this error.
         RunConflict: Another process has kept the file locked for a minute.
     """
 
@@ -118,18 +118,18 @@ class RunFile:
 
         Raises:
             RunConflict: The file exists already.
-            SettingsError: Something is not JSON, or not finite.
+            SettingsError: A value is not JSON, or not finite.
         """
         texts = identity.text, canonical_json(settings, "settings")
         return cls(create_file(Path(path), *texts), type(identity.method))
 
     @classmethod
     def open(cls, path: Path | str, *, method: type[Method] | None = None) -> Self:
-        """Opens the ledger of a run to go on, or to follow while another process goes on.
+        """Opens the ledger of a run to continue it, or to read while another process writes.
 
         Args:
             path: The file.
-            method: The class of the run's method, if it is of your own and not registered.
+            method: The class of the run's method, if it is your own and not registered.
 
         Raises:
             ProtocolError: There is no such file, or it is not a ledger of this format.
@@ -138,9 +138,9 @@ class RunFile:
 
     @classmethod
     def read(cls, path: Path | str, *, method: type[Method] | None = None) -> Self:
-        """The ledger as it stands, read into memory: it never changes, and cannot be written to.
+        """A copy of the ledger's present state in memory: it never changes and cannot be written.
 
-        It keeps no writer waiting and makes no files, so the medium may be read-only.
+        Reading does not block writers and creates no files, so the medium may be read-only.
 
         Args:
             path: The file.
@@ -152,7 +152,9 @@ class RunFile:
         return cls(read_file(Path(path)), method)
 
     def close(self) -> None:
-        """Closes the file, which alone is the run then; the ledger cannot be used any more."""
+        """Closes the file, which then holds the complete run; the ledger cannot be used any
+        more.
+        """
         self._db.close()
 
     def __enter__(self) -> Self:
@@ -168,16 +170,18 @@ class RunFile:
 
     @cached_property
     def identity(self) -> Identity:
-        """What makes the run this run; it never changes.
+        """The run's identity; it never changes.
 
         Raises:
-            ProtocolError: It is not one that this hiso can run; see `Identity.parse`. Or its
-                method, which the settings name by an import path, cannot be imported.
+            ProtocolError: This version of hiso cannot run this identity; see `Identity.parse`. Or
+                its method, which the settings name by an import path, cannot be imported.
         """
         return Identity.parse(self._identity, self._method or self._imported())
 
     def _imported(self) -> type[Method] | None:
-        """The method's class, where the settings have its import path and it is not known yet."""
+        """The method's class, if the settings have its import path and it is not registered
+        yet.
+        """
         made = self.facts.get("method")
         if isinstance(made, dict) and made.get("name") in METHODS:
             return None
@@ -196,23 +200,23 @@ class RunFile:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The settings in force.
+        """The current settings.
 
         Raises:
-            ProtocolError: They are not as they were written.
+            ProtocolError: The settings are damaged.
         """
         check_seal(self._db)
         return _named_as_now(self._db.one(mapping, "SELECT settings FROM run"))
 
     @property
     def position(self) -> int:
-        """Number of records, which is the next round."""
+        """Number of records, which is also the number of the next round."""
         return self._db.one(integer, "SELECT coalesce(max(round) + 1, 0) FROM records")
 
     def refuse(self, client: int | None, round: int | None, reason: str) -> None:
-        """Notes a reply that was refused; client and round as it claimed, where it made sense.
+        """Stores a refused reply, with the client and round that it claims, if these are valid.
 
-        The reason is kept as `plain` has it.
+        The reason is stored as `plain` returns it.
         """
         with self._write() as db:
             db.insert("refusals", (client, round, plain(reason), time.time()))
@@ -230,7 +234,9 @@ class RunFile:
         return iter(self._db.rows(_reply_row, query, start))
 
     def record_evaluation(self, position: int, split: str, metrics: Mapping[str, float]) -> None:
-        """Keeps the metrics of the replica at `position`; a second time replaces the first."""
+        """Stores the metrics of the replica at `position`; replaces earlier ones of the same
+        split.
+        """
         row = (position, split, canonical_json(dict(metrics), "metrics"), time.time())
         with self._write() as db:
             db.execute("INSERT OR REPLACE INTO evaluations VALUES (?, ?, ?, ?)", row)
@@ -242,7 +248,7 @@ class RunFile:
         return [Evaluation(*row) for row in rows]
 
     def change(self, settings: Mapping[str, Any]) -> list[Change]:
-        """Merges changed settings into those in force, and logs each that differs."""
+        """Merges changed settings into the current ones, and logs each that differs."""
         with self._write() as db:
             now, position, changes = self.settings, self.position, list[Change]()
             for key, new in settings.items():
@@ -268,7 +274,7 @@ class RunFile:
 
 
 def _named_as_now(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings under today's names. `directions` was once what `per_client` is."""
+    """Settings under their present names. `directions` once had the meaning of `per_client`."""
     values = dict(settings)
     if isinstance(shared := values.get("directions"), str):
         del values["directions"]

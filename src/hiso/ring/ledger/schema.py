@@ -1,12 +1,12 @@
-"""The ledger's file: its tables, how it is made, and how it is opened.
+"""The ledger's file: its tables, and functions that create and open it.
 
 The file is SQLite in WAL mode with synchronous=FULL: a commit is on the disk when it returns, and
-readers are never blocked by the one writer. `PRAGMA application_id` says that it is a ledger,
-`PRAGMA user_version` of which format. Format 1 had no facts; `open_file` brings a file of it up to
-date. Digests are 16 hex digits, scalars little-endian float32.
+the writer never blocks readers. `PRAGMA application_id` marks the file as a ledger, and `PRAGMA
+user_version` is the format number. Format 1 had no facts; `open_file` converts such a file to
+format 2. Digests are 16 hex digits, scalars little-endian float32.
 
-While a writer has the file open, its last commits may be in the file `…-wal` beside it, and
-`…-shm` is what SQLite locks with. When the writer closes, the file alone is the run.
+While a writer has the file open, the last commits may be in the file `…-wal` next to it; SQLite
+uses `…-shm` for locking. When the writer closes, the file itself holds the complete run.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from hiso.errors import HisoError, ProtocolError, RunConflict, StorageError
 FORMAT = 2
 _APPLICATION = int.from_bytes(b"HISO", "big")
 
-# Tables whose rows belong to a round or position, and the column that says to which.
-# `rollback` moves their rows to a table `abandoned_…`, which has `generation` before them.
+# Tables whose rows belong to a round or position, and the column with this number. `rollback`
+# moves their rows to a table `abandoned_…`, which has an additional first column `generation`.
 ROLLED_BACK = {
     "records": "round",
     "replies": "round",
@@ -62,7 +62,7 @@ CREATE TABLE replies (
     steps INTEGER NOT NULL,
     directions INTEGER NOT NULL,
     scalars BLOB NOT NULL,      -- g, <f4[steps, directions]
-    curvature BLOB,             -- kappa, likewise
+    curvature BLOB,             -- kappa, same format
     facts TEXT,                 -- JSON: name -> number; NULL if there are none
     PRIMARY KEY (round, client)
 );
@@ -124,7 +124,8 @@ CREATE TABLE IF NOT EXISTS faults (
     for table in ROLLED_BACK
 )
 
-# Not among the tables above: ledgers made before it go on without, until settings change.
+
+# Not among the tables above: older ledgers have no seal until their settings change.
 _SEAL = "CREATE TABLE IF NOT EXISTS seal (sha256 TEXT NOT NULL)"
 _T = TypeVar("_T")
 _STORAGE = {
@@ -153,7 +154,7 @@ def blob(value: Any) -> bytes:
 
 
 def text(value: Any) -> str:
-    """A column that holds text; where its bytes are no UTF-8, it cannot be encoded again."""
+    """A column that holds text; raises if its bytes are not UTF-8."""
     _of(str, value).encode()
     return value
 
@@ -184,7 +185,7 @@ def optional(kind: Callable[[Any], _T]) -> Callable[[Any], _T | None]:
 
 
 def columns(*kinds: Callable[[Any], Any]) -> Callable[..., tuple[Any, ...]]:
-    """A row of such columns."""
+    """A row with columns of these kinds."""
     return lambda *row: tuple(kind(value) for kind, value in zip(kinds, row, strict=True))
 
 
@@ -195,24 +196,24 @@ def _of(kind: type[_T] | tuple[type[_T], ...], value: Any) -> _T:
 
 
 class Database:
-    """A connection to a ledger, and the only way to its rows: what fails is an error of ours.
+    """A connection to a ledger. All access to rows goes through it, so all errors are hiso's own.
 
     Raises:
-        ProtocolError: The file is damaged: SQLite cannot follow its pages, or a row holds
-            something else than what hiso writes.
+        ProtocolError: The file is damaged: SQLite cannot read its pages, or a row holds values
+            that hiso does not write.
         StorageError: The disk is full, or the file cannot be read or written.
         RunConflict: Another process has kept the file locked for a minute.
     """
 
     def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
         self.path, self._connection, self._open = path, connection, True
-        # Bytes that are no UTF-8 come as text that `text` refuses, not as an error of the query.
+        # Bytes that are not UTF-8 become a string that `text` refuses, not an error of the query.
         connection.text_factory = lambda data: data.decode("utf-8", "surrogateescape")
 
     def rows(self, make: Callable[..., _T], query: str, *values: Any) -> list[_T]:
-        """What `make` makes of the columns of each row: it raises if they are not as written."""
+        """`make` applied to the columns of each row; `make` raises if a value is damaged."""
         with translated(self.path), closing(self._connection.execute(query, values)) as rows:
-            try:  # a cursor left open would keep `close` from moving commits into the file
+            try:  # an open cursor would prevent `close` from moving commits into the file
                 return [make(*row) for row in rows]
             except (ValueError, TypeError, KeyError, ProtocolError) as error:
                 raise damaged(self.path, error) from error
@@ -239,15 +240,15 @@ class Database:
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """All of what the block writes, or nothing if it fails; on the disk at its end."""
+        """Writes all changes of the block to disk at its end, or none if the block fails."""
         with translated(self.path), self._connection:
             self.execute("BEGIN IMMEDIATE")
             yield
 
     def close(self) -> None:
-        """Moves all that is in `…-wal` into the file itself, and closes it.
+        """Moves everything from `…-wal` into the file itself, and closes the file.
 
-        Where somebody reads at this very moment, that is left to whoever closes next.
+        If another process is reading at this moment, the next process to close moves the data.
         """
         if not self._open:
             return
@@ -268,13 +269,13 @@ class Database:
         try:
             self.close()
         except HisoError:
-            if error is None:  # else that one tells what came first
+            if error is None:  # otherwise raise the earlier error
                 raise
 
 
 @contextmanager
 def translated(path: Path) -> Iterator[None]:
-    """Turns what SQLite and the system raise into errors of ours."""
+    """Turns exceptions of SQLite and of the system into hiso's own errors."""
     try:
         yield
     except (sqlite3.ProgrammingError, sqlite3.NotSupportedError):
@@ -299,26 +300,26 @@ def _ours(path: Path, error: sqlite3.DatabaseError) -> HisoError:
 
 
 def damaged(path: Path, problem: object) -> ProtocolError:
-    """The error for a file that does not hold what hiso wrote."""
+    """The error for a damaged file."""
     return ProtocolError(
-        f"{path} cannot be used as a ledger: {problem}. It is damaged, or is none: restore it from "
-        "a copy; without one, going back to a position before the damage may help"
+        f"{path} cannot be used as a ledger: {problem}. It is damaged, or not a ledger: restore "
+        "it from a copy; without a copy, a rollback to a position before the damage may help"
     )
 
 
 def create_file(path: Path, identity: str, settings: str) -> Database:
-    """Makes a ledger file, in one transaction: a kill leaves a whole ledger or none.
+    """Creates a ledger file in one transaction: a kill leaves a complete ledger or none.
 
     Raises:
-        RunConflict: There is a file already that is not empty.
-        StorageError: The disk is full, or there is no such folder.
+        RunConflict: A non-empty file exists already.
+        StorageError: The disk is full, or the folder does not exist.
     """
     with _connected(path, "rwc") as db:
         db.execute("PRAGMA journal_mode=WAL")
         with db.transaction():
             if _tables(db):
                 raise RunConflict(
-                    f"{path} exists already: go on with its run, or choose another folder"
+                    f"{path} exists already: resume its run, or choose another folder"
                 )
             for statement in (_TABLES + _LATER).split(";\n"):
                 db.execute(statement)
@@ -330,22 +331,21 @@ def create_file(path: Path, identity: str, settings: str) -> Database:
 
 
 def seal(db: Database) -> None:
-    """Keeps a hash of identity and settings, which no chain covers, as they are now."""
+    """Stores a hash of the present identity and settings, which the chain hash does not cover."""
     db.execute(_SEAL)
     db.execute("DELETE FROM seal")
     db.insert("seal", (_run_hash(db),))
 
 
 def check_seal(db: Database) -> None:
-    """Makes sure that identity and settings are as hiso wrote them.
+    """Checks that identity and settings are unchanged since hiso wrote them.
 
     Raises:
-        ProtocolError: They are not. A ledger made before there were seals has none until its
-            settings are changed.
+        ProtocolError: They were changed. (Older ledgers have no seal until their settings change.)
     """
     query = "SELECT count(*) FROM sqlite_master WHERE name = 'seal'"
     if db.one(integer, query) and db.one(text, "SELECT sha256 FROM seal") != _run_hash(db):
-        raise damaged(db.path, "identity or settings are not as they were written")
+        raise damaged(db.path, "identity or settings were changed")
 
 
 def _run_hash(db: Database) -> str:
@@ -368,9 +368,9 @@ def open_file(path: Path) -> Database:
 
 
 def read_file(path: Path) -> Database:
-    """A copy in memory of a ledger file as it stands, to be read only.
+    """A read-only copy in memory of a ledger file's present state.
 
-    It keeps nobody waiting and makes no files beside it, so the medium may be read-only.
+    Copying blocks no other process and creates no files, so the medium may be read-only.
 
     Raises:
         ProtocolError: There is no file, it is not a ledger, is damaged, or has another format.
@@ -385,9 +385,9 @@ def read_file(path: Path) -> Database:
 
 
 def has_tables(path: Path) -> bool:
-    """Whether a file holds more than nothing; an empty database, as a kill may leave it, does not.
+    """Whether a file holds a ledger; False for an empty database, which a kill may leave behind.
 
-    A file that is damaged or cannot be read does: opening it tells what it is.
+    True for a file that is damaged or cannot be read: opening it then raises the error.
     """
     try:
         with _copied(path) as db, db:
@@ -420,14 +420,14 @@ def _check_format(db: Database) -> None:
 
 
 def _update(db: Database) -> None:
-    """Brings a ledger up to date: the tables of `_LATER`, and the facts that format 1 lacks."""
+    """Adds what older ledgers lack: the tables of `_LATER`, and in format 1 a column for facts."""
     known = db.one(integer, "SELECT count(*) FROM sqlite_master WHERE name = 'faults'")
     if known and db.one(integer, "PRAGMA user_version") == FORMAT:
         return
     with db.transaction():
         for statement in _LATER.split(";\n"):
             db.execute(statement)
-        if db.one(integer, "PRAGMA user_version") < FORMAT:  # unless another process has done it
+        if db.one(integer, "PRAGMA user_version") < FORMAT:  # unless another process did it
             db.execute("ALTER TABLE replies ADD COLUMN facts TEXT")
             db.execute("ALTER TABLE abandoned_replies ADD COLUMN facts TEXT")
             db.execute(f"PRAGMA user_version={FORMAT}")
@@ -455,10 +455,10 @@ def _copied(path: Path) -> Iterator[Database]:
 
 
 def _copy(path: Path, memory: sqlite3.Connection) -> None:
-    """Copies all that was committed.
+    """Copies everything that was committed.
 
-    With nothing in `…-wal`, the file alone is read, and again if a writer came in between: any
-    other way to read, SQLite would make a `…-wal` and a `…-shm` and leave them there.
+    If `…-wal` is empty, only the file itself is read, and read again if a writer opened it
+    meanwhile: any other way of reading would create `…-wal` and `…-shm` and leave them there.
     """
     wal, shm = Path(f"{path}-wal"), Path(f"{path}-shm")
     while not _size(wal):
@@ -468,10 +468,10 @@ def _copy(path: Path, memory: sqlite3.Connection) -> None:
         same = (now.st_mtime_ns, now.st_size) == (before.st_mtime_ns, before.st_size)
         if same and not _size(wal):
             return
-    if shm.exists():  # somebody writes, or was killed
+    if shm.exists():  # another process writes, or was killed
         _backup(path, "mode=ro", memory)
         return
-    with TemporaryDirectory() as folder:  # files that were copied from elsewhere
+    with TemporaryDirectory() as folder:  # for files copied from another place
         for file in (path, wal):
             shutil.copyfile(file, Path(folder) / file.name)
         _backup(Path(folder) / path.name, "mode=rw", memory)

@@ -1,4 +1,4 @@
-"""What a run works on: a module, its losses, the clients' shards, the splits, the identity."""
+"""The workload of a run: a module, its losses, the clients' shards, the splits, the identity."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from hiso.core.identity import Identity
 from hiso.core.keys import choose
 from hiso.core.measure.outcome import Outcome, log_shares
-from hiso.core.replica.replica import Memory, Replica
+from hiso.core.replica.replica import DTYPES, Memory, Replica
 from hiso.data.batches import Batch, Shard
 from hiso.errors import Diverged, SettingsError
 from hiso.run.observer import Advance, Observer
@@ -25,19 +25,19 @@ EVAL_BATCH = 32
 
 
 class Objective(Protocol):
-    """What a module makes of batches of a workload, at whatever weights the module has."""
+    """Evaluates a module on batches of a workload, with the module's present weights."""
 
     def __call__(self, batches: Sequence[Any]) -> list[Outcome]:
-        """The outcome of each batch, by forward passes alone."""
+        """The outcome of each batch, by forward passes only."""
         ...
 
     def loss(self, batch: Any) -> Tensor:
-        """The mean loss of one batch, a scalar through which gradients flow."""
+        """The mean loss of one batch, a scalar with a gradient."""
         ...
 
 
 class Workload(Protocol):
-    """All that is loaded before the first round."""
+    """Everything that is loaded before the first round."""
 
     @property
     def module(self) -> nn.Module:
@@ -46,12 +46,12 @@ class Workload(Protocol):
 
     @property
     def labels(self) -> int:
-        """How many labels the task has; 0 for none."""
+        """Number of labels of the task; 0 for none."""
         ...
 
     @property
     def shards(self) -> Sequence[Shard[Any]]:
-        """Each client's private examples; of one client alone, where they are its own."""
+        """Each client's private examples; at a site with its own data, only those of one client."""
         ...
 
     @property
@@ -61,19 +61,19 @@ class Workload(Protocol):
 
     @property
     def test(self) -> Sequence[Any]:
-        """Reporting examples."""
+        """Test examples."""
         ...
 
     @property
     def source(self) -> str:
-        """Where the data came from, in words."""
+        """A description of the source of the data."""
         ...
 
     @property
     def identity(self) -> Identity:
-        """What makes the run this run: with equal identities and settings, digests are equal.
+        """The run's identity: with equal identities and settings, digests are equal.
 
-        Paths and names of machines are not in it, fingerprints are.
+        It holds fingerprints, but no paths or names of machines.
         """
         ...
 
@@ -81,8 +81,8 @@ class Workload(Protocol):
         """Losses at the module's weights; see `Replica.rows`.
 
         Args:
-            rows: float32 rows of a parameter as it stands.
-            joint: Put all batches through one forward pass.
+            rows: Returns float32 rows of a parameter with its present values.
+            joint: Whether all batches share one forward pass.
         """
         ...
 
@@ -97,15 +97,15 @@ class Workload(Protocol):
 
         Args:
             objective: The workload's objective.
-            examples: On what.
-            biases: Added to the scores of the labels, float64 [C]; None for nothing.
-            advance: Told of examples done.
+            examples: The examples.
+            biases: Added to the labels' scores, float64 [C]; None for nothing.
+            advance: Called with the number of finished examples.
         """
         ...
 
 
 def adjustments(settings: Settings, workload: Workload) -> dict[int, NDArray[np.float64]]:
-    """What each client adds to the scores of labels, where the settings ask for it."""
+    """The logit adjustment of each client, if the settings ask for it."""
     if not settings.logit_adjustment:
         return {}
     return {
@@ -119,10 +119,15 @@ def make_replica(
 ) -> Replica:
     """The base model at position 0 of the run with this identity.
 
+    What is frozen is cast to the precision of forward passes.
+
     Raises:
         SettingsError: Memory is lean, and the model reads a parameter of one of its modules
-            without calling it.
+            without calling this module.
     """
+    for parameter in workload.module.parameters():
+        if not parameter.requires_grad:
+            parameter.data = parameter.data.to(DTYPES[identity.dtype])
     with observer.phase("preparing kernels"):
         replica = Replica(workload.module, identity, memory=memory)
         if memory == "lean":
@@ -131,7 +136,7 @@ def make_replica(
 
 
 def _check_lean(workload: Workload, replica: Replica) -> None:
-    """One example through the model, whose parameters exist while their module runs."""
+    """Runs one example through the model with lean memory, to check that it works."""
     replica.write()
     shard = workload.shards[0]
     objective = workload.objective(replica.rows, joint=False)
@@ -154,18 +159,18 @@ def measure_split(
     count: int | None,
     observer: Observer,
 ) -> dict[str, float]:
-    """Metrics of a replica where it stands.
+    """Metrics of a replica at its present position.
 
     Args:
-        workload: Whose examples.
+        workload: The workload with the examples.
         replica: The replica, on the workload's module.
         objective: The workload's objective.
-        split: "test", "dev", or "client 0" and so on for examples that a client trains on.
-        count: Examples of a client; None for all.
-        observer: Who watches.
+        split: "test", "dev", or "client 0" and so on for training examples of a client.
+        count: Number of examples of a client; None for all.
+        observer: Receives the progress.
 
     Raises:
-        Diverged: One is not finite.
+        Diverged: A metric is not finite.
     """
     if split.startswith("client "):
         examples = own_examples(workload, int(split.split()[1]), count)
@@ -181,10 +186,10 @@ def measure_split(
 
 
 def own_examples(workload: Workload, client: int, count: int | None) -> Sequence[Any]:
-    """The same `count` training examples of a client for every run, or all.
+    """`count` training examples of a client, or all; the same examples in every run.
 
     Raises:
-        SettingsError: There is no such client here.
+        SettingsError: There is no such client.
     """
     by_client = {shard.client: shard for shard in workload.shards}
     if client not in by_client:
@@ -194,7 +199,7 @@ def own_examples(workload: Workload, client: int, count: int | None) -> Sequence
 
 
 def some(examples: Sequence[Any], count: int | None, *coordinates: int) -> Sequence[Any]:
-    """The same `count` examples for every run, or all."""
+    """`count` examples, or all; the same examples in every run."""
     if count is None or count >= len(examples):
         return examples
     return [
@@ -203,10 +208,10 @@ def some(examples: Sequence[Any], count: int | None, *coordinates: int) -> Seque
 
 
 def device_of(settings: Settings) -> torch.device:
-    """Where the model is to run.
+    """The device of the model.
 
     Raises:
-        SettingsError: There is no such device here.
+        SettingsError: This machine has no such device.
     """
     found, name = torch.cuda.is_available(), settings.device
     if name == "cuda" and not found:

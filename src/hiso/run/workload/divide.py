@@ -14,16 +14,16 @@ from hiso.run.settings import Settings
 def divide(
     examples: Sequence[Labelled], encoded: Sequence[Any], settings: Settings, own: int | None
 ) -> tuple[list[Shard[Any]], str]:
-    """Each client's shard of `encoded`, and the fingerprint of who holds what.
+    """Each client's shard of `encoded`, and the fingerprint of the partition.
 
     Args:
-        examples: The training examples, by whose labels or groups they are divided.
-        encoded: The same as the model sees them, in the same order.
+        examples: The training examples; they are divided by their labels or groups.
+        encoded: The same examples encoded for the model, in the same order.
         settings: The settings.
-        own: The client whose data these are, all of them; None to divide them.
+        own: The client that owns all of these data; None to divide them.
 
     Raises:
-        SettingsError: The data allow no such partition.
+        SettingsError: No such partition is possible.
     """
     if own is None:
         column = [example.group for example in examples]

@@ -1,4 +1,4 @@
-"""Which workload the settings ask for."""
+"""Loads the workload named by the settings."""
 
 from __future__ import annotations
 
@@ -26,20 +26,25 @@ def load_workload(
     Args:
         settings: The settings.
         method: The method.
-        observer: Who watches.
-        own: The client whose data these are, all of them; by default they are divided among
-            all clients.
-        objects: Objects of the user's own, in place of what settings name.
+        observer: Receives the progress.
+        own: The client that owns all of the data; by default they are divided among all clients.
+        objects: The user's own objects, which replace those named by the settings.
 
     Raises:
-        LoadError: Something cannot be loaded as asked, or an object is missing.
-        SettingsError: The data allow no such partition, or the texts no such length; or there
-            is no such device.
+        LoadError: Something cannot be loaded, or an object is missing.
+        SettingsError: No such partition is possible, or `max_length` is too short; or there is no
+            such device.
     """
     objects.check(settings)
     if settings.task in DATA_SETS:
         if settings.task_definition is not None:
-            raise SettingsError(f"task = {settings.task} is one of images: name yours otherwise")
+            raise SettingsError(
+                f"task = {settings.task} is a task with images: give your own task another name"
+            )
+        if not settings.make_choice().full:
+            raise SettingsError(
+                f"train = {settings.train}: networks on images are small, and trained in full"
+            )
         if settings.prompt_style == "chat":
             raise SettingsError(f"prompt_style = chat: task = {settings.task} has no prompts")
         if objects.settings:

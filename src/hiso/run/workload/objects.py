@@ -1,4 +1,4 @@
-"""What a run is made of that is a Python object, in place of a name or a path."""
+"""Models, tasks and data that are Python objects instead of names or paths."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ _OWN = "own:"
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Objects:
-    """Objects of the user's own; what is None is named by the settings.
+    """The user's own objects; whatever is None is named by the settings.
 
-    A run's settings hold only what kind of object there was, as `own:LlamaForCausalLM`; its
-    identity has their fingerprints, as that of any run. So a run goes on with the same objects
-    alone, and with those it is the run that it would be by names.
+    A run's settings hold only the type of each object, such as `own:LlamaForCausalLM`; its
+    identity has the fingerprints of the objects. So a run can be resumed only with the same
+    objects, and it equals the run with the same model, task and data by name.
 
     Attributes:
-        model: A causal language model or a classifier with float32 weights. It is copied, and
-            stays as it is.
-        tokenizer: That of `model`, which needs one.
+        model: A causal language model or a classifier with float32 weights. It is copied, and not
+            changed.
+        tokenizer: The tokenizer of `model`, which is required.
         task: A task.
         data: A list of rows, a Hugging Face data set, or several by their names; see
             `hiso.workloads.text.examples.split_rows`.
@@ -56,24 +56,24 @@ class Objects:
 
     @property
     def settings(self) -> dict[str, str]:
-        """The settings that stand for them."""
+        """The settings that represent the objects."""
         found = {"model": self.model, "data": self.data}
         names = {key: type(value).__name__ for key, value in found.items() if value is not None}
         names |= {} if self.task is None else {"task": self.task.name}
         return {key: _OWN + name for key, name in names.items()}
 
     def check(self, settings: Settings, *keys: str) -> None:
-        """Makes sure that all objects are there that settings speak of, or those of some `keys`.
+        """Checks that all objects mentioned in the settings, or those in `keys`, are given.
 
         Raises:
-            LoadError: One is not.
+            LoadError: An object is missing.
         """
         for key in keys or ("model", "task", "data"):
             value = getattr(settings, key) or ""
             if value.startswith(_OWN) and getattr(self, key) is None:
                 raise LoadError(
                     f"{key} = {value} is an object that the run was made with from Python: pass "
-                    f"the same one again as `{key}`. Such a run can be gone on with, evaluated and "
+                    f"the same one again as `{key}`. Such a run can be resumed, evaluated and "
                     "opened only with the same objects"
                 )
 
@@ -81,8 +81,8 @@ class Objects:
         """The task.
 
         Raises:
-            LoadError: There is none of that name.
-            SettingsError: Its definition is not whole.
+            LoadError: There is no task of this name.
+            SettingsError: The task's definition is not complete.
         """
         if self.task is not None:
             return self.task
@@ -94,7 +94,7 @@ class Objects:
         """The examples.
 
         Raises:
-            LoadError: They cannot be loaded, or are not what the task needs.
+            LoadError: The examples cannot be loaded, or do not fit the task.
         """
         column = settings.partition_column
         if self.data is None:
@@ -102,18 +102,18 @@ class Objects:
         return split_rows(task, self.data, group_column=column)
 
     def load_tokenizer(self, settings: Settings) -> PreTrainedTokenizerBase:
-        """The model's tokenizer alone.
+        """Only the model's tokenizer.
 
         Raises:
-            LoadError: It cannot be loaded.
+            LoadError: The tokenizer cannot be loaded.
         """
         return load_tokenizer(settings.model) if self.tokenizer is None else self.tokenizer
 
     def has_classes(self, settings: Settings) -> bool:
-        """Whether the model has a classification head, without its weights.
+        """Whether the model has a classification head; does not load its weights.
 
         Raises:
-            LoadError: It cannot be found or read.
+            LoadError: The model cannot be found or read.
         """
         if self.model is None:
             return names_classifier(settings.model)
@@ -123,7 +123,7 @@ class Objects:
         """The model.
 
         Raises:
-            LoadError: It cannot be loaded, or is not supported.
+            LoadError: The model cannot be loaded, or is not supported.
         """
         if self.model is None or self.tokenizer is None:
             return load_model(settings.model)

@@ -1,4 +1,4 @@
-"""A task of the user's own that says only which columns to use: the rest is made from the data."""
+"""Completes the user's own task from the data, if only its columns are given."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from hiso.workloads.vision.images import DATA_SETS
 
 
 def complete(settings: Settings, objects: Objects, observer: Observer) -> Settings:
-    """The settings with a whole `task_definition`, if they have one whose label words are missing.
+    """The settings with a complete `task_definition`, if they have one without label words.
 
     The words are made from the values of the label column, and checked with the model's tokenizer.
-    For a model with a classification head they are the values, and the prompt is the text alone.
-    What was chosen is told as TOML, with the number of rows of each value. It is a part of the
-    run's settings from then on.
+    For a model with a classification head the words are the values, and the prompt is only the
+    text. The result is shown as TOML, with the number of rows of each value, and becomes part of
+    the run's settings.
 
     Raises:
-        SettingsError: `data` names no file.
-        LoadError: The data have no such columns, no labels, or too many; or the tokenizer cannot
-            be loaded, or does not tell them apart.
+        SettingsError: `data` does not name a file.
+        LoadError: The data have no such columns, no labels, or too many labels; or the tokenizer
+            cannot be loaded, or gives the same first token to two words.
     """
     definition = settings.task_definition
-    if definition is None or settings.task in DATA_SETS:  # the latter is refused with the workload
+    if definition is None or settings.task in DATA_SETS:  # the latter is refused later
         return settings
     made = definition.label_column and (definition.lacks_words or definition.template is None)
     classifier = bool(made) and objects.has_classes(settings)

@@ -23,17 +23,19 @@ from hiso.run.workload.base import EVAL_BATCH, device_of, some
 from hiso.run.workload.divide import divide
 from hiso.run.workload.objects import NOTHING, Objects
 from hiso.workloads.text.chat import read_chat
+from hiso.workloads.text.choice import FULL, Choice
 from hiso.workloads.text.classes import check_classes
 from hiso.workloads.text.encode import Encoded, encode
 from hiso.workloads.text.metrics import evaluate
 from hiso.workloads.text.models import LanguageModel
 from hiso.workloads.text.objective import Objective, Rows
 from hiso.workloads.text.task import Task
+from hiso.workloads.text.trained import choose
 
 
 @dataclass(frozen=True)
 class Words:
-    """A `Workload`: its language model and task, and what every workload has."""
+    """A `Workload` with a language model and a task."""
 
     lm: LanguageModel
     task: Task
@@ -81,6 +83,7 @@ def load_words(
         splits = objects.load_splits(settings, task)
     with observer.phase(f"loading model {settings.model}"):
         lm = objects.load_model(settings)
+        choice = choose(lm, settings.make_choice(), settings.seed)
         lm.model.to(device_of(settings))  # pyright: ignore[reportArgumentType]
     check_classes(lm, task)
     task = _in_style(settings, task, lm)
@@ -107,7 +110,7 @@ def load_words(
         more |= {"chat": asdict(task.chat)}
     identity = replace(
         settings_identity(settings, method, len(task.labels)),
-        model=describe_model(lm, objects),
+        model=describe_model(lm, objects, choice),
         task={"name": task.name, "template": task.template, "labels": list(task.labels), **more},
         data={"fingerprint": splits.fingerprint, "max_length": settings.max_length},
         partition=partition,
@@ -117,10 +120,10 @@ def load_words(
 
 
 def _in_style(settings: Settings, task: Task, lm: LanguageModel) -> Task:
-    """The task, in a chat if the settings say so.
+    """The task, with chat prompts if the settings say so.
 
     Raises:
-        SettingsError: It is free text, or the model has a classification head.
+        SettingsError: The task is free text, or the model has a classification head.
         LoadError: The tokenizer has no chat template that can be used.
     """
     if settings.prompt_style == "plain":
@@ -135,11 +138,18 @@ def _in_style(settings: Settings, task: Task, lm: LanguageModel) -> Task:
     return task.in_chat(read_chat(lm.tokenizer))
 
 
-def describe_model(lm: LanguageModel, objects: Objects) -> dict[str, str]:
-    """What an identity says of a base model; of an object also what is trained, if not all is."""
-    if objects.model is None:
+def describe_model(lm: LanguageModel, objects: Objects, choice: Choice = FULL) -> dict[str, Any]:
+    """The identity's entry for a base model, with its trained parameters if not all are trained.
+
+    Args:
+        lm: The model, after `choose`.
+        objects: The user's objects, which may include the model.
+        choice: The result of `choose`.
+    """
+    if objects.model is None and choice.full:
         return {"fingerprint": lm.fingerprint}
     names = {name: parameter.requires_grad for name, parameter in lm.model.named_parameters()}
     trained = [name for name, trainable in names.items() if trainable]
-    part = {} if len(trained) == len(names) else {"trained": hash_names(trained)}
-    return {"fingerprint": lm.fingerprint, **part}
+    part: dict[str, Any] = {} if len(trained) == len(names) else {"trained": hash_names(trained)}
+    targets = {} if not choice.adapts else {"targets": list(choice.targets or ())}
+    return {"fingerprint": lm.fingerprint, **part, **targets}

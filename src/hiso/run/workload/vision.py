@@ -24,7 +24,7 @@ from hiso.workloads.vision.objective import ImageObjective
 
 @dataclass(frozen=True)
 class Images:
-    """A `Workload`: its network, and what every workload has."""
+    """A `Workload` with a network for images."""
 
     module: nn.Module
     labels: int
@@ -71,7 +71,7 @@ def load_images(settings: Settings, method: Method, observer: Observer, own: int
 
 
 def load_network(settings: Settings) -> nn.Module:
-    """The base network alone, on the CPU. Its size is that of the images.
+    """Only the base network, on the CPU, with the input size of the images.
 
     Raises:
         LoadError: There is no such network or data set.

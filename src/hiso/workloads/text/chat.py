@@ -1,4 +1,4 @@
-"""Prompts as turns of a chat, by the template that a tokenizer brings."""
+"""Prompts as turns of a chat, in the tokenizer's chat template."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _NOW = "strftime_now"
-"""What templates call to write the date."""
+"""The function that templates call to write the date."""
 _DAY = {"%d": "26", "%m": "07", "%b": "Jul", "%B": "July", "%y": "24", "%Y": "2024"}
-"""The day that it is told: the same on all days, so that prompts are too."""
+"""The date that templates get: always the same, so that prompts do not change."""
 _TEXTS = "The first prompt of hiso.", "Another one?"
 
 
 def read_chat(tokenizer: PreTrainedTokenizerBase) -> Chat:
-    """What a tokenizer's chat template writes around a turn of the user; see `Task.in_chat`.
+    """The text that a tokenizer's chat template writes around a user turn; see `Task.in_chat`.
 
-    It is written by `tokenizer.apply_chat_template(..., add_generation_prompt=True)`. Templates are
-    told that it is 26 July 2024, and to leave thinking out (`enable_thinking=False`).
+    The text is made by `tokenizer.apply_chat_template(..., add_generation_prompt=True)`. Templates
+    get the date 26 July 2024, and `enable_thinking=False`.
 
     Raises:
-        LoadError: The tokenizer has no chat template, or one that cannot be used; says why.
+        LoadError: The tokenizer has no chat template, or an unsuitable one; the message says why.
     """
     remedy = "Set prompt_style = plain, or use a model that was trained on chats."
     if not tokenizer.chat_template:
@@ -33,7 +33,7 @@ def read_chat(tokenizer: PreTrainedTokenizerBase) -> Chat:
         )
     try:
         first, second = (_render(tokenizer, text) for text in _TEXTS)
-    except Exception as error:  # what templates raise has no common root
+    except Exception as error:  # templates raise unrelated exception types
         raise LoadError(
             f"prompt_style = chat: the tokenizer's chat template does not take a single turn of "
             f"the user: {error}. {remedy}"

@@ -1,4 +1,4 @@
-"""Whether the classes of a model with a classification head are the labels of a task."""
+"""Checks that the classes of a model with a classification head are the labels of a task."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from hiso.workloads.text.task import Task
 
 
 def check_classes(lm: LanguageModel, task: Task) -> None:
-    """Makes sure that the classes of a model, if it has such, are the labels of a task.
+    """Checks that the classes of a model, if it has a head, are the labels of a task.
 
     Raises:
-        SettingsError: The task has no labels, or another number of them, or the model's
-            configuration names its classes as the task does, but in another order.
+        SettingsError: The task has no labels, or another number of labels, or the model's
+            configuration has the same label names in another order.
     """
     if lm.classes is None:
         return

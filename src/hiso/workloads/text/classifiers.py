@@ -1,8 +1,8 @@
-"""Models with a classification head, and its scores.
+"""Models with a classification head, and their scores.
 
-Such a model may look at all positions, so that its inputs are texts as its tokenizer frames them,
-padded on the right under an attention mask. Its last linear layer, here called the head, gives the
-scores. That they do not depend on padding is checked once, when the model is loaded.
+Such a model may attend to all positions, so its inputs are texts with the tokenizer's special
+tokens, padded on the right, with an attention mask. Its last linear layer, here called the head,
+gives the scores. When the model is loaded, hiso checks that the scores do not depend on padding.
 """
 
 from __future__ import annotations
@@ -25,31 +25,32 @@ MAKE = """  torch.manual_seed(0)
   model = AutoModelForSequenceClassification.from_pretrained({name!r}, num_labels=2)
   model.save_pretrained("with-head")
   AutoTokenizer.from_pretrained({name!r}).save_pretrained("with-head")"""
-"""How a model gets a classification head, once, so that all copies have the same one."""
+"""How to give a model a classification head, once, so that all copies have the same head."""
 
 _SENTENCE = "The quick brown fox jumps over the lazy dog."
 
 
 def has_classes(names: Iterable[str] | None) -> bool:
-    """Whether architectures are those of a model with a classification head."""
+    """Whether the names of architectures are those of a model with a classification head."""
     return any(name.endswith("ForSequenceClassification") for name in names or ())
 
 
 def check_loaded(missing: Iterable[str], name: str) -> None:
-    """Makes sure that all weights were in the files of a classifier, and none made at random.
+    """Checks that all weights were in the files of a classifier, so none was initialised at random.
 
     Args:
-        missing: Names of the weights that were not.
-        name: The model's.
+        missing: Names of the weights that were missing.
+        name: The model's name.
 
     Raises:
-        LoadError: Some were not.
+        LoadError: Some weights were missing.
     """
     if found := sorted(missing):
         raise LoadError(
-            f"{name} calls itself a classifier, but has no weights for {', '.join(found)}: "
-            "transformers would make others each time it is loaded. Make them once, with "
-            f"num_labels as many as the task has labels, and name the new folder:\n"
+            f"{name} is a classifier by its configuration, but its files have no weights for "
+            f"{', '.join(found)}: "
+            "transformers would initialise them differently each time. Create them once, with "
+            "num_labels equal to the number of labels of the task, and use the new folder:\n"
             f"{MAKE.format(name=name)}"
         )
 
@@ -63,7 +64,7 @@ def class_scores(model: PreTrainedModel, ids: Tensor, mask: Tensor) -> Tensor:
         mask: 1 where there is a token and 0 on padding, int64 [B, T].
 
     Returns:
-        [B, C]: float32 under `float32_head`, else in the model's dtype.
+        [B, C]: float32 within `float32_head`, otherwise in the model's dtype.
     """
     known = inspect.signature(model.forward).parameters
     more = {"use_cache": False} if "use_cache" in known else {}
@@ -72,11 +73,11 @@ def class_scores(model: PreTrainedModel, ids: Tensor, mask: Tensor) -> Tensor:
 
 @contextmanager
 def float32_head(head: nn.Linear, rows: Callable[[nn.Parameter, Tensor], Tensor]) -> Iterator[None]:
-    """Lets a head compute in float32, whatever the model computes in.
+    """Lets a head compute in float32, for any dtype of the model.
 
     Args:
         head: The linear layer.
-        rows: Given its weight or bias and row numbers, these rows in float32.
+        rows: Returns rows of the head's weight or bias, by row numbers, in float32.
     """
 
     def replace(_: Any, inputs: tuple[Tensor, ...], __: Any) -> Tensor:
@@ -97,7 +98,7 @@ def find_head(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: 
     """The name of the linear layer whose outputs are the scores.
 
     Raises:
-        LoadError: There is none, or padding changes the scores.
+        LoadError: There is no such layer, or padding changes the scores.
     """
     unsupported = f"the architecture of {name} ({type(model).__name__}) is not supported yet: "
     before, after = frame(tokenizer)
@@ -128,7 +129,7 @@ def find_head(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: 
 
 @contextmanager
 def _outputs(model: PreTrainedModel) -> Iterator[dict[str, Tensor]]:
-    """Outputs by name of the linear layers that give as many numbers as there are classes."""
+    """The outputs, by name, of all linear layers with as many outputs as there are classes."""
     found: dict[str, Tensor] = {}
 
     def keep(name: str) -> Callable[..., None]:

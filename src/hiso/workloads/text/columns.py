@@ -1,4 +1,4 @@
-"""A task from the columns of a file: the classes in a column, and label words for them."""
+"""Makes a task from the columns of a file: the classes in a column, and label words for them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 MOST_CLASSES = 20
-"""Distinct values up to which a column is taken for one of labels."""
+"""Largest number of distinct values of a label column."""
 
 _NUMBERS = ("zero", "one", "two", "three", "four", "five")
 _NUMBERS += ("six", "seven", "eight", "nine", "ten")
@@ -30,17 +30,17 @@ _BY_HAND = (
 
 
 def count_classes(data: str, columns: Sequence[str], label_column: str) -> dict[str, int]:
-    """How many rows have each value of the label column.
+    """The number of rows with each value of the label column.
 
-    Values that differ in case or outer white space alone count as one, in its first spelling.
+    Values that differ only in case or outer white space count as one value, in its first spelling.
 
     Args:
         data: A .csv, .tsv or .jsonl file; or a folder of them, as for `load_examples`.
-        columns: The columns that a row must have beside.
+        columns: The other columns that a row must have.
         label_column: The column of the labels.
 
     Returns:
-        Counts by value: numbers ascending, and before them other values in alphabetical order.
+        Counts by value: first words in alphabetical order, then numbers ascending.
 
     Raises:
         LoadError: There is no such file or column, a row has no label, or there are fewer than 2
@@ -53,8 +53,8 @@ def count_classes(data: str, columns: Sequence[str], label_column: str) -> dict[
             counts[spelling.setdefault(key, value)] += 1
     if len(counts) == 1:
         raise LoadError(
-            f"column {label_column!r} of {data} has one value only, {next(iter(counts))!r}: name a "
-            "column that tells rows apart."
+            f"column {label_column!r} of {data} has one value only, {next(iter(counts))!r}: "
+            "name a column with different values."
         )
     if len(counts) > MOST_CLASSES:
         some = ", ".join(repr(value) for value in list(counts)[:5])
@@ -66,23 +66,23 @@ def count_classes(data: str, columns: Sequence[str], label_column: str) -> dict[
 
 
 def in_order(values: Iterable[str]) -> list[str]:
-    """Values of a label column in the order of their numbers: words, then numbers ascending."""
+    """The values of a label column in the order of label numbers: words, then numbers ascending."""
     return sorted(values, key=lambda value: (*_number(value), value))
 
 
 def choose_words(task: Task, values: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Task:
-    """The task with a label word for each value, each with a first token of its own.
+    """The task with a label word for each value; the words have different first tokens.
 
-    The words are the values themselves, or else, of whole numbers from 0 to 10, their names in
-    English: many tokenizers begin all numbers with the same token.
+    The words are the values themselves or, for whole numbers from 0 to 10, their English names,
+    because many tokenizers begin all numbers with the same token.
 
     Args:
-        task: A task with no label words yet.
-        values: The values, of which the first is label 0.
-        tokenizer: The model's.
+        task: A task without label words.
+        values: The values; the first is label 0.
+        tokenizer: The model's tokenizer.
 
     Raises:
-        LoadError: There are no such words.
+        LoadError: There are no suitable words.
     """
     candidates = [[" ".join(value.split()) for value in values]]
     numbers = [float(value) if _number(value)[0] else -1 for value in values]
@@ -93,7 +93,7 @@ def choose_words(task: Task, values: Sequence[str], tokenizer: PreTrainedTokeniz
         try:
             found = replace(task, labels=labels, classes=tuple(values))
             mode = check_labels(found, tokenizer).mode
-        except LoadError:  # a word has no token, or two are the same: the next ones may do
+        except LoadError:  # a word has no token, or two are equal: try the next words
             continue
         if mode == "token":
             return found

@@ -19,18 +19,18 @@ if TYPE_CHECKING:
 
 
 _AT_ONCE = 1024
-"""Examples tokenised at a time: as lists, tokens of long texts take many times their memory."""
+"""Number of examples tokenised at a time; lists of tokens take much more memory than arrays."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Encoded:
-    """One example as the model sees it.
+    """One example as input for the model.
 
     Attributes:
-        ids: Token ids of the prompt (of the whole text, for free text), int32 [T]. In a task of
-            answers those of the answer to be learned follow.
+        ids: Token ids of the prompt (for free text, of the whole text), int32 [T]. In a task with
+            answers, followed by the token ids of the answer to learn.
         label: Number of the right label; None for free text and for answers.
-        start: Where in `ids` the answer begins; 0 if there is none.
+        start: Index in `ids` where the answer begins; 0 if there is no answer.
         answers: The right answers, as text.
     """
 
@@ -50,21 +50,22 @@ def encode(
 ) -> list[Encoded]:
     """Token ids of every example, in the same order, at most `max_length` each.
 
-    Prompts that are too long lose tokens at their start, so that the question at their end
-    stays; those of a task of answers lose the end of their context, since much of a text is said
-    in its first sentences; free text loses its end. In a chat, nothing of what its template
-    writes around the prompt is lost. What the tokenizer puts in front of every
-    text (a begin-of-text token, say) is kept in any case, and what it puts behind is left out.
-    In mode "sequence" the label's tokens count towards `max_length`, and in a task of answers
-    `answer_tokens` do, whatever the length of an answer, so that its prompt does not depend on
-    it. Free text and answers that are not cut end with the end token, if there is one.
+    Prompts that are too long are cut at the start, so that the question at their end is kept. In a
+    task with answers they are cut at the end of the context, because the first sentences of a text
+    often say most. Free text is cut at the end. In a chat, the template's text around the prompt
+    is never cut. Tokens that the tokenizer adds before every text (such as a begin-of-text token)
+    are always kept, and tokens that it adds after every text are left out. In mode "sequence" the
+    label's tokens count towards `max_length`. In a task with answers, `answer_tokens` count towards
+    `max_length`, for any length of the answer, so that the prompt does not depend on the answer.
+    Free text and answers that are not cut end with the end token, if there is one.
 
-    For a `classifier`, a model with a classification head, what the tokenizer puts behind every
-    text ([SEP], say) is kept too, and prompts lose tokens at their start; label words do not count.
+    For a `classifier`, a model with a classification head, tokens that the tokenizer adds after
+    every text (such as [SEP]) are also kept, and prompts are cut at the start; label words do not
+    count.
 
     Raises:
         SettingsError: `max_length` is too short for the question.
-        LoadError: Tokenisation leaves nothing of an example to learn from.
+        LoadError: After tokenisation an example has nothing to learn.
     """
     if classifier:
         return _encode_whole(examples, task, tokenizer, max_length)
@@ -152,7 +153,7 @@ def _encode_answers(
         for example, body, question, text, answer in zip(
             part, bodies, questions, said, learned, strict=True
         ):
-            # In place, as label words are, unless the tokenizer joins the cue to the answer.
+            # Tokenised after the prompt, like label words, unless the tokenizer merges both.
             joined = answer[: len(cue)] != cue
             own = tokens(tokenizer, text) if joined else answer[len(cue) :]
             kept = _common(body, opening)
@@ -163,24 +164,23 @@ def _encode_answers(
 
 
 def _opening(task: Task, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The tokens of what stands before the prompt in a chat."""
+    """The tokens of the template's text before the prompt in a chat."""
     return [] if task.chat is None else tokens(tokenizer, task.chat.before)
 
 
 def _common(body: list[int], opening: list[int]) -> int:
-    """How many tokens `body` begins with in common with `opening`.
+    """The number of tokens that `body` and `opening` have in common at the start.
 
-    The last one may differ, where the tokenizer joins it to the text that follows.
+    The last token of `opening` may differ if the tokenizer merges it with the following text.
     """
     pairs = enumerate(zip(body, opening, strict=False))
     return next((at for at, (a, b) in pairs if a != b), min(len(body), len(opening)))
 
 
 def _shorten(body: list[int], first: int, last: int, room: int) -> list[int]:
-    """`room` tokens at most: the `first` ones in any case, the `last` ones, and what still fits.
+    """At most `room` tokens: the `first` tokens, the `last` tokens, and as many others as fit.
 
-    What still fits is taken from the beginning; if the last ones do not fit, they lose their own
-    beginning.
+    The others are taken from the beginning. If the last tokens do not fit, their beginning is cut.
     """
     if len(body) <= room:
         return body

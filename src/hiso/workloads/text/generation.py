@@ -1,4 +1,4 @@
-"""Answers that a model writes: greedy, in batches, with a cache of keys and values."""
+"""Generates answers with a model: greedy, in batches, with a cache of keys and values."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ def stop_tokens(lm: LanguageModel) -> frozenset[int]:
 def write_answers(
     lm: LanguageModel, prompts: Sequence[NDArray[np.int32]], count: int, stops: frozenset[int]
 ) -> list[str]:
-    """What the model writes behind each prompt, always the likeliest token, in one batch.
+    """The model's greedy continuation of each prompt, computed in one batch.
 
-    All of it runs in the model's own dtype, the output head too. Of the model's generation
-    configuration nothing counts: no sampling, beams, penalties, forbidden or forced tokens.
+    Everything, including the output head, runs in the model's own dtype. The model's generation
+    configuration is ignored: no sampling, beams, penalties, forbidden or forced tokens.
 
     Args:
         lm: The model, in eval mode.
         prompts: Token ids of each prompt, int32 [T].
-        count: Most tokens of an answer.
-        stops: Tokens that end an answer and are not part of it, see `stop_tokens`.
+        count: Maximum number of tokens of an answer.
+        stops: Tokens that end an answer and are not part of it; see `stop_tokens`.
 
     Returns:
-        The answers as text, without special tokens and white space around them.
+        The answers as text, without special tokens and surrounding white space.
 
     Raises:
         SettingsError: A prompt and its answer are longer than the model's context.
@@ -86,7 +86,7 @@ def write_answers(
 
 @contextmanager
 def _configured(model: PreTrainedModel, config: GenerationConfig) -> Iterator[None]:
-    """With `config` in place of the model's own, which else fills in what `config` leaves out."""
+    """Replaces the model's own generation configuration, which would otherwise fill in defaults."""
     own: Any = model.generation_config
     model.generation_config = config
     try:

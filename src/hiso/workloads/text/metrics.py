@@ -27,23 +27,23 @@ def evaluate(
 ) -> dict[str, float]:
     """Metrics over all `examples` at the model's present weights.
 
-    Every example counts the same (in the loss of free text and answers every token), so that the
-    result does not depend on `batch_size` beyond rounding. In a task of answers the model also
-    writes an answer to every example. Examples are taken longest first: little is padded, and
-    memory that does not suffice is found out at once.
+    Every example has the same weight (in the loss of free text and answers, every token), so the
+    result does not depend on `batch_size` except for rounding. In a task with answers the model
+    also writes an answer to every example. The longest examples come first: this reduces padding,
+    and a lack of memory shows at once.
 
     Args:
         objective: Model and task.
-        examples: What to evaluate on.
-        batch_size: Examples that go through the model together.
+        examples: The examples.
+        batch_size: Number of examples per forward pass.
         on_batch: Called after each batch with the number of examples in it.
-        biases: Added to the scores of the labels, float64 [C]; None for nothing.
+        biases: Added to the labels' scores, float64 [C]; None for nothing.
 
     Returns:
-        "loss", and for a classification task "accuracy" and macro "f1" (the mean over the
-        labels that occur or were predicted), for free text "perplexity", for answers the means
-        of the task's own scores. With `biases`, "accuracy_without_bias" too: that of whatever
-        reads the weights alone.
+        "loss", and for a classification task "accuracy" and macro "f1" (the mean over the labels
+        that occur or were predicted), for free text "perplexity", for answers the means of the
+        task's own scores. With `biases`, also "accuracy_without_bias", the accuracy with the
+        weights alone.
 
     Raises:
         SettingsError: There are no examples, or `batch_size` is not positive.

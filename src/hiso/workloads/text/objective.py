@@ -28,16 +28,16 @@ _VOCABULARY = 8192
 
 
 class Objective:
-    """What a language model makes of batches: `objective(batches)`.
+    """Evaluates a language model on batches: `objective(batches)`.
 
-    From the last hidden state on everything is float32, whatever the model computes in, and no
-    logits are computed but those that the loss reads.
+    Everything after the last hidden state is float32, for any dtype of the model, and only the
+    logits that the loss reads are computed.
 
     Attributes:
-        verbalizer: How label words are read off the model; None for free text and answers, and
-            for a model with a classification head, whose scores are the labels'.
+        verbalizer: How scores of label words are computed; None for free text and answers, and for
+            a model with a classification head, which gives the scores itself.
         seconds: Wall time spent measuring so far.
-        passes: Forward passes so far; each goes in pieces of like length.
+        passes: Forward passes so far; each is split into groups of similar length.
     """
 
     def __init__(
@@ -51,15 +51,15 @@ class Objective:
         """An objective for `task`.
 
         Args:
-            lm: The model. Its weights may change between calls, its device too.
-            task: What the examples were encoded for.
-            joint: Put all batches through one forward pass. Per-batch losses then differ in
+            lm: The model. Its weights and its device may change between calls.
+            task: The task for which the examples were encoded.
+            joint: Whether all batches share one forward pass. The losses of a batch then differ in
                 rounding from those of separate passes.
-            rows: Given the output head's weight and token ids [C], the float32 rows [C, D] of
-                the head. By default they are cast from the weight itself.
+            rows: Maps the output head's weight and token ids [C] to the float32 rows [C, D] of the
+                head. By default they are cast from the weight itself.
 
         Raises:
-            LoadError: The tokenizer cannot express the label words.
+            LoadError: The tokenizer has no tokens for the label words.
             SettingsError: The model has a classification head whose classes are not the labels.
         """
         check_classes(lm, task)
@@ -86,7 +86,7 @@ class Objective:
 
     @torch.inference_mode()
     def measure(self, examples: Sequence[Encoded]) -> Outcome:
-        """What the model makes of examples, from one forward pass.
+        """The outcome of examples, from one forward pass.
 
         The loss is the cross-entropy of the right label. For free text and answers it is the sum
         over tokens, the weight is the number of tokens, and there are no scores.
@@ -103,7 +103,7 @@ class Objective:
         return outcome
 
     def loss(self, batch: Batch[Encoded]) -> Tensor:
-        """The mean loss of one batch, a scalar through which gradients flow."""
+        """The mean loss of one batch, a scalar with a gradient."""
         examples = batch.examples
         if not self.task.labels:
             losses, _ = self._text_losses(examples)
@@ -120,7 +120,7 @@ class Objective:
         return self._label_sequences(examples, self.verbalizer)
 
     def _class_scores(self, examples: Sequence[Encoded]) -> Tensor:
-        """Those of the classification head."""
+        """The scores of the classification head."""
         lengths = [len(e.ids) for e in examples]
         found: dict[int, Tensor] = {}
         with float32_head(self.lm.classifier, self._rows):
@@ -138,9 +138,9 @@ class Objective:
         return self._logits(at, torch.tensor(verbalizer.first, device=at.device))
 
     def _label_sequences(self, examples: Sequence[Encoded], verbalizer: Verbalizer) -> Tensor:
-        """Each example once with each label behind it."""
+        """The scores from sequences of each example followed by each label."""
         labels = [np.asarray(ids, np.int32) for ids in verbalizer.tokens]
-        # The last label token predicts nothing that is read.
+        # The prediction after the last label token is not used.
         joined = [np.concatenate([e.ids, ids[:-1]]) for e in examples for ids in labels]
         starts = [len(e.ids) - 1 for e in examples for _ in labels]
         lengths = [len(ids) for _ in examples for ids in labels]
@@ -156,9 +156,9 @@ class Objective:
         return Outcome(np.array(sums), np.array(counts, np.float64), tokens=losses.numpy())
 
     def _text_losses(self, examples: Sequence[Encoded]) -> tuple[Tensor, list[int]]:
-        """Loss of every token that is predicted, float32 [Σ counts]; the counts by example.
+        """The loss of every predicted token, float32 [Σ counts]; and the counts by example.
 
-        Of free text, those are all tokens but the first; of an answer, all.
+        For free text these are all tokens except the first; for an answer, all tokens.
         """
         starts = [max(1, e.start) for e in examples]
         predicted = [e.ids[start:] for e, start in zip(examples, starts, strict=True)]
@@ -170,7 +170,7 @@ class Objective:
     def _states(
         self, sequences: Sequence[np.ndarray], starts: Sequence[int], counts: Sequence[int]
     ) -> Tensor:
-        """Last hidden states of counts[i] positions of sequence i from starts[i] on.
+        """Last hidden states of counts[i] positions of sequence i, beginning at starts[i].
 
         Returns:
             float32 [Σ counts, D], in the order of the sequences.
@@ -183,9 +183,9 @@ class Objective:
         return torch.cat([found[i] for i in range(len(sequences))])
 
     def _groups(self, sequences: Sequence[np.ndarray]) -> Iterator[tuple[list[int], Tensor]]:
-        """Numbers of sequences of like length, and their ids padded on the right, int64 [B, T].
+        """Groups of sequences of similar length: their numbers, and their ids, int64 [B, T].
 
-        They go through the model together.
+        The ids are padded on the right. Each group is one call of the model.
         """
         lengths = [len(sequence) for sequence in sequences]
         context = self.lm.context
@@ -212,7 +212,7 @@ class Objective:
     def _token_losses(self, at: Tensor, targets: Tensor) -> Tensor:
         """−log p(target) over the whole vocabulary for hidden states [N, D]: float32 [N].
 
-        Logits exist for a part of the positions and of the vocabulary at a time.
+        Logits are computed for a part of the positions and of the vocabulary at a time.
         """
         size = output_head(self.lm.model).out_features
         parts = list(zip(at.split(_POSITIONS), targets.split(_POSITIONS), strict=True))

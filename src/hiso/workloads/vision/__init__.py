@@ -1,4 +1,4 @@
-"""Small images, for studies that a laptop does in minutes.
+"""Small images, for experiments that take minutes on a laptop.
 
-`images.py` has the data, `models.py` the networks, `objective.py` what a forward pass gives.
+`images.py` has the data, `models.py` the networks, `objective.py` the losses.
 """

@@ -1,6 +1,6 @@
 """Data sets of small images by name, and their splits.
 
-Which images are in which split depends on the data alone, never on a run's seed.
+The splits depend on the data alone, never on a run's seed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _SPLIT_KEY = 0
 
 @dataclass(frozen=True)
 class DataSet:
-    """A data set of Hugging Face: its id, and the names of its columns."""
+    """A Hugging Face data set: its id, and the names of its columns."""
 
     id: str
     image: str = "image"
@@ -44,7 +44,7 @@ class Image:
     Attributes:
         pixels: float32 [channels, height, width] in [0, 1].
         label: Its class, from 0.
-        group: Nothing: images are not partitioned by a column.
+        group: None, because images are not partitioned by a column.
     """
 
     pixels: Tensor
@@ -54,7 +54,7 @@ class Image:
 
 @dataclass(frozen=True)
 class ImageSplits:
-    """Images to train on, to tune on, and to report on, as `Splits` has of text."""
+    """Training, tuning and test images; like `Splits` for text."""
 
     train: list[Image]
     dev: list[Image]
@@ -67,21 +67,21 @@ class ImageSplits:
 def load_data_set(name: str, data: str | None = None) -> ImageSplits:
     """The images of a data set.
 
-    A tenth of the training images is set aside for tuning. `digits` (1,797 images of 8×8, no
-    split of its own) first gives a fifth for reporting.
+    A tenth of the training images becomes the tuning split. For `digits` (1,797 images of 8×8,
+    without splits), a fifth first becomes the test split.
 
     Args:
         name: One of `DATA_SETS`.
-        data: Another Hugging Face id, or a local folder that `datasets` reads, with the columns
+        data: Another Hugging Face id, or a local folder that `datasets` can read, with the columns
             of the named data set.
 
     Raises:
-        LoadError: The data or the package that has them are missing, or lack a column or split.
+        LoadError: The data or their package are missing, or the data lack a column or split.
     """
     known = DATA_SETS[name]
     if known is None:
         if data is not None:
-            raise LoadError("digits come with scikit-learn: leave data away")
+            raise LoadError("digits come with scikit-learn: omit data")
         images = _digits()
         order = permutation(_SPLIT_KEY, "split", size=len(images)).tolist()
         fifth = len(images) // 5
@@ -105,7 +105,7 @@ def _hub(place: str, known: DataSet) -> tuple[list[Image], list[Image]]:
 
     try:
         loaded = datasets.load_dataset(place)
-    except Exception as error:  # what datasets raises here has no common root
+    except Exception as error:  # datasets raises unrelated exception types
         raise LoadError(
             f"cannot load the data set {place}: {str(error).strip()} Check the name and the "
             "connection, or save it elsewhere and name its folder as `data`."

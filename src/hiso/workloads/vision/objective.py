@@ -18,7 +18,7 @@ _CHUNK = 512
 
 
 class ImageBatch(Protocol):
-    """What one client measures its loss on in one local step."""
+    """The images on which one client measures its loss in one local step."""
 
     @property
     def examples(self) -> Sequence[Image]:
@@ -27,14 +27,14 @@ class ImageBatch(Protocol):
 
 
 class ImageObjective:
-    """What a network makes of batches: `objective(batches)`.
+    """Evaluates a network on batches: `objective(batches)`.
 
-    The loss is the cross-entropy of the right label. Logits become float32 before it, whatever the
-    network computes in.
+    The loss is the cross-entropy of the right label. Logits are first converted to float32, for any
+    dtype of the network.
     """
 
     def __init__(self, module: nn.Module, *, joint: bool = True) -> None:
-        """Args: the network; whether batches share one forward pass, in other roundings."""
+        """Args: the network; whether batches share one forward pass, which changes the rounding."""
         self._module, self._joint = module, joint
 
     @torch.inference_mode()
@@ -49,7 +49,7 @@ class ImageObjective:
         return outcomes
 
     def loss(self, batch: ImageBatch) -> Tensor:
-        """The mean loss of one batch, a scalar through which gradients flow."""
+        """The mean loss of one batch, a scalar with a gradient."""
         scores, labels = self._scores(batch.examples)
         return nn.functional.cross_entropy(scores, labels, reduction="none").mean()
 
@@ -60,7 +60,7 @@ class ImageObjective:
         advance: Callable[[int], None] | None = None,
         biases: NDArray[np.float64] | None = None,
     ) -> dict[str, float]:
-        """Keys "loss" and "accuracy", over all `examples`, with `biases` added to their scores.
+        """The metrics "loss" and "accuracy" over all `examples`, with `biases` added to the scores.
 
         Raises:
             SettingsError: There are no examples.

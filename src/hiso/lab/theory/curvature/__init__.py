@@ -1,5 +1,5 @@
-"""What HiSo's h learns on a network small enough for its exact Hessian.
+"""What HiSo's h learns on a network that is small enough for an exact Hessian.
 
-Begin with `digits.py`; `learned.py` is what h can know at best, `factors.py` and `lanczos.py`
-the curvature that is really there.
+Begin with `digits.py`; `learned.py` derives what h can learn at best, `factors.py` and
+`lanczos.py` compute the actual curvature.
 """

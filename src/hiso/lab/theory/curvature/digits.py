@@ -1,4 +1,4 @@
-"""`curvature`: what h learns on a network that is small enough for its exact Hessian."""
+"""`curvature`: what h learns on a network that is small enough for an exact Hessian."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ _SHAPES = ("gauss_newton", "gauss_newton_sqrt", "second_moment_sqrt")
 def run_digits(
     preset: CurvaturePreset, folder: Path, cells: Cells, observer: Observer
 ) -> dict[str, Any]:
-    """Runs HiSo, looks at positions of the run, and lets h come to rest from the last of them.
+    """Runs HiSo, measures positions of the run, and lets h become stationary from the last.
 
     Returns:
-        rows: A position each.
-        standing: A run at rest each.
-        tables: What people see.
+        rows: One row per position.
+        standing: One row per run with lr = 0.
+        tables: Tables for display.
     """
     inputs, labels, *test = images.digits()
     federation = Federation(
@@ -91,7 +91,7 @@ def _look(
     position: int,
     test: Sequence[Tensor],
 ) -> Cell:
-    """Everything about one position; exact but for what is said to be estimated."""
+    """All measurements at one position; exact unless marked as estimated."""
     with federation.ledger(path) as ledger:
         weights, h = state_at(federation, ledger, position)
         _, other = state_at(federation, ledger, position, seed=_OTHER_SEED)
@@ -177,7 +177,7 @@ def _look(
 
 
 def factors_of(model: FlatModel, at: Tensor) -> Factors:
-    """Those of all of the model's examples at weights [d]."""
+    """The factors of all of the model's examples at weights [d]."""
     with torch.no_grad():
         logits = model.outputs(at)
     gradients, rows = softmax_factors(model.jacobians(at).detach(), logits, model.labels)
@@ -205,7 +205,7 @@ def _stand(
     number: int,
     observer: Observer,
 ) -> Cell:
-    """HiSo with lr = 0: the gradients' law stays the same, so h comes to rest."""
+    """HiSo with lr = 0: the distribution of gradients is constant, so h becomes stationary."""
     with trained.ledger(folder / "train.sqlite") as ledger:
         weights, _ = state_at(trained, ledger, max(preset.positions))
     federation = replace(
@@ -258,7 +258,7 @@ def _stand(
 
 
 def _moment(factors: Factors, batches: list[list[Sequence[int]]]) -> Any:
-    """E ĝ² [d] over rounds, from the very batches that they took."""
+    """E ĝ² [d] over rounds, from the batches of these rounds."""
     total = np.zeros(factors.gradients.shape[1])
     for clients in batches:
         means = [factors.gradients[list(rows)].mean(0, dtype=np.float64) for rows in clients]

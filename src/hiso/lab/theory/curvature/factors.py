@@ -1,4 +1,4 @@
-"""Per-example gradients and Gauss–Newton factors, and the progress that a diagonal h promises."""
+"""Per-example gradients and Gauss–Newton factors, and the expected progress with a diagonal h."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ Array = NDArray[np.floating]
 
 @dataclass(frozen=True)
 class Factors:
-    """N examples at one point, seen at s weights.
+    """N examples at one point, with s of the weights.
 
     Attributes:
         gradients: ∇ of each example's loss, [N, s].
         factors: F with GGN = (1/N) Σ_n F_nᵀF_n, [N, C, s].
-        stands_for: Number of weights that each of the s stands for, [s]; 1 if all are there.
-        whole: Whether the examples are all there are; otherwise they are a sample, and what its
-            noise adds to squares is taken off.
+        stands_for: Number of weights that each of the s weights represents, [s]; 1 if s = d.
+        whole: Whether these are all examples; otherwise they are a sample, and the part of squares
+            that comes from the sample's noise is subtracted.
     """
 
     gradients: Array
@@ -29,11 +29,11 @@ class Factors:
     whole: bool = False
 
     def pick(self, examples: NDArray[np.integer]) -> Factors:
-        """Some of the examples."""
+        """The factors of some of the examples."""
         return replace(self, gradients=self.gradients[examples], factors=self.factors[examples])
 
     def keep(self, weights: NDArray[np.bool_]) -> Factors:
-        """Some of the weights."""
+        """The factors at some of the weights."""
         return replace(
             self,
             gradients=self.gradients[:, weights],
@@ -49,7 +49,7 @@ class Factors:
 
     @cached_property
     def squared_gradient(self) -> NDArray[np.float64]:
-        """The mean gradient's square, without bias, [s]; of a sample, single ones may be < 0."""
+        """Unbiased square of the mean gradient, [s]; for a sample, single values may be < 0."""
         n = len(self.gradients)
         square = self.gradients.mean(0, dtype=np.float64) ** 2
         return square if self.whole else square - self.variance / n
@@ -60,13 +60,13 @@ class Factors:
         return self.gradients.var(0, ddof=0 if self.whole else 1, dtype=np.float64)
 
     def second_moment(self, batch: int) -> NDArray[np.float64]:
-        """E ĝ² for batches of so many independent examples, [s]."""
+        """E ĝ² for batches of `batch` independent examples, [s]."""
         return np.maximum(self.squared_gradient, 0) + self.variance / batch
 
 
 @dataclass(frozen=True)
 class Outlook:
-    """What one round of HiSo with a fixed h does to the loss, to second order.
+    """The effect of one round of HiSo with a fixed h on the loss, to second order.
 
     f(x + Δ) − f(x) = −lr·gᵀE[dx] + ½ lr² E[dxᵀA dx], A the Gauss–Newton matrix. With a = ĝ/√h and
     Ã = H^(-½) A H^(-½), for normal directions,
@@ -74,7 +74,7 @@ class Outlook:
         gᵀE[dx] = gᵀH⁻¹g            E[dxᵀA dx] = E‖a‖²·Tr Ã/P + (1 + 1/P)·E aᵀÃa
 
     Attributes:
-        gain: gᵀH⁻¹g, over that part of the loss that batches have in common.
+        gain: gᵀH⁻¹g, for the part of the loss that all batches have in common.
         noise: Tr(H⁻¹ Cov ĝ).
         zeta: Tr Ã: HiSo's ζ.
         bend: E aᵀÃa.
@@ -100,14 +100,14 @@ class Outlook:
 
     @property
     def best_lr(self) -> float:
-        """The learning rate that gives it."""
+        """The learning rate with the largest expected decrease."""
         return max(self.gain, 0.0) / self.cost
 
 
 def outlook(factors: Factors, h: NDArray[np.float64], *, directions: int, batch: int) -> Outlook:
-    """The outlook for h [s] (any scale) with `batch` examples a round over all clients.
+    """The outlook for h [s] (any scale) with `batch` examples per round over all clients.
 
-    Of a sample, pairs of an example with itself are left out where two independent ones are meant.
+    For a sample, terms for two independent examples leave out pairs of an example with itself.
     """
     n = len(factors.gradients)
     over = factors.stands_for / h
@@ -131,13 +131,13 @@ def outlook(factors: Factors, h: NDArray[np.float64], *, directions: int, batch:
 
 
 def shape_of(candidate: str, factors: Factors, *, share: float, batch: int) -> NDArray[np.float64]:
-    """A measured diagonal as H, [d], with mean 1: a shape, and no step size.
+    """A measured diagonal as H, [d], with mean 1: it sets relative step sizes only.
 
     Args:
         candidate: gauss_newton, gauss_newton_sqrt, or second_moment_sqrt.
         factors: Gradients and Gauss–Newton factors at the weights.
-        share: Least value, over the diagonal's mean.
-        batch: Examples of a round over all clients, for E ĝ².
+        share: Smallest value, divided by the diagonal's mean.
+        batch: Examples per round over all clients, for E ĝ².
     """
     moments = candidate == "second_moment_sqrt"
     diagonal = factors.second_moment(batch) if moments else factors.diagonal

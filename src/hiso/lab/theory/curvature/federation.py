@@ -1,4 +1,4 @@
-"""A run on digits whose log is kept, and the replicas at positions of that log."""
+"""A run on digits with a log, and replicas at positions of the log."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ from hiso.run.observer import Observer
 
 @dataclass(frozen=True)
 class Federation:
-    """What a run on digits is made of.
+    """The parts of a run on digits.
 
     Attributes:
         rules: Clients, sampling, directions, mu.
         method: The method with its hyper-parameters.
         inputs: Training images.
-        labels: Their labels.
-        batch_size: Images of a client's batch.
+        labels: Labels of the training images.
+        batch_size: Images in a client's batch.
         seed: Key of network, directions, sampling and batches.
-        start: Weights to start from, [d]; None: those of the seed's network.
+        start: Initial weights, [d]; None for those of the seed's network.
     """
 
     rules: RoundSettings
@@ -48,7 +48,7 @@ class Federation:
     start: Tensor | None = None
 
     def module(self) -> nn.Module:
-        """The network as it is before the first round."""
+        """The network before the first round."""
         module = images.network(self.seed)
         if self.start is not None:
             nn.utils.vector_to_parameters(self.start.float(), module.parameters())
@@ -60,23 +60,23 @@ class Federation:
 
     @property
     def identity(self) -> Identity:
-        """That of the run."""
+        """The identity of the run."""
         return Identity(method=self.method, seed=self.seed, model="digits")
 
     def replica(self, seed: int | None = None) -> Replica:
-        """A replica at position 0, whose directions are those of `seed`, or of the run."""
+        """A replica at position 0, with the directions of `seed`, by default the run's seed."""
         own = self.seed if seed is None else seed
         return Replica(self.module(), replace(self.identity, seed=own))
 
     @contextmanager
     def ledger(self, path: Path) -> Iterator[Ledger]:
-        """The run's log, made if it is missing."""
+        """The run's log, created if it does not exist."""
         opened = Ledger.open(path) if path.exists() else Ledger.create(path, self.identity, {})
         with opened as ledger:
             yield ledger
 
     def simulation(self, ledger: Ledger) -> Simulation:
-        """The federation where the log ends."""
+        """The federation at the end of the log."""
         replica = self.replica()
         server = Server(ledger, self.rules)
         losses = images.Losses(replica.module, self.inputs, self.labels)
@@ -107,7 +107,7 @@ def unpadded(layout: Layout, buffer: Tensor) -> Tensor:
 
 
 def set_state(replica: Replica, name: str, values: Tensor) -> None:
-    """Gives a replica a state [d] that no record led to: `unpadded` gives it back."""
+    """Sets a state [d] of a replica directly, without records; `unpadded` reads it back."""
     buffers = {"weights": replica.weights, **replica.state, name: replica.state[name].clone()}
     parts = values.split([entry.numel for entry in replica.layout])
     for entry, part in zip(replica.layout, parts, strict=True):
@@ -120,8 +120,8 @@ def state_at(
 ) -> tuple[Tensor, NDArray[np.float64]]:
     """Weights and h, [d] each, before the record of `position`, by replay.
 
-    With another `seed` the scalars of the log meet directions that have nothing to do with the
-    losses they were measured from: h then scatters just as it does, and knows nothing.
+    With another `seed` the scalars of the log are combined with directions that are unrelated to
+    the measured losses: h then has the same spread, but contains no information.
     """
     replica = federation.replica(seed)
     replica.replay(ledger.records(0, position))

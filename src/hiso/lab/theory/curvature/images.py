@@ -1,4 +1,4 @@
-"""scikit-learn's digits, so small that a run knows its images by their rows."""
+"""scikit-learn's digits, as a small data set in which images are identified by row number."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hiso.workloads.vision.models import make_network
 
 
 def digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Images float32 [N, 1, 8, 8] and labels int64 [N] to train on, and those to report on."""
+    """Images float32 [N, 1, 8, 8] and labels int64 [N] for training, and the same for the test."""
     splits = load_data_set("digits")
     return *_tensors(splits.train), *_tensors(splits.test)
 
@@ -31,13 +31,13 @@ def network(seed: int) -> nn.Module:
 
 
 def shards(images: int, clients: int, batch_size: int, seed: int) -> list[Shard[int]]:
-    """Rows of images, dealt out at random in parts as equal as can be."""
+    """Rows of images, divided at random into parts of nearly equal size."""
     dealt = np.array_split(permutation(seed, "deal", size=images), clients)
     return [Shard(i, part.tolist(), batch_size, seed) for i, part in enumerate(dealt)]
 
 
 class Losses:
-    """Mean cross-entropy of batches of rows, all in one pass."""
+    """Mean cross-entropy of batches of rows, computed in one pass."""
 
     def __init__(self, module: nn.Module, inputs: Tensor, labels: Tensor) -> None:
         self._module, self._inputs, self._labels = module, inputs, labels
@@ -54,5 +54,5 @@ class Losses:
 
 @torch.inference_mode()
 def accuracy(module: nn.Module, inputs: Tensor, labels: Tensor) -> float:
-    """Part of the images whose label the module prefers."""
+    """Fraction of the images for which the module predicts the right label."""
     return float((module(inputs).argmax(1) == labels).double().mean())

@@ -1,4 +1,4 @@
-"""The top of a spectrum by Lanczos iterations: SciPy's ARPACK on products alone."""
+"""The largest eigenvalues by Lanczos iterations: SciPy's ARPACK with matrix-vector products."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def top_eigenvalues(
 
     Args:
         product: v ↦ A v.
-        like: A vector [d] of the dtype that products are computed in.
-        count: How many, below d.
+        like: A vector [d] with the dtype for products.
+        count: Number of eigenvalues, below d.
         tolerance: Relative accuracy.
     """
     from scipy.sparse.linalg import LinearOperator, eigsh

@@ -1,4 +1,4 @@
-"""What HiSo's h can know of a weight: where it rests, how it scatters, and what that costs.
+"""What HiSo's h can learn about a weight: its stationary value, its scatter, and the cost.
 
 With shared directions and one local step, g_p = Σ_i a_i u_pi for the whitened gradient
 a_i = ĝ_i/√h_i of the round's batches, s_j = (1/P) Σ_p g_p u_pj and dx_j = s_j/√h_j. For u of
@@ -6,23 +6,23 @@ variance 1 and fourth moment m₄, independent of each other and of ĝ,
 
     E s_j² = (‖a‖²/P) · (1 + k ρ_j),    k = P + m₄ − 2,    ρ_j = a_j²/‖a‖²
 
-(the terms p = q give ‖a‖² + (m₄ − 1)·a_j² each, those with p ≠ q give a_j²). All that is common to
-the weights is in front; what tells weight j from another is k ρ_j, and Σ ρ_j = 1: it is of the
-order k/d. It is the square of a gradient, as in Adagrad, not a second derivative.
+(the terms p = q give ‖a‖² + (m₄ − 1)·a_j² each, those with p ≠ q give a_j²). The factor in front
+is common to all weights. Only k ρ_j differs between weights; because Σ ρ_j = 1, it is of the order
+k/d. It is the square of a gradient, as in Adagrad, not a second derivative.
 
-**Rest.** h = E dx² = E s²/h: h̄² = ‖a‖²/P, and since ‖a‖² = ‖ĝ‖²/h̄, h̄³ = E‖ĝ‖²/P. Weight j rests
-at h̄·√(1 + k ρ_j).
+**Stationary value.** h = E dx² = E s²/h gives h̄² = ‖a‖²/P, and with ‖a‖² = ‖ĝ‖²/h̄, h̄³ =
+E‖ĝ‖²/P. The stationary value of weight j is h̄·√(1 + k ρ_j).
 
-**Scatter.** Given the scalars, s_j is a sum of P independent terms for every weight by itself, so
-s_j² scatters by the order of itself, whatever the weight. With h = h̄(1 + δ) the rule
-h ← (1−ν)h + ν s²/h is δ ← (1 − 2ν)δ + ν e to first order, with e of mean square q, hence
+**Scatter.** Given the scalars, s_j is a sum of P independent terms for every weight, so s_j²
+scatters by about its own size, for every weight alike. With h = h̄(1 + δ) the rule h ← (1−ν)h + ν
+s²/h is δ ← (1 − 2ν)δ + ν e to first order, with e of mean square q, hence
 
     sd δ = √(ν q / (4 (1 − ν))),    q = E[2 (Σ g_p²)² + (m₄ − 3) Σ g_p⁴] / (E Σ g_p²)²
 
 For normal g_p of equal variance q = 2(1 + 2/P) + 3(m₄ − 3)/P.
 
-**Cost.** Signal ½kρ_j against noise √(νq)/2: the smaller ν, the more is seen, and about 1/ν rounds
-are needed to get there. Since sd ρ ∝ 1/d, the rounds needed grow as (d/P)².
+**Cost.** The signal is ½kρ_j and the noise is √(νq)/2: a smaller ν reduces the noise, but needs
+about 1/ν rounds. Because sd ρ ∝ 1/d, the rounds needed grow as (d/P)².
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ M4 = FOURTH_MOMENT["binomial"]
 
 
 def signal(shares: Vector, directions: int, m4: float = M4) -> Vector:
-    """Where each weight's h rests, over h̄: √(1 + k ρ_j), for shares ρ [d] of E ĝ²."""
+    """Each weight's stationary h divided by h̄: √(1 + k ρ_j), for shares ρ [d] of E ĝ²."""
     return np.sqrt(1 + (directions + m4 - 2) * shares)
 
 
@@ -69,9 +69,9 @@ def scatter(nu: float, noise: float) -> float:
 def expected_correlation(
     shares: Vector, target: Vector, *, nu: float, directions: int, noise: float, draws: int = 4
 ) -> float:
-    """Spearman's ρ between h and `target` [d] that is to be expected at rest.
+    """The expected Spearman's ρ between the stationary h and `target` [d].
 
-    h is drawn as its resting level times a gamma variable of mean 1 and the predicted spread.
+    h is drawn as its stationary value times a gamma variable with mean 1 and the predicted spread.
     """
     from scipy.stats import rankdata
 
@@ -88,9 +88,9 @@ def expected_correlation(
 def rounds_needed(
     shares: Vector, target: Vector, correlation: float, *, directions: int
 ) -> float | None:
-    """About how many rounds at rest, 1/ν, until h has this Spearman correlation with `target`.
+    """Approximate stationary rounds, 1/ν, needed for this Spearman correlation with `target`.
 
-    None: not even a scatter of 1e-9 would do, because E ĝ² has it not.
+    None if even a scatter of 1e-9 is not enough, because E ĝ² itself has a lower correlation.
     """
     noise, low, high = step_noise(directions), np.log(1e-18), np.log(0.5)
 

@@ -1,7 +1,7 @@
 """Second derivatives of a loss in one flat vector of weights: products, exact, and by Hutchinson.
 
-A product is a function v ↦ A v, by torch.func: forward over reverse differentiation, so that no
-matrix is ever there.
+A product is a function v ↦ A v, computed by torch.func with forward-over-reverse differentiation,
+so that the matrix is never stored.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Probed:
-    """What Hutchinson's probes say of a matrix.
+    """Hutchinson's estimates for a matrix.
 
     Attributes:
         diagonal: E u·(Au), [d].
@@ -125,7 +125,7 @@ def hutchinson(product: Product, like: Tensor, *, probes: int, seed: int) -> Pro
     """Diagonal and trace of A from `probes` ≥ 2 products with signs u = ±1.
 
     Source: Hutchinson (1990); Bekas, Kokiopoulou, Saad (2007) for the diagonal. The error of a
-    diagonal element comes from the off-diagonal ones of its row.
+    diagonal element comes from the off-diagonal elements of its row.
     """
     generator = torch.Generator().manual_seed(seed)
     total, square = torch.zeros_like(like), torch.zeros_like(like)

@@ -1,4 +1,4 @@
-"""Does the number of rounds grow with the number of weights? Races on least squares.
+"""Does the number of rounds grow with the number of weights? Experiments on least squares.
 
-Begin with `dimension.py`; `expected.py` is what an exact recursion says beforehand.
+Begin with `dimension.py`; `expected.py` predicts the number of rounds by an exact recursion.
 """

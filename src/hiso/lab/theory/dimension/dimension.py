@@ -33,9 +33,9 @@ class Entry:
     """A method on a problem of d weights.
 
     Attributes:
-        preset: What holds for all.
+        preset: The common preset.
         problem: The problem.
-        spectrum: That of d weights.
+        spectrum: The spectrum for d weights.
         racer: The method's name.
     """
 
@@ -46,11 +46,11 @@ class Entry:
 
     @property
     def name(self) -> str:
-        """Names the entry."""
+        """The name of the entry."""
         return f"{self.problem.name}/{self.spectrum.d}/{self.racer}"
 
     def h(self) -> Groups:
-        """What h starts as, by group; the largest is 1."""
+        """The initial h, by group; the largest value is 1."""
         values = self.spectrum.values / self.spectrum.values.max()
         floored = np.maximum(values, self.preset.oracle_floor)
         return {"oracle": floored, "oracle_sqrt": np.sqrt(floored), "newton": values}.get(
@@ -70,7 +70,7 @@ class Entry:
         return HiSo(lr=lr, nu=0.0, floor=0.0)
 
     def race(self, multiple: float, seed: int, limit: int) -> Cell:
-        """Runs it."""
+        """Runs one race."""
         p = self.preset
         outcome = race(
             Separable(self.spectrum, self.problem.curve),
@@ -85,9 +85,9 @@ class Entry:
         return outcome.as_dict()
 
     def expected(self, *, common: bool = False) -> tuple[int, float] | None:
-        """Least expected rounds over the grid, and the multiple that takes them; least squares.
+        """Smallest expected number of rounds over the grid, and its multiple; for least squares.
 
-        With `common`, of a HiSo whose h is one number for all weights.
+        With `common`, for a HiSo whose h is one number for all weights.
         """
         if self.problem.curve != "least_squares":
             return None
@@ -135,14 +135,14 @@ def entries(preset: DimensionPreset) -> Iterator[tuple[Entry, int]]:
 def run_dimension(preset: DimensionPreset, cells: Cells, observer: Observer) -> dict[str, Any]:
     """Runs all races that are not in `cells` yet.
 
-    A learning rate is tuned on one seed, reported are others. A trial ends when it has taken as
-    many rounds as the best one before it.
+    The learning rate is tuned on one seed; other seeds are reported. A trial ends when it has taken
+    as many rounds as the best trial before it.
 
     Returns:
-        rows: An entry each: what was measured, and what was expected.
+        rows: One row per entry, with measured and expected values.
         slopes: By problem and method, d log rounds / d log d with its standard error.
         grid: Every trial.
-        tables: What people see of them.
+        tables: Tables for display.
     """
     work = list(entries(preset))
     total = sum(len(preset.grid) + seeds for _, seeds in work)
@@ -206,7 +206,7 @@ def _row(entry: Entry, multiple: float | None, rounds: list[int | None]) -> dict
 
 
 def _slopes(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One for every problem and method with three dimensions or more."""
+    """One slope for every problem and method with three or more values of d."""
     slopes: list[dict[str, Any]] = []
     for problem, method in dict.fromkeys((row["problem"], row["method"]) for row in rows):
         mine = [row for row in rows if (row["problem"], row["method"]) == (problem, method)]

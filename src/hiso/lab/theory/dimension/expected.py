@@ -1,4 +1,4 @@
-"""What theory expects of a race on least squares: an exact recursion for E x², group by group.
+"""The expected rounds of a race on least squares: an exact recursion for E x², group by group.
 
 With a_j the whitened gradient of the round's batch, (∇f_j + noise_j)/√h_j, and s_j = Σ_p g_p u_pj/P
 for directions of unit variance and fourth moment m₄,
@@ -6,8 +6,8 @@ for directions of unit variance and fourth moment m₄,
     E s_j²   = ‖a‖²/P + (1 + (m₄ − 2)/P) · E a_j²
     E x_j s_j = E x_j a_j
 
-so that x ← x − lr·s/√h gives E x² after the round from E x² before it, without approximation
-while h is fixed. For HiSo's learned h its own mean is put in place of h, which is one.
+so x ← x − lr·s/√h gives E x² after the round from E x² before it, exactly while h is fixed. For
+HiSo's learned h, h is replaced by its mean, which is an approximation.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from hiso.core.method.registry import HiSo
 from hiso.lab.theory.dimension.spectra import Groups, Spectrum
 
 FOURTH_MOMENT = {"binomial": 2.875, "gaussian": 3.0}
-"""E u⁴ of the laws of directions."""
+"""E u⁴ for each kind of noise."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Expected:
     """The recursion for one problem.
 
     Attributes:
-        spectrum: λ by group, and how the initial loss of 1 is divided.
+        spectrum: λ by group, and the division of the initial loss of 1 among the groups.
         noise: Variance of the gradient's noise per weight and by group, [G].
         directions: P.
         fourth_moment: m₄.
@@ -49,15 +49,15 @@ class Expected:
         learns: HiSo | None = None,
         common: bool = False,
     ) -> int | None:
-        """Rounds until the expected loss is `target` of its start; None: not within `limit`.
+        """Rounds until the expected loss is `target` times its start; None if not within `limit`.
 
         Args:
             lr: Learning rate.
-            h: Preconditioner by group, to start with.
+            h: Initial preconditioner by group.
             target: Fraction of the initial loss.
-            limit: Rounds after which to give up; so it does when the loss is ten times the start.
-            learns: A HiSo by whose rule h goes on; None: h is fixed.
-            common: Put the mean of h over all weights in place of each of them.
+            limit: Rounds after which to stop; it also stops when the loss is ten times the start.
+            learns: A HiSo whose rule updates h; None for a fixed h.
+            common: Use the mean of h over all weights for every weight.
         """
         values, counts, p = self.spectrum.values, self.spectrum.counts, self.directions
         gap = 2 * self.spectrum.shares / (counts * values)  # E (x − x*)² per weight

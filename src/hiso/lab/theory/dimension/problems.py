@@ -3,10 +3,11 @@
     f(x) = Σ_j λ_j · φ(x_j; x*_j)           x starts at 0, min f = 0
     f_i(x; ξ) = f(x) − Σ_g λ_g s_g X_g      client i's batch ξ
 
-φ is ½(x − x*)² (least squares), or the logistic loss 4·[log(1 + eˣ) − q x] with q = σ(x*), less its
-least value: logistic regression on one-hot features of frequency 4λ_j, whose labels are 1 with
-probability q. Its curvature at the start is λ, as that of least squares is everywhere. s_g is a
-client's and a batch's random shift along group g: X_g is x_j in the head and Σ x_j in the tail.
+φ is ½(x − x*)² (least squares), or the logistic loss 4·[log(1 + eˣ) − q x] with q = σ(x*), minus
+its minimum: logistic regression on one-hot features of frequency 4λ_j, whose labels are 1 with
+probability q. The curvature of the logistic problem at the start is λ; that of least squares is λ
+everywhere. s_g is the random shift of a client and a batch along group g: X_g is x_j in the head
+and Σ x_j in the tail.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from hiso.lab.theory.dimension.spectra import Groups, Spectrum
 
 Curve = Literal["least_squares", "logistic"]
 
-_LOGISTIC_START = 0.2  # larger, and the small eigenvalues' x* would lie where σ is flat
+_LOGISTIC_START = 0.2  # with a larger value, the x* of small eigenvalues would be where σ is flat
 _CHUNK = 2**20
 
 
@@ -39,7 +40,7 @@ class Separable(nn.Module):
     """A problem f, with the weights x as its one parameter, float32 [d], at their start 0.
 
     Attributes:
-        spectrum: λ by group, and how the initial loss is divided.
+        spectrum: λ by group, and the division of the initial loss among the groups.
         curve: φ.
         optimum: x* by group, float64 [G].
     """
@@ -59,7 +60,7 @@ class Separable(nn.Module):
 
     @torch.no_grad()
     def losses(self, batches: Sequence[Groups]) -> list[float]:
-        """f_i of each batch, which is its shift s by group, at the module's weights."""
+        """f_i of each batch at the module's weights; a batch is its shift s by group."""
         value, sums = self._sums(self.x)
         weight = self.spectrum.values * sums
         return [value - float(weight @ shift) for shift in batches]
@@ -89,13 +90,13 @@ class Separable(nn.Module):
 
 @dataclass(frozen=True)
 class Shifts:
-    """How much clients and batches differ, in units of the problem's own scale.
+    """The differences between clients and batches, in units of the problem's scale.
 
     Attributes:
         clients: Number of clients M.
-        client: Size of the fixed shift of a client; the shifts of all add up to 0.
-        batch: Size of the fresh shift of each batch.
-        seed: Their key.
+        client: Size of the fixed shift of a client; the shifts of all clients sum to 0.
+        batch: Size of the random shift of each batch.
+        seed: Key of the shifts.
     """
 
     clients: int
@@ -106,7 +107,7 @@ class Shifts:
     def scale(self, spectrum: Spectrum) -> Groups:
         """Deviation of s in each group for size 1: ½ Σ λ s² over X would be 1 in expectation.
 
-        The shift of the tail is common to its n weights: n·λ·s² is what it weighs.
+        The n weights of the tail share one shift, so it contributes n·λ·s².
         """
         groups = len(spectrum.values)
         return np.sqrt(2 / (groups * spectrum.values * spectrum.counts))
@@ -114,16 +115,16 @@ class Shifts:
     def gradient_noise(self, spectrum: Spectrum, sampled: int) -> Groups:
         """Variance of the mean of `sampled` clients' gradients, per weight and by group, [G]."""
         left = (self.clients - sampled) / max(1, self.clients - 1)
-        share = 1 - 1 / self.clients  # what centring leaves of a client's variance
+        share = 1 - 1 / self.clients  # variance that remains after centring
         variance = (self.batch**2 + share * left * self.client**2) / sampled
         return variance * (spectrum.values * self.scale(spectrum)) ** 2
 
 
 class Shard:
-    """A client's data: nothing but its shifts.
+    """A client's data: only its shifts.
 
     Attributes:
-        examples: 1, all clients count alike.
+        examples: 1, so that all clients have equal weights.
     """
 
     examples = 1

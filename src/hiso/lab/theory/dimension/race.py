@@ -1,4 +1,4 @@
-"""One race: hiso's own federation on one problem, until its loss is a fraction of what it was."""
+"""One race: a hiso federation on one problem, until the loss is a fraction of its start."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ _BLOWN_UP = 10
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a race.
+    """The result of a race.
 
     Attributes:
         rounds: Rounds until the target, or None.
         loss: The last loss, as a fraction of the initial one.
-        end: How it ended; "blown up" is a loss ten times the initial one, or not finite.
-        digest: Fingerprint of the replica where it ended.
+        end: How the race ended; "blown up" means a loss of ten times the start, or not finite.
+        digest: Fingerprint of the replica at the end.
         seconds: Wall time.
     """
 
@@ -59,15 +59,15 @@ def race(
     seed: int,
     h: Groups | None = None,
 ) -> Outcome:
-    """Runs rounds until f is `target` of its start.
+    """Runs rounds until f is `target` times its start.
 
     Args:
         problem: The problem, whose weights become the replica's.
         method: The method.
         rules: Clients, sampling, directions, mu.
-        shifts: How clients and batches differ.
+        shifts: The differences between clients and batches.
         target: Fraction of the initial loss, measured without noise after every round.
-        limit: Rounds after which to give up.
+        limit: Rounds after which to stop.
         seed: Key of directions and sampling.
         h: Initial value of the method's state `h`, by group; by default the method's own.
     """

@@ -15,12 +15,12 @@ Groups = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Spectrum:
-    """Eigenvalues of a diagonal Hessian: a head of single ones, and a tail of equal ones.
+    """Eigenvalues of a diagonal Hessian: a head of single eigenvalues, and a tail of equal ones.
 
     Attributes:
         values: Eigenvalue λ of each group, float64 [G].
-        counts: Eigenvalues in each group, float64 [G]: 1 for all but the last.
-        shares: Part of the initial loss that lies in each group, float64 [G], sum 1.
+        counts: Number of eigenvalues in each group, float64 [G]: 1 for all but the last.
+        shares: Fraction of the initial loss in each group, float64 [G], sum 1.
     """
 
     values: Groups
@@ -33,8 +33,9 @@ class Spectrum:
     ) -> Spectrum:
         """`head` eigenvalues from 1 down to 1/condition, evenly on a logarithmic scale, and a tail.
 
-        The d − head eigenvalues of the tail are equal and add up to `tail_trace`, whatever d is:
-        so the trace, and with the largest eigenvalue 1 the effective rank κ, do not depend on d.
+        The d − head eigenvalues of the tail are equal and sum to `tail_trace` for every d. So the
+        trace does not depend on d, and neither does the effective rank κ, because the largest
+        eigenvalue is 1.
 
         Raises:
             SettingsError: The tail is empty, or its eigenvalues would exceed 1.
@@ -65,7 +66,7 @@ class Spectrum:
 
     @property
     def trace(self) -> float:
-        """Σ λ, which the paper bounds by Lκ."""
+        """Σ λ, which the paper bounds by L·κ."""
         return float(self.counts @ self.values)
 
     @property
@@ -78,15 +79,15 @@ class Spectrum:
         return float(self.counts @ (self.values / h))
 
     def step_unit(self, h: Groups, directions: int) -> float:
-        """P / (ζ + (P + 1)·max λ/h): learning rates are multiples of it.
+        """P / (ζ + (P + 1)·max λ/h), the unit of learning rates.
 
-        With u of unit variance, E dx·∇²f·dx is at most this denominator times gᵀH⁻¹g / P, so that
-        the unit maximises a bound of one step's expected progress; above twice the unit steps
-        make the loss larger.
+        With u of unit variance, E dx·∇²f·dx is at most this denominator times gᵀH⁻¹g / P. So the
+        unit maximises a bound on one step's expected progress; by this bound, steps above twice
+        the unit may increase the loss.
         """
         top = float((self.values / h).max())
         return directions / (self.whitened_trace(h) + (directions + 1) * top)
 
     def spread(self, groups: Groups) -> NDArray[np.float64]:
-        """A number per group as one per weight, [d]."""
+        """Repeats the number of each group for its weights, [d]."""
         return np.repeat(groups, self.counts.astype(np.int64))

@@ -1,4 +1,4 @@
-"""What h learns of a language model, and what an oracle's h would be worth.
+"""What h learns about a language model, and what an oracle's h could gain.
 
 Begin with `language.py`.
 """

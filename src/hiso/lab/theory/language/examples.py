@@ -1,7 +1,7 @@
-"""One backward pass for each example of a language model: gradients at some weights, and sketches.
+"""One backward pass per example of a language model: gradients at some weights, and sketches.
 
 For two label words with logits z₀, z₁ and δ = z₁ − z₀, the loss's gradient is (p₁ − y)·∇δ and the
-Gauss–Newton matrix is the mean of p₀p₁·∇δ∇δᵀ: both are multiples of the one vector ∇δ.
+Gauss–Newton matrix is the mean of p₀p₁·∇δ∇δᵀ: both need only the vector ∇δ of each example.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Margins:
     """δ of single examples.
 
     Attributes:
-        lm: The model, at whatever weights it has.
+        lm: The model, with its present weights.
         words: Token of each label word.
     """
 
@@ -45,7 +45,7 @@ class Margins:
         self.lm, self.words = lm, torch.tensor(verbalizer.first)
 
     def __call__(self, example: Encoded) -> Tensor:
-        """δ, a scalar through which gradients flow."""
+        """δ, a scalar with a gradient."""
         ids = torch.from_numpy(example.ids.astype(np.int64))[None]
         last = hidden_states(self.lm.model, ids)[0, -1].float()
         head = output_head(self.lm.model)
@@ -62,13 +62,13 @@ class Margins:
 
 @dataclass(frozen=True)
 class Sample:
-    """Which weights are looked at: all of the label words' rows, some of every parameter.
+    """The sampled weights: all of the label words' rows, and some of every parameter.
 
     Attributes:
-        places: By parameter, the places of the drawn weights in it, int64, ascending.
-        stands_for: Number of weights that each stands for, [s].
+        places: By parameter, the indices of the drawn weights in it, int64, ascending.
+        stands_for: Number of weights that each drawn weight represents, [s].
         label: Whether a drawn weight is in a label word's row, [s].
-        embedding: Whether it is in the matrix that holds those rows, [s].
+        embedding: Whether it is in the matrix that contains these rows, [s].
     """
 
     places: dict[str, NDArray[np.int64]]
@@ -78,13 +78,13 @@ class Sample:
 
     @classmethod
     def draw(cls, layout: Layout, head: str, words: Sequence[int], size: int) -> Sample:
-        """About `size` weights in proportion to each parameter's size, beside the label rows.
+        """About `size` weights in proportion to each parameter's size, and the label rows.
 
         Args:
             layout: The replica's layout.
             head: Name of the parameter with the label words' rows.
-            words: Those rows.
-            size: How many, at least 64 from every parameter that has them.
+            words: The numbers of these rows.
+            size: Number of weights; at least 64 from every parameter that has as many.
         """
         generator = np.random.Generator(np.random.Philox(0))
         places: dict[str, NDArray[np.int64]] = {}
@@ -110,7 +110,7 @@ class Sample:
         return cls(places, *map(np.concatenate, (stands, label, embedding)))
 
     def of(self, tensors: dict[str, Tensor]) -> Floats:
-        """The drawn weights' numbers out of whole parameters, float32 [s]."""
+        """The values at the drawn weights, from whole parameters, float32 [s]."""
         return np.concatenate(
             [
                 tensors[name].reshape(-1)[torch.from_numpy(at)].numpy()
@@ -119,11 +119,11 @@ class Sample:
         )
 
     def of_flat(self, layout: Layout, buffer: Tensor) -> Floats:
-        """The same out of a replica's flat buffer."""
+        """The values at the drawn weights, from a replica's flat buffer."""
         return self.of({e.name: buffer[e.offset : e.offset + e.numel] for e in layout})
 
     def blocks(self) -> dict[str, slice]:
-        """Where each parameter's weights stand among the drawn."""
+        """By parameter, the slice of its weights among the drawn weights."""
         found: dict[str, slice] = {}
         start = 0
         for name, at in self.places.items():
@@ -138,10 +138,10 @@ class Slopes:
 
     Attributes:
         drawn: At the sample's weights, float32 [N, s].
-        sketch: Signed sums over all weights, float32 [N, SKETCH]: their dot products are those of
-            whole gradients, without bias, up to |a||b|/√SKETCH.
+        sketch: Signed sums over all weights, float32 [N, SKETCH]: their dot products are unbiased
+            estimates of those of whole gradients, with an error of about |a||b|/√SKETCH.
         norms: ‖∇δ‖², float64 [N].
-        label_norms: The part of the label words' rows, [N].
+        label_norms: The part of ‖∇δ‖² in the label words' rows, [N].
         margin: δ, [N].
         label: y, [N].
     """
@@ -188,7 +188,7 @@ class Slopes:
 
 
 def measure_slopes(margins: Margins, sample: Sample, examples: Sequence[Encoded]) -> Slopes:
-    """One backward pass for each example, at the weights that the model has."""
+    """One backward pass for each example, at the model's present weights."""
     named = {n: p for n, p in margins.lm.model.named_parameters() if n in sample.places}
     signs = _signs({name: parameter.numel() for name, parameter in named.items()})
     rows: list[tuple[Floats, Floats, float, float, float, int]] = []
@@ -216,7 +216,7 @@ def _signs(sizes: dict[str, int]) -> dict[str, Tensor]:
 
 
 def _sketch(gradients: dict[str, Tensor], signs: dict[str, Tensor]) -> Floats:
-    """Weight j of all goes into bucket j mod SKETCH, with its sign."""
+    """Adds weight j, with its sign, to bucket j mod SKETCH."""
     total, start = torch.zeros(SKETCH), 0
     for name, gradient in gradients.items():
         signed = gradient.reshape(-1) * signs[name]

@@ -1,4 +1,4 @@
-"""`language`: what h learns of a language model, and what an oracle's h would be worth."""
+"""`language`: what h learns about a language model, and what an oracle's h could gain."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _OTHER_SEED = 10_000
 
 @dataclass(frozen=True)
 class _Scene:
-    """What all cells of the experiment need."""
+    """The common inputs of all cells of the experiment."""
 
     preset: LanguagePreset
     settings: Settings
@@ -54,7 +54,7 @@ class _Scene:
 
     @contextmanager
     def replica(self, position: int, seed: int | None = None) -> Iterator[Replica]:
-        """The run's replica at a position; with another `seed`, on directions of that seed."""
+        """The run's replica at a position; `seed` selects directions of another seed."""
         own = self.settings.seed if seed is None else seed
         self.lm.model.load_state_dict(self.base)
         identity = replace(self.ledger.identity, seed=own, dtype="float32")
@@ -70,19 +70,21 @@ class _Scene:
 def run_language(
     preset: LanguagePreset, folder: Path, cells: Cells, observer: Observer
 ) -> dict[str, Any]:
-    """Runs HiSo, then takes one backward pass an example at each position.
+    """Runs HiSo, then one backward pass per example at each position.
 
     Returns:
-        rows: A position each.
-        oracles: An oracle's h each, at each position.
-        layers: A layer each, at the last position.
-        tables: What people see.
+        rows: One row per position.
+        oracles: One row per oracle's h and position.
+        layers: One row per layer, at the last position.
+        tables: Tables for display.
     """
     if odd := {"rounds", "out"} & preset.run.keys():
         raise SettingsError(f"run: leave {', '.join(sorted(odd))} away: positions say how long")
     positions = sorted(preset.positions)
     given = {**preset.run, "rounds": max(1, positions[-1])}
     settings = parse_settings(given, "run")
+    if "h" not in settings.make_method().state:
+        raise SettingsError(f"run: {settings.method} learns no diagonal h; use hiso or hizoo")
     with one_thread():
         if positions[-1]:
             launch(given, folder / "run", observer=observer)
@@ -125,7 +127,7 @@ def _scene(preset: LanguagePreset, settings: Settings, folder: Path, ledger: Led
 def _slopes(
     scene: _Scene, cells: Cells, position: int, observer: Observer
 ) -> tuple[Slopes, Sample]:
-    """∇δ of every example at a position, kept in the folder in chunks."""
+    """∇δ of every example at a position, stored in the folder in chunks."""
     margins = Margins(scene.lm, scene.task)
     head = output_head(scene.lm.model).weight
     name = next(n for n, p in scene.lm.model.named_parameters() if p is head)
@@ -150,7 +152,7 @@ def _slopes(
 
 
 def _look(scene: _Scene, position: int, slopes: Slopes, sample: Sample) -> Cell:
-    """Everything about one position."""
+    """All measurements at one position."""
     with scene.replica(position) as replica:
         h = sample.of_flat(replica.layout, replica.state["h"]).astype(np.float64)
     with scene.replica(position, _OTHER_SEED) as replica:
@@ -205,7 +207,7 @@ def _look(scene: _Scene, position: int, slopes: Slopes, sample: Sample) -> Cell:
 
 
 def _moments(values: NDArray[np.float64], weight: NDArray[np.float64]) -> tuple[float, float]:
-    """Mean, and deviation over the mean, of all weights by those that stand for them."""
+    """Mean, and deviation divided by the mean, of all weights, estimated from the drawn ones."""
     mean = float(np.average(values, weights=weight))
     return mean, float(np.sqrt(np.average((values - mean) ** 2, weights=weight)) / mean)
 

@@ -1,4 +1,4 @@
-"""One parameter of a language model: the true Hessian there, beside what h says."""
+"""Compares h with the true Hessian in one parameter of a language model."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from hiso.workloads.text.encode import Encoded
 
 
 class LayerHessian:
-    """Products with ∇² of the examples' mean loss in one parameter; the others stay.
+    """Products with ∇² of the examples' mean loss in one parameter; the others are fixed.
 
-    The first derivatives are kept with their graph, so that a product is one backward pass an
-    example, no further down than the parameter.
+    The first derivatives are kept with their graph, so a product takes one backward pass per
+    example, which ends at the parameter.
 
     Attributes:
         gradient: The mean gradient [d].
@@ -72,7 +72,7 @@ def look_at_layer(
     probes: int,
     eigenvalues: int,
 ) -> dict[str, Any]:
-    """h of one parameter against the Hessian's diagonal, by Hutchinson, and others.
+    """Compares h of one parameter with Hutchinson's estimate of the Hessian's diagonal, and others.
 
     Raises:
         SettingsError: There is no such trainable parameter.

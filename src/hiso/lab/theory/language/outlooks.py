@@ -1,4 +1,4 @@
-"""What per-example slopes say of the whole: norms, spectrum, and oracles' progress, with errors."""
+"""Norms, spectrum and oracles' progress, with errors, computed from per-example slopes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Vector = NDArray[np.float64]
 
 
 def spectrum_of(slopes: Slopes, sample: Sample) -> dict[str, Any]:
-    """Gradient, noise, and the Gauss–Newton matrix's trace and top, over all weights.
+    """Gradient, noise, and the trace and largest eigenvalues of the Gauss–Newton matrix.
 
     Errors (`…_error`) are standard errors by bootstrap over examples.
     """
@@ -28,7 +28,7 @@ def spectrum_of(slopes: Slopes, sample: Sample) -> dict[str, Any]:
 
     def figures(picked: NDArray[np.intp]) -> dict[str, float]:
         part = dots[np.ix_(picked, picked)]
-        different = picked[:, None] != picked[None]  # a resampled twin is no second example
+        different = picked[:, None] != picked[None]  # two copies of one example are not independent
         residual, bend = slopes.residual[picked], slopes.bend[picked]
         gradients = residual[:, None] * residual[None] * part
         norm2 = float(gradients[different].mean())
@@ -62,12 +62,13 @@ def spectrum_of(slopes: Slopes, sample: Sample) -> dict[str, Any]:
 def oracle_table(
     preset: LanguagePreset, settings: Settings, slopes: Slopes, sample: Sample
 ) -> list[dict[str, Any]]:
-    """Expected progress of a round with an oracle's h, over that with h = 1.
+    """Expected progress of a round with an oracle's h, divided by that with h = 1.
 
-    h is a power of the Gauss–Newton diagonal of one half of the examples, floored at a part of
-    its mean, and judged on the other half; the mean and the deviation of several random halves.
-    `block`: the diagonal's mean over each parameter. The weights are all, or all but the matrix
-    of the label words' rows, whose rows for words that one half lacks would otherwise rule.
+    h is a power of the Gauss–Newton diagonal of one half of the examples, floored at a fraction of
+    its mean, and evaluated on the other half; the results are mean and deviation over several
+    random halves. `block` is the diagonal's mean over each parameter. The weights are all weights,
+    or all without the matrix of the label words' rows: in this matrix, rows of words that do not
+    occur in one half would otherwise dominate.
     """
     factors = slopes.factors(sample.stands_for)
     batch = settings.sample * settings.batch_size
@@ -117,7 +118,7 @@ def _progress(factors: Factors, h: Vector, settings: Settings, batch: int) -> fl
 
 
 def _block_means(diagonal: Vector, sample: Sample, kept: NDArray[np.bool_]) -> Vector:
-    """The mean of a kept diagonal over each parameter, in place of it."""
+    """A diagonal with every value replaced by its mean over the parameter."""
     whole = np.full(len(kept), np.nan)
     whole[kept] = diagonal
     for here in sample.blocks().values():
