@@ -79,11 +79,11 @@ class StandIn:
                 s1 += record.curvature[t] * np.float32(1e-3)
         return w - np.float32(lr) * s1
 
-    def write(self, point=None, *, round=0, mu=0.0, walk=None, changes=None) -> None:
+    def write(self, point=None, *, mu=0.0, walk=None, changes=None) -> None:
         del changes
         x = self.w if walk is None else walk.w
         if point is not None and point.sign:
-            u = direction(round, point.step, point.stream, point.direction)
+            u = direction(point.round, point.step, point.stream, point.direction)
             x = x + np.float32(point.sign * mu) * u
         self.x = x.astype(np.float64)
 
