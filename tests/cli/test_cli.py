@@ -35,7 +35,7 @@ def run(tmp_path_factory, tiny_model, reviews):
     return folder
 
 
-NAME = "runs/model-rotten_tomatoes-hiso-0"
+NAME = "runs/model-rotten_tomatoes-subspace_newton-0"
 
 
 def test_where_there_is_no_terminal_it_is_quiet(run):
