@@ -1,4 +1,4 @@
-"""How far one client may move a round: what it sends counts up to some multiple of the median."""
+"""Limits how far one client can move a round: its reply counts up to a multiple of the median."""
 
 from __future__ import annotations
 
@@ -15,23 +15,26 @@ from numpy.typing import NDArray
 from hiso.ring.messages import Reply
 
 COUNT_FACTOR = 10
-"""How many times the round's median number of examples a client's own may count."""
+"""A client's number of examples counts up to this many times the median of the round."""
 CLIP_ROUNDS = 50
-"""Number of rounds whose replies tell how large a reply normally is, the open one included."""
-LARGEST_SIZE = 1e6
-"""The largest size of a reply where sizes are limited at all, whatever others are."""
+"""Number of rounds whose replies give the median size, including the open one."""
+LARGEST_SIZE = 1e9
+"""The largest size of a reply, whatever the median is: where a first round has a single reply.
+
+Curvature of large models, as `lr = "auto"` measures it, may be 1e7.
+"""
 
 
 @dataclass(frozen=True)
 class Cut:
-    """Something in a reply that counted for less than it said.
+    """A value in a reply that was reduced.
 
     Attributes:
         round: The round.
         client: The client.
-        what: "examples", or what was scaled down: "scalars", "curvature", or the name of a fact.
-        given: What the reply said: a number of examples, or a size (see `sizes`).
-        taken: What was taken in its place.
+        what: "examples", "scalars", "curvature", or the name of a fact.
+        given: The value sent: a number of examples, or a size (see `sizes`).
+        taken: The value used.
     """
 
     round: int
@@ -48,10 +51,10 @@ class Cut:
 
 
 def counted_examples(replies: Sequence[Reply]) -> list[int]:
-    """The number of examples that each reply counts with: at most 10 times the median of them all.
+    """The number of examples with which each reply counts: at most 10 times their median.
 
-    Of an even number of replies the median is the lower one of the two in the middle: so one of
-    two clients weighs at most ten times as much as the other.
+    For an even number of replies the median is the lower of the two middle values. So with two
+    clients, one has at most ten times the weight of the other.
     """
     if not replies:
         return []
@@ -60,7 +63,7 @@ def counted_examples(replies: Sequence[Reply]) -> list[int]:
 
 
 def example_cuts(replies: Sequence[Reply]) -> list[Cut]:
-    """The replies whose number of examples counts for less."""
+    """The replies whose number of examples was reduced."""
     return [
         Cut(reply.round, reply.client, "examples", reply.examples, count)
         for reply, count in zip(replies, counted_examples(replies), strict=True)
@@ -103,24 +106,25 @@ def sizes(reply: Measured) -> dict[str, float]:
 
 
 class Clip:
-    """Scales down what is too large beside the replies of the last 50 rounds.
+    """Scales down replies that are far larger than those of the last 50 rounds.
 
-    A reply counts up to `factor` times the median size of the replies that counted in those
-    rounds, its own round included, as they came (so limits follow where honest sizes go), and
-    never beyond 1e6. Sizes of zero say nothing of the scale and are left out. Of an even number the
-    median is the lower one of the two in the middle. Scalars, curvature and each fact are limited
-    by themselves. A function of the log: made anew from the ledger's replies, it limits alike.
+    A reply counts up to `factor` times the median size of the replies used in the last 50 rounds,
+    including the open one, and never beyond `LARGEST_SIZE`. Sizes are those before scaling, so the
+    limits follow honest sizes up and down. Sizes of zero are left out, because they say nothing of
+    the scale. For an even number of sizes the median is the lower of the two middle values.
+    Scalars, curvature and each fact have limits of their own. The limits are a function of the
+    replies in the ledger.
     """
 
     def __init__(self, replies: Iterable[tuple[int, Measured]]) -> None:
-        """From (round, reply) of the replies that counted in the last 49 rounds, by round."""
+        """From (round, reply) of the replies used in the last 49 rounds, by round."""
         rounds: dict[int, list[dict[str, float]]] = {}
         for number, reply in replies:
             rounds.setdefault(number, []).append(sizes(reply))
         self._rounds = deque(rounds.values(), maxlen=CLIP_ROUNDS - 1)
 
     def apply(self, replies: Sequence[Reply], factor: float) -> tuple[list[Reply], list[Cut]]:
-        """The replies of the open round as they count, and what was cut."""
+        """The replies of the open round, scaled where necessary, and what was reduced."""
         found = [sizes(reply) for reply in replies]
         limits = {
             name: _limit([one[name] for round in (*self._rounds, found) for one in round], factor)
@@ -135,7 +139,7 @@ class Clip:
         return [_scaled(r, [cut for cut in cuts if cut.client == r.client]) for r in replies], cuts
 
     def remember(self, replies: Sequence[Reply]) -> None:
-        """Takes note of the replies that counted in a round that was committed, as they came."""
+        """Adds the replies used in a committed round, before scaling."""
         self._rounds.append([sizes(reply) for reply in replies])
 
 

@@ -1,4 +1,4 @@
-"""Who is asked: a client that is at fault again and again is left alone for a while."""
+"""Decides which clients are asked: after repeated faults a client is not asked for a while."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from hiso.core.keys import permutation
 from hiso.ring.round_settings import RoundSettings
 
 FAULTS = 5
-"""Faults within `WINDOW` rounds after which a client is not asked any more."""
+"""Faults within `WINDOW` rounds after which a client is not asked for a while."""
 WINDOW = 20
-"""Those rounds, and the length of a first pause."""
+"""The number of these rounds, and the length of a first pause."""
 
 Kind = Literal["invalid", "silent", "digest"]
 
 
 @dataclass(frozen=True)
 class Fault:
-    """A client was asked, and there is no doubt that what came was no help.
+    """A client was asked, and did not send a valid reply with the right digest.
 
     Attributes:
         round: The round.
         attempt: The attempt at it.
         client: The client.
-        kind: "invalid": its replies were refused. "silent": none came, though one of another did.
-            "digest": its replica was not the one that the round's quorum had.
+        kind: "invalid": its replies were refused. "silent": it sent no reply, and another client
+            did. "digest": its digest was not that of the round's quorum.
     """
 
     round: int
@@ -37,11 +37,11 @@ class Fault:
 
 @dataclass(frozen=True)
 class Pause:
-    """A client is not asked before a round.
+    """A time in which a client is not asked.
 
     Attributes:
-        until: The first round for which it is asked again.
-        length: Rounds that it is left out.
+        until: The first round for which it may be asked again.
+        length: Number of rounds.
     """
 
     until: int
@@ -51,9 +51,9 @@ class Pause:
 def pauses(faults: Iterable[Fault]) -> dict[int, Pause]:
     """The last pause of each client that has had one, by client.
 
-    Five faults within 20 rounds begin a pause of 20 rounds, counted from the round after the
-    fifth. If a pause begins sooner after the one before than that one was long, it is twice as
-    long: 20, 40, 80, …. Two faults in attempts at the same round are two.
+    Five faults within 20 rounds begin a pause of 20 rounds, which starts after the round of the
+    fifth fault. If fewer rounds lie between two pauses than the first one had, the second one is
+    twice as long as the first: 20, 40, 80, …. Faults in two attempts at the same round are two.
 
     Args:
         faults: In the order of rounds and attempts.
@@ -63,7 +63,7 @@ def pauses(faults: Iterable[Fault]) -> dict[int, Pause]:
     for fault in faults:
         client, now, last = fault.client, fault.round, found.get(fault.client)
         if last is not None and now < last.until:
-            continue  # asked for want of others
+            continue  # asked because too few others were left
         rounds = [r for r in recent.get(client, []) if r > now - WINDOW] + [now]
         recent[client] = rounds
         if len(rounds) == FAULTS:
@@ -79,9 +79,9 @@ def sample_clients(
 ) -> list[int]:
     """The clients to ask, ascending: a function of the seed, the round, and the ledger before it.
 
-    They are the first `sample` of a permutation of all clients, without those in a pause. Where
-    that leaves fewer than `sample`, fewer are asked; and where it leaves fewer than `min_replies`,
-    those of the others whose pauses end first.
+    They are the first `sample` of a permutation of all clients, without those in a pause. If fewer
+    than `sample` are left, fewer are asked. If fewer than `min_replies` are left, those whose
+    pauses end first are asked too.
     """
     order = permutation(seed, "sample", round, attempt, size=settings.clients).tolist()
     out = {c: pause.until for c, pause in paused.items() if round < pause.until}
