@@ -10,7 +10,7 @@ def test_what_prints_stays_and_what_does_not_is_escaped():
     assert plain("client 3: lr = 0.1 — größer als erlaubt (µ)") == (
         "client 3: lr = 0.1 — größer als erlaubt (µ)"
     )
-    assert plain("a\nb\r\n\tc\u2028d\x85e  f") == "a b c d e f"
+    assert plain("a\nb\r\tc\u2028d\x85e  f") == "a b  c d e  f"
     assert plain("\x1b[31mred\x00\x7f\u202e\ud800") == "\\x1b[31mred\\x00\\x7f\\u202e\\ud800"
     assert plain(None) == "None"
     assert plain(ValueError("no")) == "no"

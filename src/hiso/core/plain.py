@@ -9,12 +9,15 @@ LONGEST = 1000
 def plain(text: object) -> str:
     r"""The text as one line of printable characters, at most `LONGEST`.
 
-    Line ends, tabs and runs of spaces become one space each, so nobody can write a line of a log
-    that looks like ours; other characters that do not print (escape sequences, marks that turn the
-    direction of writing, lone surrogates) become their escapes, such as \x1b.
+    Line ends, tabs and other white space become a space each, so that nobody can forge a line of a
+    log. Other characters that do not print (escape sequences, marks that change the direction of
+    writing, lone surrogates) become their escapes, such as \x1b.
     """
-    words = " ".join(str(text)[: 4 * LONGEST].split())
-    shown = "".join(
-        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in words
-    )
+    shown = "".join(map(_shown, str(text)[: LONGEST + 1]))
     return shown if len(shown) <= LONGEST else shown[: LONGEST - 1] + "…"
+
+
+def _shown(c: str) -> str:
+    if c.isspace():
+        return " "
+    return c if c.isprintable() else c.encode("unicode_escape").decode("ascii")

@@ -285,7 +285,7 @@ class Conductor:
         verdict = self._server.tell(reply)
         self._accepted += verdict.accepted
         if not verdict.accepted:
-            log.error("client %d is refused: %s", reply.client, plain(verdict.reason))
+            log.error("client %d is refused: %s", reply.client, verdict.reason)
 
     def _refuse(self, client: int, asked: _Asked, reason: str) -> None:
         asked.done = True

@@ -13,6 +13,7 @@ from statistics import median
 
 import numpy as np
 
+from hiso.core.plain import plain
 from hiso.core.record import MAX_ROUND, Record
 from hiso.errors import Diverged, ProtocolError, SettingsError
 from hiso.ring.accept.cuts import CLIP_ROUNDS, Clip, Cut, example_cuts
@@ -237,7 +238,7 @@ class Server:
             reply = replace(reply, scalars=reply.scalars.copy(), curvature=kappa, facts=facts)
             self._replies[reply.client] = reply
             return Verdict(True)
-        reason = "; ".join(problems)
+        reason = plain("; ".join(problems))
         named = (reply.client, reply.round) if isinstance(reply, Reply) else (None, None)
         client, round = (x if is_whole(x, 0, MAX_ROUND) else None for x in named)
         self.refuse(client, round, reason)
