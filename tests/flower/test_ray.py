@@ -31,7 +31,8 @@ def test_ray_gives_the_same_model(tmp_path, settings):
         site.superlink("--simulation")
         site.wait("SuperLink", lambda: "startup complete" in site.logs())
         site.serve("run")
-        expected = simulate(out=tmp_path / "simulated", dev_examples=4, test_examples=4, **settings)
+        asked = {"dev_examples": 4, "test_examples": 4, "clip": 3.0, **settings}  # as serve has it
+        expected = simulate(out=tmp_path / "simulated", **asked)
         summary = site.summary("run", 240)
     finally:
         site.close()

@@ -8,15 +8,32 @@ from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any, Literal, Self, cast, get_args
 
+import numpy as np
+
 from hiso.core import record
 from hiso.core.method.base import Method
 from hiso.core.method.registry import METHODS, with_auto_lr, with_label_bias
 from hiso.core.noise import NOISE_FORMAT, Noise
+from hiso.core.plain import plain
 from hiso.errors import ProtocolError, SettingsError
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 _FORMATS = {"record": record.FORMAT, "noise": NOISE_FORMAT}
 _MAX_SEED = 2**64 - 1
+_LARGEST = float(np.finfo(np.float32).max)
+_DEEPEST = 20
+"""Levels of nesting in a text that is read."""
+_MOST_LABELS = 4096
+"""Labels that a method in a text may have biases for, which take memory."""
+_MALFORMED = (
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    OverflowError,
+    RecursionError,
+)
+"""What a text can make of Python that is no identity."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -112,10 +129,12 @@ class Identity:
         Raises:
             ProtocolError: The text is not JSON, has no seed or no method, names an unknown method
                 or format, or has a hyper-parameter that the method does not have or whose value it
-                refuses.
+                refuses. No text raises anything else.
         """
         try:
             values = json.loads(text)
+            text.encode()
+            _check_depth(values, _DEEPEST)
             formats = values.pop("formats", _FORMATS)
             made = values.pop("method")
             kind = method or METHODS.get(made.get("name"))
@@ -130,8 +149,8 @@ class Identity:
             if "directions" in values:
                 known["per_client"] = bool(_STREAMS.index(values.pop("directions")))
             identity = cls(method=_make(kind, made), **known, facts=values)
-        except (ValueError, KeyError, TypeError, AttributeError, SettingsError) as error:
-            raise ProtocolError(f"an identity cannot be read: {error}") from error
+        except (*_MALFORMED, SettingsError) as error:
+            raise ProtocolError(f"an identity cannot be read: {plain(error)}") from error
         object.__setattr__(identity, "text", text)
         return identity
 
@@ -185,13 +204,28 @@ def _make(kind: type[Method], made: Mapping[str, Any]) -> Method:
     if made.get("auto") and not kind.auto:
         kind = with_auto_lr(kind)
     if (labels := made.get("labels")) and not kind.labels:
+        if type(labels) is not int or labels > _MOST_LABELS:
+            raise ValueError(f"its method has {labels!r} labels, at most {_MOST_LABELS} are read")
         kind = with_label_bias(kind, labels)
     known = kind().hyper
     if unknown := sorted(set(hyper) - set(known)):
         raise ValueError(
             f"{kind.name} has no hyper-parameter {', '.join(unknown)}; it has {', '.join(known)}"
         )
+    odd = [name for name, value in hyper.items() if not abs(value) <= _LARGEST]
+    if odd:
+        raise ValueError(f"{', '.join(odd)} of {kind.name} is not in the range of float32")
     return kind(**hyper, **({} if feed is None else {"feed": feed}))
+
+
+def _check_depth(value: Any, left: int) -> None:
+    if not left:
+        raise ValueError(f"it is nested more than {_DEEPEST} levels deep")
+    if isinstance(value, dict):
+        value = list(cast(dict[str, Any], value).values())
+    if isinstance(value, list):
+        for inner in cast(list[Any], value):
+            _check_depth(inner, left - 1)
 
 
 def _flat(values: Mapping[str, Any], head: str = "") -> dict[str, Any]:

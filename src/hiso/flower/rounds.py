@@ -10,10 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from hiso.core.identity import Identity
+from hiso.core.plain import plain
 from hiso.errors import ProtocolError, RunConflict, SettingsError
 from hiso.flower.envelope import BEHIND, BUSY, LOST, MISSING, UNKNOWN_RUN, Envelope
 from hiso.flower.exchange import Answer, Post
 from hiso.flower.sites import Site, Sites
+from hiso.ring.accept.quarantine import FAULTS, WINDOW, pauses
 from hiso.ring.accept.replies import is_whole
 from hiso.ring.messages import Plan
 from hiso.ring.server import Aborted, Closed, Server
@@ -125,13 +127,25 @@ class Conductor:
                 self._take(answer)
             self._send(began)
             time.sleep(_POLL)
+        before = pauses(self._ledger.faults())
         closed = self._server.close({"round": time.monotonic() - began})
         self._note_sizes(number)
+        for client, pause in pauses(self._ledger.faults()).items():
+            if pause != before.get(client):
+                log.error(
+                    "client %d is not asked before round %d: %d faults in %d rounds",
+                    client,
+                    pause.until,
+                    FAULTS,
+                    WINDOW,
+                )
         if isinstance(closed, Aborted):
             log.warning("round %d was aborted: %s", closed.round, closed.reason)
         else:
             for reason in closed.set_aside.values():
                 log.error("%s", reason)
+            for cut in closed.cuts:
+                log.warning("%s", cut)
         return closed
 
     def finish(self) -> tuple[int | None, int]:
@@ -153,7 +167,7 @@ class Conductor:
                 if facts.get("position") == end and re.fullmatch("[0-9a-f]{16}", digest):
                     digests[client] = int(digest, 16)
                 else:
-                    log.warning("client %d at the end: %s", client, facts.get("reason"))
+                    log.warning("client %d at the end: %s", client, plain(facts.get("reason")))
             for client, site in self._sites.by_client.items():
                 if client not in self._asked:
                     self._asked[client] = _Asked(self._server.rest(client, self._stands(site)))
@@ -241,7 +255,7 @@ class Conductor:
                 site.chain = asked.plan.chain.hex()
             self._tell(answer, client)
             return
-        kind, reason = facts.get("error"), str(facts.get("reason"))
+        kind, reason = facts.get("error"), plain(facts.get("reason"))
         site = self._sites.by_client.get(client)
         if kind in (MISSING, BUSY, LOST):
             asked.request = None
@@ -252,18 +266,18 @@ class Conductor:
             asked.request, site.position = None, facts["position"]
             site.chain, site.run = str(facts.get("chain")), asked.plan.run
         else:
-            self._refuse(client, asked, f"{kind}: {reason}")
+            self._refuse(client, asked, plain(f"{kind}: {reason}"))
 
     def _tell(self, answer: Answer, client: int | None = None) -> None:
         try:
             reply = reply_from_bytes(answer.envelope.body)
         except ProtocolError as error:
-            self._ledger.refuse(client, self._ledger.position, str(error))
-            log.error("client %s is refused: %s", client, error)
+            self._server.refuse(client, self._ledger.position, str(error))
+            log.error("client %s is refused: %s", client, plain(error))
             return
         if client is not None and reply.client != client:
             reason = f"client {client} was asked, and answered as client {reply.client}"
-            self._ledger.refuse(client, self._ledger.position, reason)
+            self._server.refuse(client, self._ledger.position, reason)
             log.error("%s", reason)
             return
         if client is None and (late := self._asked.get(reply.client)) is not None:
@@ -271,7 +285,7 @@ class Conductor:
         verdict = self._server.tell(reply)
         self._accepted += verdict.accepted
         if not verdict.accepted:
-            log.error("client %d is refused: %s", reply.client, verdict.reason)
+            log.error("client %d is refused: %s", reply.client, plain(verdict.reason))
 
     def _refuse(self, client: int, asked: _Asked, reason: str) -> None:
         asked.done = True

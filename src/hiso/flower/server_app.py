@@ -31,6 +31,8 @@ from hiso.run.summary import summarise
 LOG = "server.log"
 _ATTEMPTS = 20
 """Number of attempts at a round that may be aborted in a row."""
+_CLIP = 3.0
+"""Default of the setting `clip` for a new run."""
 _PREDECESSOR = 120.0
 """Seconds to wait for the end of an earlier server process whose SuperLink was killed."""
 log = logging.getLogger(__name__)
@@ -110,6 +112,8 @@ def serve(
     """
     folder = RunFolder(out)
     seen = look(folder)
+    if seen is None:  # nobody vouches for what sites send; a run that exists keeps what it has
+        given = {"clip": _CLIP, **given}
     settings = resolve_settings(folder, given, changes, rollback, None)
     check(settings, pace)
     method = settings.make_method()

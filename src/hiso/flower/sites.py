@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass, field
 
 from hiso.core.identity import Identity
+from hiso.core.plain import plain
 from hiso.core.record import MAX_STREAM
 from hiso.errors import ProtocolError
 from hiso.flower.envelope import Envelope
@@ -20,6 +21,8 @@ _AGAIN = 3.0
 """Seconds until `hello` is sent again to a node whose worker did not answer."""
 _REFUSED_AGAIN = 30.0
 """The same, if the worker has another identity."""
+_LONGEST_IDENTITY = 2**20
+"""Largest number of characters of an identity."""
 _LOOK = 1.0
 """Seconds between readings of Flower's list of nodes."""
 
@@ -82,7 +85,7 @@ class Sites:
         """
         for client, site in list(self.by_client.items()):
             if site.node == node:
-                log.warning("client %d is unreachable: %s", client, reason)
+                log.warning("client %d is unreachable: %s", client, plain(reason))
                 del self.by_client[client]
                 self.lost[client] = time.monotonic()
         if again:
@@ -91,7 +94,7 @@ class Sites:
     def refuse(self, site: Site, reason: str) -> None:
         """Leaves a client out until a later `hello` gets another answer."""
         if self._refused.get(site.client) != reason:
-            log.error("%s", reason)
+            log.error("%s", plain(reason))
         self._refused[site.client] = reason
         self.by_client.pop(site.client, None)
         self._again[site.node] = time.monotonic() + _REFUSED_AGAIN
@@ -112,13 +115,14 @@ class Sites:
             or not isinstance(chain, str)
             or not (run is None or isinstance(run, str))
             or not isinstance(identity, str)
+            or len(identity) > _LONGEST_IDENTITY
         ):
             log.error("node %d: an invalid answer to hello, client %r", answer.node, client)
             return
         try:
             found = Identity.parse(identity)
         except ProtocolError as error:
-            log.error("node %d, client %d: %s", answer.node, client, error)
+            log.error("node %d, client %d: %s", answer.node, client, plain(error))
             return
         if found.partition is not None:  # not known in a deployment, only in one process
             log.error("node %d, client %d: an identity of a simulation", answer.node, client)

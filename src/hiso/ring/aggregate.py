@@ -12,14 +12,20 @@ from numpy.typing import NDArray
 from hiso.core.method.base import Method
 from hiso.core.record import Record
 from hiso.errors import ProtocolError
+from hiso.ring.accept.cuts import counted_examples
 from hiso.ring.messages import Reply
 
 Weighting = Literal["plain", "examples"]
 
 
 def client_weights(replies: Sequence[Reply], weighting: Weighting) -> NDArray[np.float64]:
-    """wt_i of each reply: 1, or the size of the client's data set; float64 [clients]."""
-    return np.array([1 if weighting == "plain" else r.examples for r in replies], np.float64)
+    """wt_i of each reply: 1, or the size of the client's data set; float64 [clients].
+
+    A size counts up to 10 times the replies' median; see `counted_examples`.
+    """
+    if weighting == "plain":
+        return np.ones(len(replies))
+    return np.array(counted_examples(replies), np.float64)
 
 
 def aggregate(
@@ -33,7 +39,7 @@ def aggregate(
 ) -> Record:
     """The record of a round from its valid replies; their order does not matter.
 
-    With P directions and client weights wt_i (1, or the number of examples), per local step k:
+    With P directions and client weights wt_i (`client_weights`), per local step k:
 
         shared directions:  c[k, p]    = float32( Σ_i wt_i·g_i[k, p] / Σ_i wt_i / P ),  stream 0
         per-client ones:    c[k, i, p] = float32( wt_i·g_i[k, p] / Σ_i wt_i / P ),      stream i + 1

@@ -14,6 +14,7 @@ from hiso.core.measure.probe import Probe
 from hiso.core.record import Record
 from hiso.core.replica.sequence import check_sequence
 from hiso.errors import ProtocolError, SettingsError
+from hiso.ring.limits import Limits, Told
 from hiso.ring.messages import Plan, Reply
 from hiso.ring.passes import Backward, Losses, Writable, measure
 from hiso.ring.wire import hash_question
@@ -88,6 +89,8 @@ class Client:
         index: Index i of the client.
         shard: The client's data.
         replica: The replica.
+        limits: What it lets a server ask.
+        told: What it has answered so far; keep it, for a client that is made again.
     """
 
     def __init__(
@@ -100,6 +103,8 @@ class Client:
         keep: Callable[[Sequence[Record], int], None] | None = None,
         backward: Backward | None = None,
         adjust: NDArray[np.float64] | None = None,
+        limits: Limits | None = None,
+        told: Told | None = None,
     ) -> None:
         """A client at the position of its replica.
 
@@ -114,6 +119,9 @@ class Client:
                 uses forward passes only. Plan, reply and record do not depend on this choice.
             adjust: Added to the labels' scores in every measurement, float64 [C]: for logit
                 adjustment, the `log_shares` of the client's own labels. None for no adjustment.
+            limits: What the client lets a server ask; by default, 2^24 scalars a round.
+            told: What the client has answered before, which counts for its limits; by default,
+                nothing.
 
         Raises:
             SettingsError: The client has no examples, `check_backward` refuses the method, or both
@@ -127,6 +135,7 @@ class Client:
             check_backward(replica.identity.method)
             if adjust is not None:
                 raise SettingsError(f"client {index}: a backward pass cannot use adjusted scores")
+        self.limits, self.told = limits or Limits(), told or Told()
         self._adjust = adjust
         self.index, self.shard, self.replica = index, shard, replica
         self._losses, self._keep, self._backward = losses, keep, backward
@@ -170,11 +179,13 @@ class Client:
         After `finish`, the same plan returns the finished probe, whose `ask()` is None.
 
         Raises:
-            ProtocolError: As `catch_up`.
+            ProtocolError: The plan asks for more than the client's limits allow, and nothing was
+                allocated, folded or measured; or as `catch_up`.
         """
         asked = hash_question(plan)
         if self._reply is not None and self._probe is not None and self._reply.asked == asked:
             return self._probe
+        self._check_limits(plan)
         self.catch_up(plan)
         self._digest = int(self.replica.digest())
         self._asked, self._reply = asked, None
@@ -206,7 +217,21 @@ class Client:
                 examples=self.shard.examples,
                 facts=dict(probe.facts),
             )
+            before = self.told
+            self.told = Told(before.scalars + self._reply.count, max(before.position, probe.round))
         return self._reply
+
+    def _check_limits(self, plan: Plan) -> None:
+        identity = self.replica.identity
+        kinds = 2 if identity.method.measures_curvature else 1
+        count = plan.steps * plan.directions * kinds + len(identity.method.facts)
+        batch = min(identity.batch_size or self.shard.examples, self.shard.examples)
+        problems = list(self.limits.problems(plan, scalars=count, batch=batch, told=self.told))
+        if problems:
+            raise ProtocolError(
+                f"client {self.index} refuses the plan of round {plan.round}: "
+                + "; ".join(problems)
+            )
 
     def catch_up(self, plan: Plan) -> None:
         """Folds the plan's records that the replica lacks; then the replica is at the plan's

@@ -27,10 +27,14 @@ class RoundSettings:
         mu: Perturbation size μ.
         scheme: Forward or central differences.
         per_client: Whether every client measures along its own directions.
-        weighting: Whether clients have equal weights or are weighted by their number of examples.
+        weighting: Whether clients have equal weights or are weighted by their number of examples,
+            up to ten times the median of the round.
         min_replies: Smallest number of good replies; with fewer, the attempt is aborted.
-        divergence_factor: A round whose mean loss exceeds this many times the median of the
-            first nine rounds' is not recorded (squared, until there are nine); None for no limit.
+        divergence_factor: A round is not recorded if the clients' median loss, in the median of
+            the last nine rounds, exceeds this many times that of the first nine (squared, until
+            there are nine); None for no limit.
+        clip: How many times the median size of the last 50 rounds' replies a reply may count (see
+            `Clip`); 0 for no limit.
         normalise: Update rate ν of the mean diagonal h̄ (`MeanDiagonal`): `lr` is divided by h̄
             and `mu` by √h̄. This is HiSo with one number, for a method without a diagonal. 0 for
             no division. Fixed for the whole run.
@@ -50,6 +54,7 @@ class RoundSettings:
     weighting: Weighting = "plain"
     min_replies: int = 1
     divergence_factor: float | None = None
+    clip: float = 0.0
     normalise: float = 0.0
     hyper: Mapping[str, float] = field(default_factory=dict[str, float])
 
@@ -70,6 +75,8 @@ class RoundSettings:
             yield f"weighting = {self.weighting!r} must be " + " or ".join(get_args(Weighting))
         if self.divergence_factor is not None and not self.divergence_factor > 1:
             yield f"divergence_factor = {self.divergence_factor} must be above 1, or None"
+        if not (self.clip == 0 or 1 <= self.clip < float("inf")):
+            yield f"clip = {self.clip} must be 0, or a finite number >= 1"
         if not 0 <= self.normalise < 1:
             yield f"normalise = {self.normalise} must lie in [0, 1)"
         if self.normalise and "lr" not in self.hyper:

@@ -9,14 +9,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from statistics import median
 
 import numpy as np
 
-from hiso.core.keys import choose
 from hiso.core.record import MAX_ROUND, Record
 from hiso.errors import Diverged, ProtocolError, SettingsError
+from hiso.ring.accept.cuts import CLIP_ROUNDS, Clip, Cut, example_cuts
 from hiso.ring.accept.divergence import GUARD_ROUNDS, STUCK_ROUNDS, excess, last_good, stuck
-from hiso.ring.accept.quorum import agree
+from hiso.ring.accept.quarantine import Kind, pauses, sample_clients
+from hiso.ring.accept.quorum import Agreement, agree
 from hiso.ring.accept.replies import is_whole, reply_problems
 from hiso.ring.aggregate import aggregate, client_weights
 from hiso.ring.ledger.ledger import Ledger
@@ -45,6 +47,7 @@ class Closed:
         set_aside: For each client whose replica differs, since which round and what to do.
         bytes_up: 4 bytes for each scalar (g, κ) of the valid replies.
         bytes_down: 4 bytes for each scalar (coefficients, κ, changes) of the sent plans.
+        cuts: What in the replies was reduced.
     """
 
     record: Record
@@ -54,6 +57,7 @@ class Closed:
     set_aside: dict[int, str]
     bytes_up: int
     bytes_down: int
+    cuts: list[Cut]
 
     @property
     def number(self) -> int:
@@ -118,10 +122,12 @@ class Server:
         self._derived = self._method.derived
         if self._derived:
             self._derived = ledger.derived_at(self._method, self._derived)
+        self._clips: Clip | None = None
         self._plans: dict[int, Plan] = {}  # of the open round; empty if no round is open
         self._opened = settings
         self._attempt = 0
         self._replies: dict[int, Reply] = {}
+        self._invalid = set[int]()
         self._scalars_down = Counter[int]()
 
     @property
@@ -143,9 +149,8 @@ class Server:
             s, round = self.settings, self.ledger.position
             self._check_that_it_moves()
             attempt, changes = self.ledger.attempt(round), self._changes()
-            sampled = choose(
-                self.ledger.identity.seed, "sample", round, attempt, size=s.clients, count=s.sample
-            )
+            paused = pauses(self.ledger.faults())
+            sampled = sample_clients(self.ledger.identity.seed, round, attempt, s, paused)
             stands = {client: self.ledger.client_position(client) for client in sampled}
             records = self.ledger.records(min(stands.values()))
             common = self._plan()
@@ -160,7 +165,7 @@ class Server:
                 for client in sampled
             }
             self._opened, self._attempt = s, attempt
-            self._replies, self._scalars_down = {}, Counter()
+            self._replies, self._scalars_down, self._invalid = {}, Counter(), set()
         return list(self._plans.values())
 
     def rejoin(self, client: int, position: int) -> Plan:
@@ -235,8 +240,17 @@ class Server:
         reason = "; ".join(problems)
         named = (reply.client, reply.round) if isinstance(reply, Reply) else (None, None)
         client, round = (x if is_whole(x, 0, MAX_ROUND) else None for x in named)
-        self.ledger.refuse(client, round, reason)
+        self.refuse(client, round, reason)
         return Verdict(False, reason)
+
+    def refuse(self, client: int | None, round: int | None, reason: str) -> None:
+        """Notes a reply that was refused; client and round as it claimed, where it made sense.
+
+        If the client was asked and sends no better one before `close`, it is at fault.
+        """
+        if client is not None:
+            self._invalid.add(client)
+        self.ledger.refuse(client, round, reason)
 
     def close(self, seconds: Mapping[str, float] | None = None) -> Closed | Aborted:
         """Ends the round: commits its record, or aborts this attempt.
@@ -252,7 +266,8 @@ class Server:
             `min_replies` replies remain.
 
         Raises:
-            Diverged: The mean loss is far too high. Nothing was recorded, and the round is closed.
+            Diverged: The clients' median loss is far too high. Nothing was recorded, and the round
+                is closed.
             RuntimeError: No round is open.
         """
         if not self._plans:
@@ -268,15 +283,27 @@ class Server:
         if agreed.shortage is not None:
             clients = [reply.client for reply in replies]
             self.ledger.abort(
-                first.round, self._attempt, agreed.shortage, clients, up=up, down=down
+                first.round,
+                self._attempt,
+                agreed.shortage,
+                clients,
+                up=up,
+                down=down,
+                faults=self._faults(plans, agreed),
+                disputed={} if good else {reply.client: reply.digest for reply in replies},
             )
             return Aborted(first.round, self._attempt, agreed.shortage, up, down)
         weights = client_weights(good, self._opened.weighting)
+        cuts = example_cuts(good) if self._opened.weighting == "examples" else []
+        counted = good
+        if self._opened.clip:
+            counted, clipped = self._clip().apply(good, self._opened.clip)
+            cuts += clipped
         loss = float(np.average([reply.loss for reply in good], weights=weights))
-        self._guard(first.round, loss)
+        self._guard(first.round, median(reply.loss for reply in good))
         record = aggregate(
             first.round,
-            good,
+            counted,
             weighting=self._opened.weighting,
             per_client=self._opened.per_client,
             changes=first.changes,
@@ -293,13 +320,32 @@ class Server:
             bytes_up=up,
             bytes_down=down,
             seconds=seconds or {},
+            cuts=cuts,
+            faults=self._faults(plans, agreed),
         )
         self._hyper |= record.changes
         self._derived = derived
+        if self._clips is not None:
+            self._clips.remember(good)
         if self._mean is not None:
             self._mean_now = self._mean.remember(self._mean_now, record)
         clients = [reply.client for reply in good]
-        return Closed(record, clients, loss, agreed.digest, agreed.set_aside, up, down)
+        return Closed(record, clients, loss, agreed.digest, agreed.set_aside, up, down, cuts)
+
+    def _faults(self, asked: Mapping[int, Plan], agreed: Agreement) -> dict[int, Kind]:
+        """Who of those asked was at fault, and how.
+
+        Where nobody replied, silence may be the fault of whatever lies in between.
+        """
+        faults: dict[int, Kind] = {}
+        for client in asked:
+            if client not in self._replies and client in self._invalid:
+                faults[client] = "invalid"
+            elif client not in self._replies and self._replies:
+                faults[client] = "silent"
+            elif client in agreed.set_aside and agreed.good:
+                faults[client] = "digest"
+        return faults
 
     def _changes(self) -> dict[str, float]:
         hyper = {**self.settings.hyper, **self._follow(self.settings, self._derived)}
@@ -329,26 +375,37 @@ class Server:
         examples = None if batch is None else s.sample * batch
         return self._method.follow(given, derived, s.directions, examples)
 
+    def _clip(self) -> Clip:
+        """What limits the sizes of replies, read from the ledger once."""
+        if self._clips is None:
+            rows = self.ledger.replies(self.ledger.position - CLIP_ROUNDS + 1)
+            self._clips = Clip((row.round, row) for row in rows if row.set_aside is None)
+        return self._clips
+
     def _guard(self, round: int, loss: float) -> None:
-        first = self.ledger.losses(stop=GUARD_ROUNDS)
-        last = [*self.ledger.losses(start=round - GUARD_ROUNDS + 1), loss]
+        first = self._median_losses(stop=GUARD_ROUNDS)
+        last = [*self._median_losses(start=round - GUARD_ROUNDS + 1), loss]
         if problem := excess(first, last, self._opened.divergence_factor):
             text = f"round {round}: {problem}. Nothing of the round was recorded."
             raise self.diverged(Diverged(text, round=round))
 
     def _check_that_it_moves(self) -> None:
         end = self.ledger.position
-        first, last = self.ledger.losses(stop=GUARD_ROUNDS), self.ledger.losses(start=end - 1)
+        first, last = self._median_losses(stop=GUARD_ROUNDS), self._median_losses(start=end - 1)
         records = self.ledger.records(end - STUCK_ROUNDS)
         if last and (problem := stuck(first, records, last[0])):
             raise self.diverged(Diverged(f"{problem}."))
+
+    def _median_losses(self, start: int = 0, stop: int | None = None) -> list[float]:
+        known = self.ledger.median_losses(start, stop)
+        return [loss for loss in known if loss is not None]
 
     def diverged(self, error: Diverged) -> Diverged:
         """The same error with the last good position, and half of the current lr.
 
         With `normalise`, this is half of the lr before the division by h̄.
         """
-        records, losses = self.ledger.records(), [row.loss for row in self.ledger.rounds()]
+        records, losses = self.ledger.records(), self.ledger.median_losses()
         if not any(record.coefficient.any() for record in records):
             advice = "No weight has moved yet: start another run with another mu, or in float32."
             return type(error)(f"{error} {advice}", round=error.round, client=error.client)

@@ -60,7 +60,7 @@ def plan_to_bytes(plan: Plan) -> bytes:
         for record in plan.records:
             data = record.to_bytes()
             parts += [struct.pack("<I", len(data)), data]
-    except (struct.error, ValueError) as error:
+    except (struct.error, ValueError, OverflowError) as error:
         raise ProtocolError(f"plan of round {plan.round} cannot be sent: {error}") from error
     return b"".join(parts)
 
@@ -100,7 +100,7 @@ def plan_from_bytes(data: bytes) -> Plan:
             stream=client + 1 if flags & _OWN else 0,
             changes=changes,
         )
-    except (struct.error, ValueError) as error:
+    except (struct.error, ValueError, OverflowError) as error:
         raise ProtocolError(f"plan of {len(data)} bytes is malformed: {error}") from error
     if plan_to_bytes(plan) != data:
         raise ProtocolError(f"plan of round {plan.round} is not in canonical form")
@@ -137,7 +137,7 @@ def reply_to_bytes(reply: Reply) -> bytes:
                 count + pack_named(reply.facts),
             ]
         )
-    except (struct.error, ValueError) as error:
+    except (struct.error, ValueError, OverflowError) as error:
         raise ProtocolError(f"reply of round {reply.round} cannot be sent: {error}") from error
 
 
@@ -169,7 +169,7 @@ def reply_from_bytes(data: bytes) -> Reply:
             examples=examples,
             facts=facts,
         )
-    except (struct.error, ValueError) as error:
+    except (struct.error, ValueError, OverflowError) as error:
         raise ProtocolError(f"reply of {len(data)} bytes is malformed: {error}") from error
     if reply_to_bytes(reply) != data:
         raise ProtocolError(f"reply of client {client} in round {number} is not in canonical form")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+from hiso.ring.accept.quarantine import Kind, pauses
 from hiso.ring.ledger.ledger import Ledger
 from hiso.run.folder import RunFolder
 from hiso.run.results import encode_line, rounds_of
@@ -13,6 +15,8 @@ from hiso.run.results import encode_line, rounds_of
 
 def inspect_run(path: Path, last: int) -> dict[str, Any]:
     """Settings, counts, fingerprints, evaluations, and the `last` rounds with their scalars.
+
+    Under `clients` are those with whom something was wrong; see `_troubled`.
 
     Raises:
         ProtocolError: There is no run, or its log is damaged.
@@ -37,9 +41,11 @@ def inspect_run(path: Path, last: int) -> dict[str, Any]:
             "digest": digest,
             "digest_position": at,
             "refused_replies": len(ledger.refusals()),
+            "cut_replies": len({(cut.round, cut.client) for cut in ledger.cuts()}),
         }
         return {
             "facts": facts,
+            "clients": _troubled(ledger),
             "hyper": ledger.hyper_at(),
             "identity": ledger.facts,
             "settings": ledger.settings,
@@ -50,6 +56,28 @@ def inspect_run(path: Path, last: int) -> dict[str, Any]:
                 for done, record in zip(rounds_of(ledger, start), records[start:], strict=True)
             ],
         }
+
+
+def _troubled(ledger: Ledger) -> list[dict[str, int | None]]:
+    """A line for each client with whom something was wrong.
+
+    It counts the rounds in which its replies were invalid, it was silent, or its digest was
+    wrong, and what in its replies was cut; `asked_again` is the round until which it is in
+    quarantine, None if it is not.
+    """
+    faults, cuts = ledger.faults(), ledger.cuts()
+    out = {c: pause.until for c, pause in pauses(faults).items() if pause.until > ledger.position}
+    counts = Counter((fault.client, fault.kind) for fault in faults)
+    cut = Counter(one.client for one in cuts)
+    return [
+        {
+            "client": client,
+            **{kind: counts[client, kind] for kind in get_args(Kind)},
+            "cut": cut[client],
+            "asked_again": out.get(client),
+        }
+        for client in sorted({fault.client for fault in faults} | set(cut))
+    ]
 
 
 def _digest(folder: RunFolder, ledger: Ledger) -> tuple[str | None, int | None]:

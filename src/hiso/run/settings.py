@@ -186,6 +186,11 @@ class Values(BaseModel):
         description="Stop when the loss exceeds this many times the loss of the first "
         "rounds; 0 for never.",
     )
+    clip: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
+        0.0,
+        description="A reply counts up to this many times the median size of the last 50 rounds' "
+        "replies; 0 for no limit. A new run of hiso serve has 3.",
+    )
     snapshot_every: Annotated[int, Field(ge=0)] = Field(
         0, description="Rounds between snapshots of the replica; 0 for none (replay works without)."
     )
@@ -303,6 +308,7 @@ class Settings(Values):
             weighting=self.weighting,
             min_replies=self.min_replies,
             divergence_factor=self.divergence_factor,
+            clip=self.clip,
             normalise=self.normalise,
             hyper=method.hyper,
         )
@@ -336,6 +342,7 @@ CHANGEABLE = frozenset(
         "sample",
     }
     | {"rounds", "weighting", "min_replies", "eval_every", "dev_examples", "divergence_factor"}
+    | {"clip"}
     | {"client_examples", "backward_clients", "keep", "patience"}
     | {"snapshot_every", "memory", "device", "model", "data"}
 )

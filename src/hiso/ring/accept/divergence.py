@@ -1,4 +1,10 @@
-"""Detects a diverging run from the losses and scalars of past rounds."""
+"""Detects a diverging run from the losses and scalars of past rounds.
+
+The loss of a round is here the median of its clients' losses. So fewer than half of the clients
+cannot stop a run, or hide that it diverges, by reporting a loss of 1e30. With two replies the
+median is the mean, and with one it is that loss: there a single client decides for its round. But
+the guard also takes medians over rounds.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +27,7 @@ def normal_loss(losses: Sequence[float]) -> float:
 
 
 def excess(first: Sequence[float], last: Sequence[float], factor: float | None) -> str | None:
-    """A problem text if the last rounds' mean losses are too large against the first; else None.
+    """A problem text if the last rounds' losses are too large against the first; else None.
 
     Compares medians over `GUARD_ROUNDS` rounds: if clients' labels are skewed, the loss of one
     round may be many times the loss of another, even with an unchanged model.
@@ -40,7 +46,7 @@ def excess(first: Sequence[float], last: Sequence[float], factor: float | None) 
     if now <= factor * abs(normal):
         return None
     return (
-        f"the mean loss is {last[-1]:.6g}, and the median of the last {len(last)} rounds, "
+        f"the loss is {last[-1]:.6g}, and the median of the last {len(last)} rounds, "
         f"{now:.6g}, is more than {factor:g} times the median {normal:.6g} of the first "
         f"{len(first)}"
     )

@@ -5,12 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 from hiso.core.identity import Identity, canonical_json
 from hiso.core.method.derived import Derived, State, remember_all
 from hiso.core.record import Record
 from hiso.errors import ProtocolError
+from hiso.ring.accept.cuts import Cut
+from hiso.ring.accept.quarantine import Fault, Kind
 from hiso.ring.ledger.runfile import RunFile
 from hiso.ring.ledger.schema import (
     ROLLED_BACK,
@@ -162,6 +165,8 @@ class Ledger(RunFile):
         bytes_up: int,
         bytes_down: int,
         seconds: Mapping[str, float],
+        cuts: Sequence[Cut] = (),
+        faults: Mapping[int, Kind] | None = None,
     ) -> None:
         """Appends the record of a round, with its replies.
 
@@ -174,6 +179,8 @@ class Ledger(RunFile):
             bytes_up: Bytes of scalars sent up.
             bytes_down: Bytes of scalars sent down, catch-up included.
             seconds: Wall time by name.
+            cuts: What counted for less than a reply said.
+            faults: Clients at fault, and how.
 
         Raises:
             ProtocolError: The record is not the next one of this log; nothing was written.
@@ -189,6 +196,9 @@ class Ledger(RunFile):
                 told = canonical_json(dict(r.facts), "facts") if r.facts else None
                 db.insert("replies", (*row, r.scalars.astype("<f4").tobytes(), kappa, told))
                 _stand(db, r.client, record.round)
+            _note_faults(db, record.round, attempt, faults or {})
+            for cut in cuts:
+                db.insert("cuts", (cut.round, cut.client, cut.what, cut.given, cut.taken))
 
     def follow(self, records: Sequence[Record], digest: int) -> None:
         """Appends records that the server committed, to a client's own copy of the log.
@@ -237,7 +247,16 @@ class Ledger(RunFile):
         return self._db.one(_BYTES, query)
 
     def abort(
-        self, round: int, attempt: int, reason: str, replied: Sequence[int], *, up: int, down: int
+        self,
+        round: int,
+        attempt: int,
+        reason: str,
+        replied: Sequence[int],
+        *,
+        up: int,
+        down: int,
+        faults: Mapping[int, Kind] | None = None,
+        disputed: Mapping[int, int] | None = None,
     ) -> None:
         """Stores an aborted attempt at a round, and its cost in bytes.
 
@@ -248,9 +267,15 @@ class Ledger(RunFile):
             replied: Clients that sent a valid reply; their position is this round.
             up: Bytes of scalars sent up.
             down: Bytes of scalars sent down.
+            faults: Clients at fault, and the kind of fault.
+            disputed: Digests of clients, if none had a majority. A client is at fault if the round
+                is later committed with another digest.
         """
         with self._write() as db:
             db.insert("aborts", (round, attempt, reason, up, down, time.time()))
+            _note_faults(db, round, attempt, faults or {})
+            for client, digest in (disputed or {}).items():
+                db.insert("faults", (round, attempt, client, "digest", f"{digest:016x}"))
             for client in replied:
                 _stand(db, client, round)
 
@@ -302,6 +327,38 @@ class Ledger(RunFile):
             SELECT loss FROM records
             WHERE round >= ? AND round < ? AND loss NOT NULL ORDER BY round"""
         return self._db.rows(real, query, start, self.position if stop is None else stop)
+
+    def median_losses(self, start: int = 0, stop: int | None = None) -> list[float | None]:
+        """Median loss of the replies that count, of rounds `start` to `stop` (exclusive).
+
+        None for a round whose replies are not here, as in a client's copy of the log.
+        """
+        query = """
+            SELECT r.round, p.loss FROM records r
+            LEFT JOIN replies p ON p.round = r.round AND p.set_aside IS NULL
+            WHERE r.round >= ? AND r.round < ? ORDER BY r.round"""
+        losses: dict[int, list[float]] = {}
+
+        def add(number: Any, loss: Any) -> None:
+            told = losses.setdefault(integer(number), [])
+            if loss is not None:
+                told.append(real(loss))
+
+        self._db.rows(add, query, start, self.position if stop is None else stop)
+        return [median(told) if told else None for told in losses.values()]
+
+    def faults(self) -> list[Fault]:
+        """Every fault of a client, by round, then attempt, then client."""
+        query = """
+            SELECT round, attempt, client, kind FROM faults f LEFT JOIN records r USING (round)
+            WHERE f.digest IS NULL OR f.digest != r.digest ORDER BY round, attempt, client"""
+        return [Fault(*row) for row in self._db.rows(_FAULT, query)]
+
+    def cuts(self) -> list[Cut]:
+        """All that counted for less than a reply said, by round, then client."""
+        query = "SELECT round, client, what, given, taken FROM cuts ORDER BY round, client, what"
+        rows = self._db.rows(columns(integer, integer, text, real, real), query)
+        return [Cut(*row) for row in rows]
 
     def traffic(self) -> tuple[int, int]:
         """Total bytes of scalars (up, down), including aborted attempts and abandoned rounds."""
@@ -373,11 +430,17 @@ class Ledger(RunFile):
 
 
 _BYTES = columns(integer, integer)
+_FAULT = columns(integer, integer, integer, text)
 _FIGURES = columns(optional(real), integer, integer)
 
 
 def _as_it_is(*row: Any) -> tuple[Any, ...]:
     return row
+
+
+def _note_faults(db: Database, round: int, attempt: int, faults: Mapping[int, Kind]) -> None:
+    for client, kind in faults.items():
+        db.insert("faults", (round, attempt, client, kind, None))
 
 
 def _stand(db: Database, client: int, position: int) -> None:

@@ -19,6 +19,7 @@ from hiso.core.identity import Identity, canonical_json
 from hiso.core.importing import import_method, is_path
 from hiso.core.method.base import Method
 from hiso.core.method.registry import METHODS
+from hiso.core.plain import plain
 from hiso.core.record import chain_root
 from hiso.errors import HisoError, ProtocolError
 from hiso.ring.ledger.schema import (
@@ -72,6 +73,8 @@ class ReplyRow:
         client: The client.
         loss: Mean loss of the client's first batch of the round.
         scalars: The measured directional derivatives g, float32 [τ, P].
+        curvature: κ, float32 [τ, P], or None.
+        facts: What else the reply told, by name.
         set_aside: Why the reply was not used; None if it was used.
     """
 
@@ -79,6 +82,8 @@ class ReplyRow:
     client: int
     loss: float
     scalars: NDArray[np.float32]
+    curvature: NDArray[np.float32] | None
+    facts: dict[str, float]
     set_aside: str | None
 
 
@@ -209,21 +214,24 @@ class RunFile:
         return self._db.one(integer, "SELECT coalesce(max(round) + 1, 0) FROM records")
 
     def refuse(self, client: int | None, round: int | None, reason: str) -> None:
-        """Stores a refused reply, with the client and round that it claims, if these are valid."""
+        """Stores a refused reply, with the client and round that it claims, if these are valid.
+
+        The reason is stored as `plain` returns it.
+        """
         with self._write() as db:
-            db.insert("refusals", (client, round, reason, time.time()))
+            db.insert("refusals", (client, round, plain(reason), time.time()))
 
     def refusals(self) -> list[tuple[int | None, int | None, str]]:
         """(client, round, reason) of every refused reply, oldest first."""
         kinds = columns(optional(integer), optional(integer), text)
         return self._db.rows(kinds, "SELECT client, round, reason FROM refusals ORDER BY rowid")
 
-    def replies(self) -> Iterator[ReplyRow]:
-        """Every valid reply to a committed round, by round, then client."""
+    def replies(self, start: int = 0) -> Iterator[ReplyRow]:
+        """Every valid reply to a committed round, from `start` on, by round, then client."""
         query = """
-            SELECT round, client, loss, scalars, steps, directions, set_aside
-            FROM replies ORDER BY round, client"""
-        return iter(self._db.rows(_reply_row, query))
+            SELECT round, client, loss, set_aside, facts, steps, directions, scalars, curvature
+            FROM replies WHERE round >= ? ORDER BY round, client"""
+        return iter(self._db.rows(_reply_row, query, start))
 
     def record_evaluation(self, position: int, split: str, metrics: Mapping[str, float]) -> None:
         """Stores the metrics of the replica at `position`; replaces earlier ones of the same
@@ -275,8 +283,21 @@ def _named_as_now(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _reply_row(
-    round: Any, client: Any, loss: Any, scalars: Any, steps: Any, directions: Any, reason: Any
+    round: Any, client: Any, loss: Any, reason: Any, facts: Any, *arrays: Any
 ) -> ReplyRow:
-    flat = np.frombuffer(blob(scalars), "<f4").astype(np.float32)
-    table = flat.reshape(integer(steps), integer(directions))
-    return ReplyRow(integer(round), integer(client), real(loss), table, optional(text)(reason))
+    steps, directions, *values = arrays
+
+    def table(data: Any) -> NDArray[np.float32]:
+        flat = np.frombuffer(blob(data), "<f4").astype(np.float32)
+        return flat.reshape(integer(steps), integer(directions))
+
+    scalars, curvature = values
+    return ReplyRow(
+        round=integer(round),
+        client=integer(client),
+        loss=real(loss),
+        scalars=table(scalars),
+        curvature=optional(table)(curvature),
+        facts={} if facts is None else numbers(facts),
+        set_aside=optional(text)(reason),
+    )

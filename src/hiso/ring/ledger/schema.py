@@ -34,6 +34,8 @@ ROLLED_BACK = {
     "replies": "round",
     "aborts": "round",
     "evaluations": "position",
+    "cuts": "round",
+    "faults": "round",
 }
 
 _TABLES = """
@@ -96,8 +98,29 @@ CREATE TABLE changes (
     new TEXT NOT NULL,          -- JSON
     time REAL NOT NULL
 );
+"""
+
+# Ledgers made before there were these get them, empty, when they are opened.
+_LATER = """
+CREATE TABLE IF NOT EXISTS cuts (
+    round INTEGER NOT NULL,
+    client INTEGER NOT NULL,
+    what TEXT NOT NULL,         -- what in its reply counted for less
+    given REAL NOT NULL,
+    taken REAL NOT NULL,
+    PRIMARY KEY (round, client, what)
+);
+CREATE TABLE IF NOT EXISTS faults (
+    round INTEGER NOT NULL,
+    attempt INTEGER NOT NULL,
+    client INTEGER NOT NULL,
+    kind TEXT NOT NULL,         -- see `Fault`
+    digest TEXT,                -- where none had a majority: a fault if the round's is another
+    PRIMARY KEY (round, attempt, client)
+);
 """ + "".join(
-    f"CREATE TABLE abandoned_{table} AS SELECT 0 AS generation, * FROM {table} WHERE 0;\n"
+    f"CREATE TABLE IF NOT EXISTS abandoned_{table} AS "
+    f"SELECT 0 AS generation, * FROM {table} WHERE 0;\n"
     for table in ROLLED_BACK
 )
 
@@ -298,7 +321,7 @@ def create_file(path: Path, identity: str, settings: str) -> Database:
                 raise RunConflict(
                     f"{path} exists already: resume its run, or choose another folder"
                 )
-            for statement in _TABLES.split(";\n"):
+            for statement in (_TABLES + _LATER).split(";\n"):
                 db.execute(statement)
             db.execute("INSERT INTO run VALUES (?, ?)", (identity, settings))
             seal(db)
@@ -397,10 +420,13 @@ def _check_format(db: Database) -> None:
 
 
 def _update(db: Database) -> None:
-    """Converts a ledger of format 1: its replies get an empty column for facts."""
-    if db.one(integer, "PRAGMA user_version") == FORMAT:
+    """Adds what older ledgers lack: the tables of `_LATER`, and in format 1 a column for facts."""
+    known = db.one(integer, "SELECT count(*) FROM sqlite_master WHERE name = 'faults'")
+    if known and db.one(integer, "PRAGMA user_version") == FORMAT:
         return
     with db.transaction():
+        for statement in _LATER.split(";\n"):
+            db.execute(statement)
         if db.one(integer, "PRAGMA user_version") < FORMAT:  # unless another process did it
             db.execute("ALTER TABLE replies ADD COLUMN facts TEXT")
             db.execute("ALTER TABLE abandoned_replies ADD COLUMN facts TEXT")
