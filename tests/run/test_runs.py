@@ -284,7 +284,8 @@ def test_zero_stands_for_all_and_for_none(tmp_path, base):
 @pytest.mark.model
 def test_the_packaged_model(tmp_path, reviews):
     out = tmp_path / "run"
-    settings = {"rounds": 2, "sample": 1, "directions": 1, "batch_size": 2, "max_length": 16}
+    settings = {"method": "hiso", "rounds": 2, "sample": 1, "directions": 1, "batch_size": 2}
+    settings |= {"max_length": 16}
     s = simulate(out=out, data=str(reviews), test_examples=4, eval_every=0, **settings)
     assert s["trainable_weights"] == 134_515_008
     assert (s["bytes_up"], s["paper_bytes"]) == (2 * 4, 2 * 2 * 4)

@@ -142,7 +142,7 @@ def test_all_problems_of_a_file_are_reported_with_their_lines(tmp_path):
             r"(?s)line 1: no.*'label'.*line 2: no.*'s",
         ),
         ("a.jsonl", "{broken\n[1]\n", r"(?s)line 1: not JSON.*line 2: not a JSON object"),
-        ("a.txt", "hello", "none of .csv, .tsv, .jsonl"),
+        ("a.txt", "hello", "not one of .csv, .tsv, .jsonl"),
         ("a.csv", "sentence,label\na,1\nb,0\n", "3 different rows"),
     ],
 )
