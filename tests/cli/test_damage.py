@@ -88,7 +88,7 @@ def on_a_disk_of(size: int, hiso: Hiso, *arguments: object) -> Done:
     return hiso.end(done)
 
 
-@pytest.mark.parametrize(("size", "begun"), [(3_000, False), (150_000, True)])
+@pytest.mark.parametrize(("size", "begun"), [(3_000, False), (190_000, True)])
 def test_a_full_disk_ends_with_7_and_the_same_command_goes_on(
     tmp_path, original, hiso, base, size, begun
 ):

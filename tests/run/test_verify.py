@@ -137,6 +137,7 @@ def test_a_clients_copy_of_a_log_that_blew_up_says_so(tmp_path, base):
         simulate(out=out, **base | wild)
     assert (caught.value.position, caught.value.lr) == (0, pytest.approx(1.5e38))
     alter(out, "UPDATE records SET loss = NULL")
+    alter(out, "DELETE FROM replies")
     with pytest.raises(Diverged) as caught:
         evaluate_run(out)
     assert caught.value.position is None
