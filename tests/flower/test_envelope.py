@@ -51,7 +51,7 @@ def test_a_connection_that_breaks_is_an_error(data):
     with far:
         with near:
             near.sendall(data)
-        with pytest.raises(ProtocolError, match="hung up"):
+        with pytest.raises(ProtocolError, match="in the middle of an envelope"):
             receive(far)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hiso.core.replica.replica import Replica
+from hiso.core.kernels.numba_backend import NumbaKernels
 from hiso.flower.envelope import Envelope
 from hiso.flower.worker import Worker
 from hiso.ring.ledger.ledger import Ledger
@@ -109,7 +109,7 @@ def test_a_fold_that_was_interrupted_costs_one_answer(site, expected, monkeypatc
         raise MemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr(Replica, "fold", out_of_memory)
+        patch.setattr(NumbaKernels, "fold", out_of_memory)
         site.fails()
     assert site.worker._log.position == 3
     for _ in range(2):
