@@ -25,7 +25,7 @@ test: install
 # Every day: no packaged model, no Flower, no browser, no command line.
 quick: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not model and not flower" \
-		tests/core tests/engines tests/ring tests/text tests/vision tests/test_layers.py
+		tests/core tests/data tests/engines tests/ring tests/text tests/vision tests/test_layers.py
 
 check: install
 	$(BIN)/ruff check .

@@ -4,19 +4,8 @@ from pathlib import Path
 
 import torch
 
-from .tiny import make_tokenizer
+from .tiny import SIZE, make_tokenizer
 
-SIZE = {
-    "vocab_size": 400,
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 128,
-    "initializer_range": 0.2,
-    "bos_token_id": 0,
-    "eos_token_id": 1,
-    "pad_token_id": 1,
-}
 WIDE = SIZE | {"intermediate_size": 64, "num_key_value_heads": 2, "head_dim": 8}
 
 FAMILIES = {

@@ -36,22 +36,24 @@ def make_tokenizer(*, begin: bool = False):
     )
 
 
+SIZE = {
+    "vocab_size": 400,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 128,
+    "initializer_range": 0.2,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": 1,
+}
+
+
 def tiny_config(kind: str):
     """The smallest configuration of an architecture, with weights large enough to matter."""
     import transformers as t
 
-    size = {
-        "vocab_size": 400,
-        "hidden_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "max_position_embeddings": 128,
-        "initializer_range": 0.2,
-        "bos_token_id": 0,
-        "eos_token_id": 1,
-        "pad_token_id": 1,
-    }
-    wide = size | {"intermediate_size": 64, "num_key_value_heads": 2}
+    wide = SIZE | {"intermediate_size": 64, "num_key_value_heads": 2}
     match kind:
         case "llama":
             return t.LlamaConfig(**wide)
@@ -65,7 +67,7 @@ def tiny_config(kind: str):
             return t.GraniteConfig(**wide, logits_scaling=4.0)
         case "opt":
             return t.OPTConfig(
-                **{k: v for k, v in size.items() if k != "initializer_range"},
+                **{k: v for k, v in SIZE.items() if k != "initializer_range"},
                 init_std=0.2,
                 ffn_dim=64,
                 word_embed_proj_dim=16,

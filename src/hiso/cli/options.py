@@ -12,7 +12,8 @@ import typer
 from rich.markup import escape
 
 from hiso.errors import SettingsError
-from hiso.run.settings import RENAMED, Settings, read_toml
+from hiso.ring.ledger.runfile import RENAMED
+from hiso.run.settings import Settings, read_toml
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, nothing else.")]
 SettingsFile = Annotated[

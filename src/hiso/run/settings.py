@@ -23,6 +23,7 @@ from hiso.core.measure.backward import check_backward
 from hiso.core.method.base import Feed, Method
 from hiso.core.method.registry import METHODS, auto_lr
 from hiso.errors import LoadError, SettingsError
+from hiso.ring.ledger.runfile import RENAMED
 from hiso.ring.round_settings import RoundSettings
 from hiso.run.definition import OWN, Definition
 from hiso.workloads.text.choice import ALPHA, RANK, Choice
@@ -357,10 +358,6 @@ def own_method(stored: Mapping[str, Any]) -> Method | None:
     """
     path = str(stored.get("method"))
     return import_method(path) if is_path(path) else None
-
-
-RENAMED = {"perturbations": "directions"}
-"""Settings that had another name in hiso 0.1."""
 
 
 def near(word: str, known: Any) -> str:

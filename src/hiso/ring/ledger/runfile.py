@@ -50,7 +50,7 @@ class Evaluation:
     metrics: dict[str, float]
 
 
-_NOW = {"perturbations": "directions"}
+RENAMED = {"perturbations": "directions"}
 """Names of settings in files of hiso 0.1, with their present names."""
 
 
@@ -265,7 +265,7 @@ class RunFile:
         """Every change of a setting, oldest first."""
         query = "SELECT position, key, old, new FROM changes ORDER BY rowid"
         rows = self._db.rows(columns(integer, text, parsed, parsed), query)
-        return [replace(c, key=_NOW.get(c.key, c.key)) for c in (Change(*row) for row in rows)]
+        return [replace(c, key=RENAMED.get(c.key, c.key)) for c in (Change(*row) for row in rows)]
 
     @contextmanager
     def _write(self) -> Iterator[Database]:
@@ -279,7 +279,7 @@ def _named_as_now(settings: dict[str, Any]) -> dict[str, Any]:
     if isinstance(shared := values.get("directions"), str):
         del values["directions"]
         values["per_client"] = shared == "per-client"
-    return {_NOW.get(key, key): value for key, value in values.items()}
+    return {RENAMED.get(key, key): value for key, value in values.items()}
 
 
 def _reply_row(
