@@ -7,6 +7,7 @@ import shutil
 import stat
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -86,13 +87,13 @@ def test_a_worker_that_joins_late_catches_up_by_scalars(deployment, settings):
     with Ledger.create(
         out / "ledger.sqlite", Identity.parse(identity), parsed.with_hyper(method).model_dump()
     ) as ledger:
-        server = Server(ledger, parsed.make_rounds(method))
+        two = replace(parsed.make_rounds(method), clients=2, sample=2)
+        server = Server(ledger, two)
         while ledger.position < 20:
             for plan in server.ask():
                 request = Envelope("round", {"identity": identity}, plan_to_bytes(plan))
-                if plan.client < 2:
-                    answer = worker.handle(request, plan.client)
-                    assert server.tell(reply_from_bytes(answer.body)).accepted
+                answer = worker.handle(request, plan.client)
+                assert server.tell(reply_from_bytes(answer.body)).accepted
             server.close()
     worker.close()
     for index in (0, 1):

@@ -43,7 +43,7 @@ def states(path, model, method) -> list[torch.Tensor]:
     ],
 )
 def test_it_is_the_models_own_state(tmp_path, tiny_model, base, monkeypatch, name, settings):
-    simulate(out=tmp_path / "run", method=name, **base | settings | {"seed": 5})
+    simulate(out=tmp_path / "run", **base | settings | {"method": name, "seed": 5})
     simulate(out=tmp_path / "run", change={"lr": 0.02, "nu": 0.2, "rounds": 8})
     real = states(tmp_path / "run", tiny_model, METHODS[name])
 
@@ -81,5 +81,5 @@ def test_shares_are_shares(runs):
 def test_where_nothing_is_learned_there_is_nothing(runs, tmp_path, base):
     assert history_of(runs["zo"]) is None
     assert history_of(runs["bare"]) is None
-    simulate(out=tmp_path / "run", method="momentum", **base | {"rounds": 2})
+    simulate(out=tmp_path / "run", **base | {"method": "momentum", "rounds": 2})
     assert history_of(tmp_path / "run") is None

@@ -26,7 +26,7 @@ from hiso.workloads.text.models import load_model
 from hiso.workloads.text.objective import Objective
 from hiso.workloads.text.tasks import get_task
 
-from ..identities import identity_of
+from ...identities import identity_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 HEAD = "model.embed_tokens.weight"
