@@ -175,7 +175,7 @@ def summary_table(console: Console, s: Summary, folder: Path) -> None:
         ("bytes down", f"{size(s.bytes_down)}  (FedAvg: {size(s.fedavg_bytes_down)})"),
         ("the paper's count", size(s.paper_bytes)),
         *_both_ways("whole messages", s.message_bytes_up, s.message_bytes_down),
-        *_both_ways("sent between SuperLink and SuperNodes", *sent),
+        *_both_ways("sent between SuperLink and sites", *sent),
         ("seconds a round", f"{per_round}, {forward}"),
         ("peak memory", size(s.peak_memory_bytes)),
         ("trainable weights", _figure(s.trainable_weights)),

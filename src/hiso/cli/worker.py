@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,7 +13,7 @@ from rich.console import Console
 
 from hiso.cli import display
 from hiso.cli.options import Json, merge_file, with_settings
-from hiso.errors import ProtocolError
+from hiso.errors import LoadError
 
 Folder = Annotated[Path, typer.Argument(help="The worker's folder.", show_default=False)]
 
@@ -30,6 +32,18 @@ def start(
     folder: Annotated[
         Path, typer.Option(help="The worker's folder; created if it does not exist.")
     ],
+    superlink: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="Address of Flower's SuperLink.")
+    ],
+    ca: Annotated[
+        Path | None, typer.Option(help="PEM file of the certificate that signs the SuperLink's.")
+    ] = None,
+    key: Annotated[
+        Path | None, typer.Option(help="This site's private key, registered at the SuperLink.")
+    ] = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="No TLS and no registered key: for trials.")
+    ] = False,
     share: Annotated[
         bool,
         typer.Option("--share", help="Use only this client's share of the data."),
@@ -44,10 +58,15 @@ def start(
 ) -> None:
     """Load model and data, and answer the server until stopped. Stays in the foreground.
 
+    Needs --ca and --key, or --insecure. Waits for a SuperLink that is not there (yet, or any more).
+
     Flags override the TOML file, which should be the same for server and workers, except for
     `data`.
     """
+    if find_spec("flwr") is None:
+        raise LoadError("hiso worker needs Flower: pip install 'hiso[flower]'")
     from hiso.flower.daemon import LOG, Resident
+    from hiso.flower.fleet import Access
     from hiso.flower.logs import log_to
     from hiso.run.settings import parse_settings
 
@@ -55,9 +74,14 @@ def start(
     parsed = parse_settings(given)
     if client >= parsed.clients:
         raise typer.BadParameter(f"must be below clients = {parsed.clients}", param_hint="--client")
+    if insecure == (ca is not None) or (ca is None) != (key is None):
+        raise typer.BadParameter("give --ca and --key, or --insecure", param_hint="--insecure")
+    if not re.fullmatch(r"[^/\s]+:\d+", superlink):
+        raise typer.BadParameter("must be HOST:PORT, without http://", param_hint="--superlink")
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     log_to(folder / LOG)
-    Resident(folder, client, watchdog).run(parsed, share=share, probe=probe)
+    access = Access(superlink, ca, key)
+    Resident(folder, client, watchdog).run(parsed, access, share=share, probe=probe)
 
 
 @app.command()
@@ -66,7 +90,9 @@ def status(
     as_json: Json = False,
 ) -> None:
     """Show what a worker is doing, its position, and its last error."""
-    facts = _ask(folder, "status")
+    from hiso.flower.status import read_status
+
+    facts = read_status(folder)
     if as_json:
         print(json.dumps(facts))
     else:
@@ -76,15 +102,6 @@ def status(
 @app.command()
 def stop(folder: Folder) -> None:
     """Make a worker save a snapshot and end; a running measurement is discarded."""
-    process = _ask(folder, "stop")["process"]
-    Console().print(f"process {process} is stopping")
+    from hiso.flower.status import stop_worker
 
-
-def _ask(folder: Path, kind: str) -> dict[str, Any]:
-    from hiso.flower.envelope import Envelope
-    from hiso.flower.local_socket import ask
-
-    answer = ask(folder, Envelope(kind), timeout=10)
-    if answer.kind == "error":
-        raise ProtocolError(answer.facts["reason"])
-    return answer.facts
+    Console().print(f"process {stop_worker(folder)} is stopping")

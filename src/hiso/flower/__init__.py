@@ -2,6 +2,7 @@
 
 At the server: `server_app.py` runs a run through `rounds.py`; `sites.py` keeps the reachable
 clients; `exchange.py` sends messages and collects answers. At a site: `worker.py` answers
-requests, `daemon.py` is its process, and `client_app.py` carries messages between SuperNode and
-worker through `local_socket.py`.
+requests, `daemon.py` is its process, `network.py` its thread that pulls requests and sends answers,
+through Flower's interface in `fleet.py`; `status.py` is what `hiso worker status` reads.
+`client_app.py` and `actor.py` are for the simulation on Ray.
 """

@@ -1,67 +1,36 @@
-"""The client application: carries a message to the worker on this machine, and the answer back.
+"""The client application, for Flower's simulation alone: the worker runs inside the Ray actor.
 
-Flower starts a process for every message, so this process loads neither model nor data.
+A site does not run it: `hiso worker` speaks with the SuperLink itself.
 """
 
 from __future__ import annotations
 
-import time
-from pathlib import Path
-
-from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from hiso.errors import ProtocolError
-from hiso.flower.envelope import MISSING, Envelope
-from hiso.flower.local_socket import ask
+from hiso.flower.envelope import Envelope, pack, unpack
 
-_SPARE = 2.0
-"""Seconds of a message's time to live that are reserved for the answer."""
+NO_SITE = "SuperNodeRefused"
+"""Kind of error: a SuperNode cannot be a site."""
 
 app = ClientApp()
 
 
 @app.query()
-def relay(message: Message, context: Context) -> Message:
-    """Passes the request to the worker named in the SuperNode's configuration.
-
-    In Flower's simulation, a node's configuration has only the node's number; there the worker
-    runs in this process, which Ray keeps alive.
-    """
-    left = message.metadata.created_at + message.metadata.ttl - time.time() - _SPARE
+def answer(message: Message, context: Context) -> Message:
+    """Answers for the client whose number the simulation gives to this node."""
     node = context.node_config
     try:
-        request = unpack(message)
-        if "worker" in node:
-            answer = ask(Path(str(node["worker"])), request, left)
-        elif "num-partitions" in node:
+        request = unpack(message.content)
+        if "num-partitions" in node:
             from hiso.flower import actor
 
             client = int(node["partition-id"])
             answer = actor.answer(request, client, str(context.run_config["settings"]))
         else:
-            reason = "start the SuperNode with --node-config 'worker=\"FOLDER\"'"
-            answer = Envelope.of_error(MISSING, f"no worker is named here: {reason}")
+            reason = "a SuperNode cannot take part in hiso's runs: start `hiso worker` instead"
+            answer = Envelope.of_error(NO_SITE, reason)
     except ProtocolError as error:
         answer = Envelope.of_exception(error)
     return Message(pack(answer), reply_to=message)
-
-
-def pack(envelope: Envelope) -> RecordDict:
-    """An envelope as the content of a Flower message."""
-    return RecordDict({"hiso": ConfigRecord({"envelope": envelope.to_bytes()})})
-
-
-def unpack(message: Message) -> Envelope:
-    """The envelope in a Flower message.
-
-    Raises:
-        ProtocolError: There is no envelope, or it is malformed.
-    """
-    try:
-        data = message.content["hiso"]["envelope"]
-    except (KeyError, ValueError, TypeError) as error:
-        raise ProtocolError(f"a message without an envelope: {error!r}") from error
-    if not isinstance(data, bytes):
-        raise ProtocolError(f"an envelope is bytes, not {type(data).__name__}")
-    return Envelope.from_bytes(data)

@@ -1,8 +1,8 @@
-"""The worker as a process, with a socket that only its owner can use, a log and a watchdog.
+"""The worker as a process, with a log, a status file and a watchdog.
 
-The main thread computes; each connection has a thread that waits. Status and hello are answered at
-any time. If a request arrives again while its answer is being computed, it waits for the same
-answer. A newer request replaces the one being computed.
+The main thread computes; another thread speaks with the SuperLink and answers `hello` at any time.
+If a request arrives again while its answer is being computed, it waits for the same answer. A newer
+request replaces the one being computed.
 """
 
 from __future__ import annotations
@@ -12,25 +12,25 @@ import logging
 import os
 import queue
 import signal
-import socket
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from hiso.core.measure.backward import Probing
-from hiso.errors import ProtocolError
-from hiso.flower.envelope import BUSY, Envelope, receive, send
-from hiso.flower.local_socket import SOCKET, socket_path
+from hiso.flower.envelope import BUSY, Envelope
+from hiso.flower.fleet import Access, Fleet
+from hiso.flower.network import Network
+from hiso.flower.status import write_status
 from hiso.flower.worker import Superseded, Worker
 from hiso.run.folder import locked
 from hiso.run.settings import Settings
 from hiso.run.summary import peak_memory
 
 LOG = "worker.log"
+_STOPS_WITHIN = 60.0
+"""Longest wait for the network thread at the end, in seconds."""
 log = logging.getLogger(__name__)
 
 
@@ -44,7 +44,7 @@ class Resident:
     """Answers requests until it is stopped.
 
     Attributes:
-        folder: Its folder, which only the owner may access: socket, log, copies of the logs of
+        folder: Its folder, which only the owner may access: key, status, log, copies of the logs of
             runs.
     """
 
@@ -56,58 +56,79 @@ class Resident:
         self._job: _Job | None = None
         self._lock = threading.Lock()
         self._stopping = threading.Event()
+        self._worker: Worker | None = None
+        self._network: Network | None = None
+        self._defect: BaseException | None = None
         self._answered, self._error = 0, ""
 
-    def run(self, settings: Settings, *, share: bool, probe: Probing = "forward") -> None:
-        """Loads, then answers until SIGTERM, SIGINT or a request to stop.
+    def run(
+        self, settings: Settings, access: Access, *, share: bool, probe: Probing = "forward"
+    ) -> None:
+        """Loads, then answers until SIGTERM or SIGINT.
 
         Args:
             settings: The settings.
+            access: The SuperLink.
             share: Use only the client's share of the data; for data that are the same at all
                 clients.
             probe: How the client computes its scalars.
 
         Raises:
             RunConflict: Another worker runs in the folder.
+            SettingsError: A key or certificate cannot be read.
             HisoError: See `Worker`.
         """
-        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        os.umask(0o077)
+        self.folder.mkdir(parents=True, exist_ok=True)
         self.folder.chmod(0o700)
         busy = f"a worker runs in {self.folder} already: stop it, or use another folder"
-        with (
-            locked(self.folder, busy),
-            (self.folder / LOG).open("a") as trace,
-            self._listening() as door,
-        ):
+        with locked(self.folder, busy, patience=1), (self.folder / LOG).open("a") as trace:
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, lambda *_: self._stop())
             self._trace = trace
+            self._tell()
+            fleet = Fleet(access, self.folder)
             own = None if share else self._client
             self._worker = Worker(settings, self.folder, own=own, alive=self._alive, probe=probe)
             self._alive()
             faulthandler.cancel_dump_traceback_later()
-            door.listen()
-            threading.Thread(target=self._accept, args=(door,), daemon=True).start()
+            self._network = Network(fleet, self._answer, self._tell)
+            thread = threading.Thread(target=self._connect, daemon=True)
+            thread.start()
             log.info("client %d is ready, process %d", self._client, os.getpid())
             try:
                 self._compute()
             finally:
+                self._network.stop()
+                thread.join(_STOPS_WITHIN)
                 self._worker.close()
                 log.info("stopped")
+            if self._defect is not None:
+                raise self._defect
+
+    def _connect(self) -> None:
+        assert self._network is not None
+        try:
+            self._network.run()
+        except BaseException as error:
+            log.exception("a defect in hiso or in a library")
+            self._defect = error
+            self._stop()
 
     def _stop(self) -> None:
         self._stopping.set()
         self._cancel()
 
     def _cancel(self) -> None:
-        if worker := getattr(self, "_worker", None):
-            worker.superseded.set()
+        if self._worker is not None:
+            self._worker.superseded.set()
 
     def _alive(self) -> None:
         """Restarts the watchdog; when its time is over, it writes the stack of every thread."""
         faulthandler.dump_traceback_later(self._watchdog, exit=True, file=self._trace)
 
     def _compute(self) -> None:
+        assert self._worker is not None
         while not self._stopping.is_set():
             try:
                 job = self._jobs.get(timeout=0.2)
@@ -116,6 +137,7 @@ class Resident:
             with self._lock:
                 self._worker.superseded.clear()
                 self._job, self._since = job, time.time()
+            self._tell()
             try:
                 self._alive()
                 answer = self._worker.handle(job.request, self._client)
@@ -131,33 +153,15 @@ class Resident:
                     self._error = answer.facts["reason"]
             if answer.facts.get("error") == Superseded.__name__:
                 answer = Envelope.of_error(BUSY, answer.facts["reason"])
+            self._tell()
             job.set_result(answer)
 
-    def _accept(self, door: socket.socket) -> None:
-        while True:
-            connection, _ = door.accept()
-            threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
-
-    def _serve(self, connection: socket.socket) -> None:
-        with connection:
-            try:
-                send(connection, self._answer(receive(connection)))
-            except (OSError, ProtocolError) as error:
-                log.warning("a connection broke: %s", error)
-
-    def _answer(self, request: Envelope) -> Envelope:
-        match request.kind:
-            case "status":
-                return Envelope("status", self.status())
-            case "hello":
-                return self._worker.handle(request, self._client)
-            case "stop":
-                self._stop()
-                return Envelope("status", self.status())
-            case _:
-                return self._submit(request).result()
-
-    def _submit(self, request: Envelope) -> _Job:
+    def _answer(self, request: Envelope) -> Future[Envelope]:
+        if request.kind == "hello":
+            assert self._worker is not None
+            answer = Future[Envelope]()
+            answer.set_result(self._worker.handle(request, self._client))
+            return answer
         with self._lock:
             for job in [self._job, *self._jobs.queue]:
                 if job is not None and job.key == request.to_bytes():
@@ -167,34 +171,27 @@ class Resident:
             self._jobs.put(job)
             return job
 
-    def status(self) -> dict[str, Any]:
-        """The worker's identity and present activity, for display and programs."""
+    def _tell(self) -> None:
         with self._lock:
-            job, since = self._job, self._since
+            try:
+                write_status(self.folder, self._status())
+            except OSError as error:
+                log.warning("the status cannot be written: %s", error)
+
+    def _status(self) -> dict[str, Any]:
+        worker, network = self._worker, self._network
+        doing = "loading" if worker is None else self._job.request.kind if self._job else "waiting"
         return {
             "client": self._client,
             "process": os.getpid(),
-            "up_seconds": round(time.time() - self._started, 1),
-            "doing": "waiting" if job is None else job.request.kind,
-            "since_seconds": round(time.time() - since, 1),
-            "run": self._worker.run,
-            "position": self._worker.position,
+            "started": self._started,
+            "doing": doing,
+            "doing_since": self._since,
+            "connected": network is not None and not network.trouble,
+            "trouble": "" if network is None else network.trouble,
+            "run": None if worker is None else worker.run,
+            "position": 0 if worker is None else worker.position,
             "answered": self._answered,
             "last_error": self._error,
             "peak_memory_bytes": peak_memory(),
         }
-
-    @contextmanager
-    def _listening(self) -> Iterator[socket.socket]:
-        path = self.folder / SOCKET
-        path.unlink(missing_ok=True)
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as door:
-            before = os.umask(0o177)
-            try:
-                door.bind(socket_path(self.folder))
-            finally:
-                os.umask(before)
-            try:
-                yield door
-            finally:
-                path.unlink(missing_ok=True)

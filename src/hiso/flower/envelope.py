@@ -1,27 +1,26 @@
-"""The message between server application, relay and worker: a kind, some facts, some bytes.
-
-The relay only passes it on, so this module needs only the standard library.
+"""The message between server application and worker: a kind, some facts, some bytes.
 
     "HENV" · format u16 · length of the header u32 · header (JSON: {"kind": …, "facts": {…}}) · body
 
-On a socket each envelope is preceded by its length, u64. All numbers are little-endian.
+Numbers are little-endian. In a Flower message the envelope is one value of one record.
 """
 
 from __future__ import annotations
 
 import json
-import socket
 import struct
 from dataclasses import dataclass, field
 from typing import Any
+
+from flwr.app import ConfigRecord, RecordDict
 
 from hiso.errors import HisoError, ProtocolError
 
 FORMAT = 2
 MAX_BYTES = 256 * 2**20
 """Largest accepted envelope; a log of a million rounds with P = 5 takes half of it."""
-MISSING = "WorkerMissing"
-"""Kind of error: no worker answers at the node."""
+RESTARTED = "WorkerRestarted"
+"""Kind of error: the worker was restarted before it had answered."""
 BUSY = "WorkerBusy"
 """Kind of error: the worker did not finish in time, or works on a newer request."""
 LOST = "MessageLost"
@@ -31,7 +30,6 @@ UNKNOWN_RUN = "UnknownRun"
 BEHIND = "Behind"
 """Kind of error: the worker lacks records before the sent ones; it reports its position."""
 _HEAD = struct.Struct("<4sHI")
-_LENGTH = struct.Struct("<Q")
 
 
 @dataclass(frozen=True)
@@ -39,8 +37,8 @@ class Envelope:
     """One message.
 
     Attributes:
-        kind: The kind of message. Requests: "hello", "round", "fold", "status", "stop". Answers:
-            "hello", "reply", "folded", "status", "error".
+        kind: The kind of message. Requests: "hello", "round", "fold". Answers: "hello", "reply",
+            "folded", "error".
         facts: Any JSON values.
         body: The bytes of a plan, a reply, or records.
     """
@@ -91,30 +89,21 @@ def _refuse(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
 
 
-def send(connection: socket.socket, envelope: Envelope) -> None:
-    """Writes one envelope to a socket."""
-    data = envelope.to_bytes()
-    connection.sendall(_LENGTH.pack(len(data)) + data)
+def pack(envelope: Envelope) -> RecordDict:
+    """An envelope as the content of a Flower message."""
+    return RecordDict({"hiso": ConfigRecord({"envelope": envelope.to_bytes()})})
 
 
-def receive(connection: socket.socket) -> Envelope:
-    """Reads one envelope from a socket.
+def unpack(content: RecordDict) -> Envelope:
+    """The envelope in the content of a Flower message.
 
     Raises:
-        ProtocolError: The other side closed the connection, or sent invalid or too much data.
-        TimeoutError: Nothing arrived within the socket's timeout.
+        ProtocolError: There is no envelope, or it is malformed.
     """
-    (length,) = _LENGTH.unpack(_read(connection, _LENGTH.size))
-    if length > MAX_BYTES:
-        raise ProtocolError(f"an envelope of {length} bytes is announced, {MAX_BYTES} are allowed")
-    return Envelope.from_bytes(_read(connection, length))
-
-
-def _read(connection: socket.socket, count: int) -> bytes:
-    parts = bytearray()
-    while len(parts) < count:
-        part = connection.recv(min(count - len(parts), 2**20))
-        if not part:
-            raise ProtocolError("the other side closed the connection in the middle of an envelope")
-        parts += part
-    return bytes(parts)
+    try:
+        data = content["hiso"]["envelope"]
+    except (KeyError, ValueError, TypeError) as error:
+        raise ProtocolError(f"a message without an envelope: {error!r}") from error
+    if not isinstance(data, bytes):
+        raise ProtocolError(f"an envelope is bytes, not {type(data).__name__}")
+    return Envelope.from_bytes(data)

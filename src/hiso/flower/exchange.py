@@ -11,8 +11,7 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from hiso.errors import ProtocolError
-from hiso.flower.client_app import pack, unpack
-from hiso.flower.envelope import LOST, Envelope
+from hiso.flower.envelope import LOST, Envelope, pack, unpack
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +104,7 @@ def _answer(sent: _Sent, message: Message) -> Answer:
         reason = f"Flower: code {message.error.code}, {message.error.reason}"
         return Answer(sent.node, sent.request, Envelope.of_error(LOST, reason), 0)
     try:
-        envelope = unpack(message)
+        envelope = unpack(message.content)
     except ProtocolError as error:
         return Answer(sent.node, sent.request, Envelope.of_exception(error), 0)
     return Answer(sent.node, sent.request, envelope, len(envelope.to_bytes()))

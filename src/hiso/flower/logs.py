@@ -17,3 +17,4 @@ def log_to(path: Path) -> None:
         handlers=handlers,
         force=True,
     )
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs every request

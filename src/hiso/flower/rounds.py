@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from hiso.core.identity import Identity
 from hiso.core.plain import plain
 from hiso.errors import ProtocolError, RunConflict, SettingsError
-from hiso.flower.envelope import BEHIND, BUSY, LOST, MISSING, UNKNOWN_RUN, Envelope
+from hiso.flower.envelope import BEHIND, BUSY, LOST, RESTARTED, UNKNOWN_RUN, Envelope
 from hiso.flower.exchange import Answer, Post
 from hiso.flower.sites import Site, Sites
 from hiso.ring.accept.quarantine import FAULTS, WINDOW, pauses
@@ -257,7 +257,7 @@ class Conductor:
             return
         kind, reason = facts.get("error"), plain(facts.get("reason"))
         site = self._sites.by_client.get(client)
-        if kind in (MISSING, BUSY, LOST):
+        if kind in (RESTARTED, BUSY, LOST):
             asked.request = None
             self._sites.lose(answer.node, reason, again=True)
         elif kind == UNKNOWN_RUN and site is not None:

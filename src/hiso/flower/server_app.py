@@ -47,7 +47,6 @@ def main(grid: Grid, context: Context) -> None:
     out = Path(str(config["out"]))
     out.mkdir(parents=True, exist_ok=True)
     log_to(out / LOG)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
     pace = Pace(float(config["round-seconds"]), int(config["start-with"]))
     rollback = int(config["rollback"])
     try:

@@ -17,7 +17,7 @@ from hiso.ring.accept.replies import is_whole
 log = logging.getLogger(__name__)
 
 HELLO_TTL = 300.0
-_AGAIN = 3.0
+_AGAIN = 1.0
 """Seconds until `hello` is sent again to a node whose worker did not answer."""
 _REFUSED_AGAIN = 30.0
 """The same, if the worker has another identity."""
@@ -44,8 +44,8 @@ class Sites:
     """Sends `hello` to new nodes, and keeps the clients behind them.
 
     A client is identified by the number that its worker reports, never by a node's id. If two
-    nodes report the same client, the last report counts, because a restarted SuperNode may have
-    another id.
+    nodes report the same client, the last report counts, because a site with a new key has another
+    id.
 
     Attributes:
         run: Id of the run, when it is known.

@@ -1,6 +1,6 @@
 """A worker: has model, private data and replica, and answers the server's requests.
 
-It keeps running while messages, SuperNodes and server come and go. For each run it has a folder
+It keeps running while messages and servers come and go. For each run it has a folder
 with a copy of the log and snapshots: an ordinary run folder, which `hiso inspect` and `hiso eval`
 can read. So a worker that was stopped or killed can resume at its position.
 """

@@ -1,0 +1,354 @@
+"""A site's connection to a SuperLink, through Flower's Fleet interface.
+
+This is the only module that uses that interface, which is internal to Flower 1.41. Flower's own
+function above it, `http_request_response`, ends the process when it cannot connect; so this module
+uses the client below it. It never asks for an app's code.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import ssl
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import load_ssh_private_key
+from flwr.app import Error, Message, RecordDict
+from flwr.app.message import remove_content_from_message
+from flwr.common.serde import message_from_proto, message_to_proto
+from flwr.proto import fleet_pb2, heartbeat_pb2, message_pb2
+from flwr.proto.node_pb2 import Node
+from flwr.supercore.error import ApiErrorCode, FlowerError
+from flwr.supercore.inflatable.inflatable_object import (
+    get_all_nested_objects,
+    get_object_tree,
+    iterate_object_tree,
+    no_object_id_recompute,
+)
+from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
+from flwr.supercore.interceptors.http.utils import add_headers
+from flwr.supercore.primitives.asymmetric import (
+    bytes_to_private_key,
+    generate_key_pairs,
+    private_key_to_bytes,
+    public_key_to_bytes,
+)
+from flwr.supercore.protobuf.client import ProtobufCall, ProtobufRequestContext
+from flwr.supercore.runtime_version_compatibility import RuntimeVersionMetadata
+from flwr.supernode.fleet_http_client import FleetHttpClient
+from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
+
+from hiso.errors import SettingsError
+from hiso.flower.envelope import MAX_BYTES
+from hiso.run.folder import write_text
+
+INTERVAL = 10.0
+"""Announced seconds between heartbeats, the least that Flower accepts. A SuperLink takes a site that
+has been silent for two intervals to be gone."""
+_BEAT = 4.0
+"""Seconds after which a heartbeat is due."""
+_UPLOAD = 30.0
+"""Longest wait for a message whose sender is still uploading it, in seconds."""
+
+
+class Away(Exception):
+    """The SuperLink cannot be used now, and the text says why. Try again later."""
+
+
+class Ended(Exception):
+    """Nobody waits for this message any more."""
+
+
+@dataclass(frozen=True)
+class Access:
+    """How to reach a SuperLink, and as whom.
+
+    Attributes:
+        address: HOST:PORT.
+        ca: File of the certificate to trust; None for a connection without TLS.
+        key: File of the site's private key, as `ssh-keygen -t ecdsa` makes it; None to make a key
+            and to register it, which only a SuperLink without registered keys allows.
+    """
+
+    address: str
+    ca: Path | None
+    key: Path | None
+
+
+@dataclass(frozen=True)
+class Request:
+    """A message for this site; its content is still at the SuperLink."""
+
+    message: Message
+    tree: message_pb2.ObjectTree
+
+
+class Fleet:
+    """Pulls the messages for one site, and pushes its answers. For one thread.
+
+    Node and unanswered requests are kept in a file, so that the process that takes over from a
+    killed one continues as the same node, and can tell the senders what happened.
+
+    Attributes:
+        node: Flower's id of this site's node; 0 before the first `join`.
+        unanswered: Requests that were pulled and not answered, by message id.
+    """
+
+    def __init__(self, access: Access, folder: Path) -> None:
+        """Connects to nothing yet.
+
+        Args:
+            access: How to reach the SuperLink.
+            folder: The folder for `node.json`, and for `node.key` if the site makes its own key.
+
+        Raises:
+            SettingsError: The certificate or key cannot be read.
+        """
+        key = _load_key(access.key, folder)
+        self._public, self._registers = public_key_to_bytes(key.public_key()), access.key is None
+        self._client = FleetHttpClient.from_server_address(
+            access.address,
+            access.ca is None,
+            None if access.ca is None else _load_certificate(access.ca),
+            [_Version(), NodeAuthHttpInterceptor(key, key.public_key())],
+        )
+        self._file = folder / "node.json"
+        self.node, self.unanswered = _recall(self._file)
+        self._joined, self._due = False, 0.0
+
+    def join(self) -> None:
+        """Takes part as a node; sends a heartbeat if one is due.
+
+        Raises:
+            Away: There is no SuperLink, or it does not accept the key.
+        """
+        if time.monotonic() < self._due:
+            return
+        if self.node == 0 or not self._beat():
+            self._activate()
+        self._joined, self._due = True, time.monotonic() + _BEAT
+
+    def pull(self) -> Request | None:
+        """The next message for this site, if there is one."""
+        told = self._call("PullMessages", fleet_pb2.PullMessagesRequest(node=self._me))
+        if not told.messages_list:
+            return None
+        request = Request(message_from_proto(told.messages_list[0]), told.message_object_trees[0])
+        self.unanswered[request.message.metadata.message_id] = request
+        self._note()
+        return request
+
+    def content(self, request: Request) -> RecordDict:
+        """Fetches the content of a message, and tells the SuperLink to forget it.
+
+        Raises:
+            Away: Try again.
+            Ended: It is gone, or it is not a message of Flower, or larger than `MAX_BYTES`.
+        """
+        run, parts = request.message.metadata.run_id, dict[str, bytes]()
+        for tree in iterate_object_tree(request.tree):
+            parts[tree.object_id] = self._fetch(run, tree.object_id)
+            if sum(map(len, parts.values())) > MAX_BYTES:
+                raise Ended(f"it has more than {MAX_BYTES} bytes")
+        whole = request.tree.object_id
+        self._call(
+            "ConfirmMessageReceived",
+            message_pb2.ConfirmMessageReceivedRequest(
+                node=self._me, run_id=run, message_object_id=whole
+            ),
+        )
+        try:
+            found = inflate_object_from_contents(whole, parts)
+        except Exception as error:  # anything may have been sent
+            raise Ended(f"it cannot be read: {error!r}") from error
+        return found.content if isinstance(found, Message) and found.has_content() else RecordDict()
+
+    def may_answer(self, request: Request) -> bool:
+        """Whether a request is for this node, and somebody may still wait for the answer."""
+        about = request.message.metadata
+        return about.dst_node_id == self.node and time.time() < about.created_at + about.ttl
+
+    def answer(self, request: Request, content: RecordDict | Error) -> None:
+        """Sends an answer. May be repeated after `Away`.
+
+        Raises:
+            Ended: The sender's run has ended.
+        """
+        reply = Message(content, reply_to=request.message)
+        with no_object_id_recompute():
+            reply.metadata.__dict__["_message_id"] = reply.object_id
+            objects, tree = get_all_nested_objects(reply), get_object_tree(reply)
+            bare = message_to_proto(remove_content_from_message(reply))
+        told = self._call(
+            "PushMessages",
+            fleet_pb2.PushMessagesRequest(
+                node=self._me,
+                messages_list=[bare],
+                message_object_trees=[tree],
+                clientapp_runtime_list=[0.0],
+            ),
+        )
+        for identifier in told.objects_to_push:
+            pushed = self._call(
+                "PushObject",
+                message_pb2.PushObjectRequest(
+                    node=self._me,
+                    run_id=reply.metadata.run_id,
+                    object_id=identifier,
+                    object_content=objects[identifier].deflate(),
+                    session_id=told.session_id,
+                ),
+            )
+            if not pushed.stored:
+                raise Away("the SuperLink did not store an answer")
+        self.forget(request)
+
+    def forget(self, request: Request) -> None:
+        """Takes a request to be answered."""
+        self.unanswered.pop(request.message.metadata.message_id, None)
+        self._note()
+
+    def leave(self) -> None:
+        """Tells the SuperLink that the site is going, and closes the connection."""
+        if self._joined:
+            with suppress(Away, Ended):
+                request = fleet_pb2.DeactivateNodeRequest(node_id=self.node)
+                self._call("DeactivateNode", request)
+        self._client.close()
+
+    @property
+    def _me(self) -> Node:
+        return Node(node_id=self.node)
+
+    def _beat(self) -> bool:
+        """Whether the SuperLink knows the node; a heartbeat also wakes a node up that was gone."""
+        request = heartbeat_pb2.SendNodeHeartbeatRequest(
+            node=self._me, heartbeat_interval=INTERVAL
+        )
+        try:
+            return self._client.SendNodeHeartbeat(request).success
+        except httpx.HTTPStatusError as error:
+            if error.response.status_code == httpx.codes.UNAUTHORIZED:
+                return False
+            raise Away(_reason(error.response)) from error
+        except (httpx.HTTPError, ValueError) as error:
+            raise Away(f"{error!r}") from error
+
+    def _activate(self) -> None:
+        self._joined = False
+        if self._registers:
+            request = fleet_pb2.RegisterNodeFleetRequest(public_key=self._public)
+            self._call("RegisterNode", request, ApiErrorCode.PUBLIC_KEY_ALREADY_IN_USE)
+        request = fleet_pb2.ActivateNodeRequest(
+            public_key=self._public, heartbeat_interval=INTERVAL
+        )
+        told = self._call("ActivateNode", request, ApiErrorCode.FLEET_NODE_ACTIVATION_FAILED)
+        if told is None:
+            raise Away(
+                "the SuperLink does not accept this site's key: it is not registered there, or "
+                "another process with this key has been connected within the last "
+                f"{2 * INTERVAL:.0f} s"
+            )
+        if told.node_id != self.node:
+            self.node, self.unanswered = told.node_id, {}
+            self._note()
+
+    def _fetch(self, run: int, identifier: str) -> bytes:
+        end = time.monotonic() + _UPLOAD
+        while True:
+            request = message_pb2.PullObjectRequest(
+                node=self._me, run_id=run, object_id=identifier
+            )
+            told = self._call("PullObject", request)
+            if told.object_available:
+                return told.object_content
+            if not told.object_found or time.monotonic() > end:
+                raise Ended("its content is gone")
+            time.sleep(0.02)
+
+    def _call(self, name: str, request: Any, expected: int | None = None) -> Any:
+        """Flower's answer to a request; None if it is the `expected` error."""
+        try:
+            return getattr(self._client, name)(request)
+        except httpx.HTTPStatusError as error:
+            code, said = error.response.status_code, FlowerError.from_json(error.response.text)
+            if expected is not None and said is not None and said.code == expected:
+                return None
+            if said is not None and said.code == ApiErrorCode.FLEET_RUN_STATUS_NOT_ALLOWED:
+                raise Ended(said.message) from error
+            if code == httpx.codes.UNAUTHORIZED:  # a SuperLink that has lost its state, or a clock
+                self._due = 0.0
+            raise Away(_reason(error.response)) from error
+        except (httpx.HTTPError, ValueError) as error:
+            raise Away(f"{error!r}") from error
+
+    def _note(self) -> None:
+        """Writes `node.json`, which only makes the next start quicker."""
+        messages = [message_to_proto(r.message) for r in self.unanswered.values()]
+        texts = [base64.b64encode(m.SerializeToString()).decode() for m in messages]
+        with suppress(OSError):
+            write_text(self._file, json.dumps({"node": self.node, "unanswered": texts}))
+
+
+class _Version:
+    """Tells the SuperLink Flower's version here; a wrong one is an error of the request."""
+
+    def intercept(self, context: ProtobufRequestContext, call_next: ProtobufCall) -> httpx.Response:
+        about = RuntimeVersionMetadata.from_local_component("SuperNode")
+        add_headers(context.request, dict(about.as_metadata()))
+        return call_next(context)
+
+
+def _reason(response: httpx.Response) -> str:
+    said, code = FlowerError.from_json(response.text), response.status_code
+    if code == httpx.codes.UNAUTHORIZED:
+        return f"it answers {code}, {response.reason_phrase}: is the clock of this machine right?"
+    words = [said.message, said.public_details] if said else [response.reason_phrase]
+    return f"it answers {code}, " + " ".join(word for word in words if word)
+
+
+def _load_certificate(path: Path) -> bytes:
+    try:
+        data = path.expanduser().read_bytes()
+        ssl.create_default_context(cadata=data.decode("ascii"))
+    except (OSError, ValueError, ssl.SSLError) as error:
+        raise SettingsError(f"--ca {path} is no certificate in PEM format: {error}") from error
+    return data
+
+
+def _load_key(path: Path | None, folder: Path) -> ec.EllipticCurvePrivateKey:
+    own = folder / "node.key"
+    try:
+        if path is not None:
+            key = load_ssh_private_key(path.expanduser().read_bytes(), None)
+            if not isinstance(key, ec.EllipticCurvePrivateKey):
+                raise ValueError("it is of another kind")
+            return key
+        if not own.exists():
+            own.write_bytes(private_key_to_bytes(generate_key_pairs()[0]))
+        return bytes_to_private_key(own.read_bytes())
+    except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise SettingsError(
+            f"{path or own} is no private key as `ssh-keygen -t ecdsa -b 384 -N ''` makes it: "
+            f"{error}"
+        ) from error
+
+
+def _recall(file: Path) -> tuple[int, dict[str, Request]]:
+    try:
+        found = json.loads(file.read_text())
+        messages = [
+            message_from_proto(message_pb2.Message.FromString(base64.b64decode(text)))
+            for text in found["unanswered"]
+        ]
+        requests = {m.metadata.message_id: Request(m, message_pb2.ObjectTree()) for m in messages}
+        return int(found["node"]), requests
+    except Exception:  # there is none, or it is damaged: begin anew
+        return 0, {}
