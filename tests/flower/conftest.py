@@ -1,6 +1,6 @@
-"""One deployment for all tests here: SuperLink, three SuperNodes, three workers of a tiny model.
+"""One deployment for all tests here: SuperLink and three workers of a tiny model.
 
-What passes between SuperNode 0 and the SuperLink is counted.
+What passes between worker 0 and the SuperLink is counted.
 """
 
 from __future__ import annotations
@@ -34,12 +34,9 @@ def deployment(tmp_path_factory, settings) -> Iterator[Deployment]:
     site = Deployment(folder)
     try:
         write_toml(folder / "settings.toml", settings)
-        for index in range(3):
-            site.worker(index, "--share")
+        for index in range(3):  # they wait for the SuperLink
+            site.worker(index, "--share", counted=index == 0)
         site.superlink()
-        site.wait("SuperLink", lambda: "startup complete" in site.logs())
-        for index in range(3):
-            site.supernode(index, counted=index == 0)
         yield site
     finally:
         site.close()

@@ -1,25 +1,32 @@
-"""A worker that lies: it hands requests on to an honest one, and spoils each answer in its way.
+"""A worker whose answers are altered on their way to the SuperLink.
 
-python -m tests.flower.evil FOLDER HONEST [twice]: listens in FOLDER as a worker does, and notes in
-`sizes` the bytes of each plan and of its answer. With `twice` it spoils nothing, but holds the
-answer to a plan back until the same plan has come again, and then gives it both times.
+python -m tests.flower.evil SUPERLINK FOLDER SETTINGS lie|hold: client 2. Notes in `sizes` the bytes
+of each plan and of its answer. With `lie` it spoils every reply in another way; with `hold` it
+spoils nothing, but makes `holding` in FOLDER when a plan has come, and keeps the reply until there
+is a file `go`.
 """
 
 from __future__ import annotations
 
-import socket
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from hiso.flower.envelope import Envelope, receive, send
-from hiso.flower.local_socket import ask, socket_path
+from hiso.flower.envelope import Envelope
+from hiso.flower.fleet import Access, Fleet
+from hiso.flower.logs import log_to
+from hiso.flower.network import Network
+from hiso.flower.worker import Worker
 from hiso.ring.messages import Reply
 from hiso.ring.wire import reply_from_bytes, reply_to_bytes
+from hiso.run.settings import parse_settings, read_toml
+
+CLIENT = 2
 
 
 def with_nan(reply: Reply) -> bytes:
@@ -56,31 +63,41 @@ LIES: list[Callable[[Reply], bytes]] = [
 ]
 
 
-def main(folder: Path, honest: Path, twice: bool) -> None:
-    both = threading.Barrier(2)
+def spoiled(answer: Envelope) -> Envelope:
+    if answer.kind != "reply":
+        return answer
+    reply = reply_from_bytes(answer.body)
+    return Envelope("reply", {}, LIES[reply.round % len(LIES)](reply))
 
-    def serve(connection: socket.socket) -> None:
-        with connection:
-            request = receive(connection)
-            answer = ask(honest, request, 60)
-            if answer.kind == "reply" and twice:
-                (folder / "holding").touch()
-                both.wait()
-            elif answer.kind == "reply":
-                reply = reply_from_bytes(answer.body)
-                answer = Envelope("reply", {}, LIES[reply.round % len(LIES)](reply))
-            if request.kind in ("round", "fold"):
-                with (folder / "sizes").open("a") as sizes:
-                    print(len(answer.to_bytes()), len(request.to_bytes()), file=sizes)
-            send(connection, answer)
 
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as door:
-        door.bind(socket_path(folder))
-        door.listen()
-        while True:
-            connection, _ = door.accept()
-            threading.Thread(target=serve, args=(connection,), daemon=True).start()
+def main(superlink: str, folder: Path, settings: Path, way: str) -> None:
+    folder.mkdir(exist_ok=True)
+    log_to(folder / "front.log")
+    worker = Worker(
+        parse_settings(read_toml(settings)), folder, own=None, alive=lambda: None
+    )
+
+    def answer(request: Envelope) -> Future[Envelope]:
+        future = Future[Envelope]()
+        honest = worker.handle(request, CLIENT)
+        given = spoiled(honest) if way == "lie" else honest
+        if request.kind != "hello":
+            with (folder / "sizes").open("a") as sizes:
+                print(len(given.to_bytes()), len(request.to_bytes()), file=sizes)
+        if given.kind == "reply" and way == "hold":
+            threading.Thread(target=hold, args=(future, given), daemon=True).start()
+        else:
+            future.set_result(given)
+        return future
+
+    def hold(future: Future[Envelope], given: Envelope) -> None:
+        (folder / "holding").touch()
+        while not (folder / "go").exists():
+            threading.Event().wait(0.05)
+        future.set_result(given)
+
+    Network(Fleet(Access(superlink, None, None), folder), answer).run()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), "twice" in sys.argv[3:])
+    main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4])

@@ -1,4 +1,4 @@
-"""A whole deployment on the loopback: SuperLink, SuperNodes, workers, server. Real processes."""
+"""A whole deployment on the loopback: SuperLink, workers, server. Real processes."""
 
 from __future__ import annotations
 
@@ -20,13 +20,12 @@ from typing import Any
 import psutil
 
 from hiso.errors import ProtocolError
-from hiso.flower.envelope import Envelope
-from hiso.flower.local_socket import ask
+from hiso.flower.status import read_status
 from hiso.ring.ledger.ledger import Ledger
 
 BIN = Path(sys.executable).parent
 ROOT = Path(__file__).parents[2]
-_PARTS = ("floor", "serve", "superlink", "supernode", "worker")
+_PARTS = ("floor", "front", "serve", "superlink", "worker")
 
 
 def free_port() -> int:
@@ -139,33 +138,29 @@ class Deployment:
             *arguments,
         )  # fmt: skip
 
-    def supernode(self, index: int, worker: Path | None = None, *, counted: bool = False) -> None:
+    def worker(self, index: int, *arguments: object, counted: bool = False) -> None:
         """With `counted`, its way to the SuperLink leads through the proxy."""
         self.start(
-            f"supernode{index}", "flower-supernode", "--insecure",
-            "--superlink", f"127.0.0.1:{self.proxy.port if counted else self.port}",
-            "--port", free_port(),
-            "--node-config", f'worker="{worker or self.folder / f"w{index}"}"',
+            f"worker{index}", "hiso", "worker", "start", self.folder / "settings.toml",
+            "--client", index, "--folder", self.folder / f"w{index}",
+            "--superlink", self.address(counted=counted), "--insecure", *arguments,
         )  # fmt: skip
 
-    def worker(self, index: int, *arguments: object) -> None:
-        self.start(
-            f"worker{index}", "hiso", "worker", "start", self.folder / "settings.toml",
-            "--client", index, "--folder", self.folder / f"w{index}", *arguments,
-        )  # fmt: skip
+    def address(self, *, counted: bool = False) -> str:
+        return f"127.0.0.1:{self.proxy.port if counted else self.port}"
 
     def serve(self, out: str = "run", *arguments: object) -> None:
         self.start(
             "serve", "hiso", "serve", self.folder / "settings.toml", "--out", out, *arguments
         )
 
-    def evil(self, *arguments: object) -> Path:
-        """A front before worker 2, on a folder of its own: see evil.py."""
-        folder = self.folder / "-".join(["evil", *map(str, arguments)])
-        folder.mkdir()
-        command = ("python", "-m", "tests.flower.evil", folder, self.folder / "w2", *arguments)
-        self.start(folder.name, *command, folder=ROOT)
-        self.wait(folder.name, (folder / "worker.sock").exists)
+    def front(self, index: int, *arguments: object) -> Path:
+        """Instead of worker 2, one whose answers are altered on their way: see evil.py."""
+        folder = self.folder / f"front{index}"
+        command = ("python", "-m", "tests.flower.evil", self.address(), folder)
+        self.start(
+            f"front{index}", *command, self.folder / "settings.toml", *arguments, folder=ROOT
+        )
         return folder
 
     def wait(self, what: str, test: Callable[[], Any], seconds: float = 90) -> Any:
@@ -207,14 +202,17 @@ class Deployment:
             return db.execute(query, (client,)).fetchone()
 
     def status(self, index: int) -> dict[str, Any]:
-        """What a worker says of itself, or the error."""
-        return ask(self.folder / f"w{index}", Envelope("status"), 5).facts
+        """What a worker says of itself; nothing if it does not run."""
+        try:
+            return read_status(self.folder / f"w{index}")
+        except ProtocolError:
+            return {}
 
     def ready(self, index: int) -> dict[str, Any]:
-        """The same, once it is there."""
+        """The same, once it is connected."""
         return self.wait(
             f"worker {index}",
-            lambda: facts if "process" in (facts := self.status(index)) else None,
+            lambda: facts if (facts := self.status(index)).get("connected") else None,
         )
 
     def server_process(self) -> psutil.Process:

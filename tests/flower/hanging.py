@@ -1,6 +1,6 @@
 """A worker whose forward passes never end once there is a file `hang` in its folder.
 
-python -m tests.flower.hanging SETTINGS FOLDER SECONDS: client 0, with that watchdog.
+python -m tests.flower.hanging SUPERLINK SETTINGS FOLDER SECONDS: client 0, with that watchdog.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ from pathlib import Path
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from hiso.flower.daemon import LOG, Resident
+from hiso.flower.fleet import Access
 from hiso.flower.logs import log_to
 from hiso.run.settings import parse_settings, read_toml
 
 
-def main(settings: Path, folder: Path, watchdog: float) -> None:
+def main(superlink: str, settings: Path, folder: Path, watchdog: float) -> None:
     def stand_still(module, inputs):
         if (folder / "hang").exists():
             threading.Event().wait()
@@ -24,8 +25,9 @@ def main(settings: Path, folder: Path, watchdog: float) -> None:
     register_module_forward_pre_hook(stand_still)
     folder.mkdir()
     log_to(folder / LOG)
-    Resident(folder, 0, watchdog).run(parse_settings(read_toml(settings)), share=True)
+    access = Access(superlink, None, None)
+    Resident(folder, 0, watchdog).run(parse_settings(read_toml(settings)), access, share=True)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3]))
+    main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), float(sys.argv[4]))

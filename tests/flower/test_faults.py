@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import signal
 import time
+from collections.abc import Iterator
 
 import pytest
 
@@ -33,11 +34,6 @@ def test_every_process_may_be_killed(deployment, settings):
 
     at = reach(1)
     began = time.monotonic()
-    deployment.kill("supernode0")
-    deployment.supernode(0)
-    recovered(deployment, "SuperNode", out, began, at)
-
-    at, began = deployment.position(out), time.monotonic()
     deployment.kill("worker1")
     deployment.worker(1, "--share")
     recovered(deployment, "worker", out, began, at)
@@ -70,15 +66,22 @@ def test_every_process_may_be_killed(deployment, settings):
         assert re.findall(r"position 7, digest (\w+)", log)[-1] == summary["digest"]
 
 
-def test_a_worker_that_lies_changes_nothing(deployment):
-    evil = deployment.evil()
-    deployment.kill("supernode2")
-    deployment.supernode(2, worker=evil)
+@pytest.fixture
+def without_worker_2(deployment) -> Iterator[Deployment]:
+    """Worker 2 is stopped for the test, and whatever took its place ends after it."""
+    deployment.ready(2)
+    deployment.kill("worker2", signal.SIGTERM)
+    yield deployment
+    for name in [name for name in deployment.processes if name.startswith("front")]:
+        deployment.kill(name)
+    deployment.worker(2, "--share")
+
+
+def test_a_worker_that_lies_changes_nothing(without_worker_2):
+    deployment = without_worker_2
+    evil = deployment.front(0, "lie")
     deployment.serve("lies", "--rounds", len(LIES), "--sample", 3)
     summary = deployment.summary("lies")
-    deployment.kill("supernode2")
-    deployment.kill("evil")
-    deployment.supernode(2)
     with Ledger.open(deployment.folder / "lies" / "ledger.sqlite") as ledger:
         rows, refusals, faults = ledger.rounds(), ledger.refusals(), ledger.faults()
     assert [row.clients for row in rows] == [[0, 1]] * len(LIES)
@@ -94,22 +97,19 @@ def test_a_worker_that_lies_changes_nothing(deployment):
     assert [fault.kind for fault in faults] == ["invalid", "digest", *["invalid"] * 3]
     log = (deployment.folder / "lies" / "server.log").read_text()
     assert "client 2 is not asked before round 25" in log
-    statuses = [deployment.status(index) for index in range(3)]
-    assert [s["position"] for s in statuses] == [len(LIES)] * 3
+    assert [deployment.status(index)["position"] for index in range(2)] == [len(LIES)] * 2
     assert summary["digest"] is not None  # a majority, and replicas are checked in every round
     lines = (evil / "sizes").read_text().splitlines()
     ups, downs = zip(*(map(int, line.split()) for line in lines), strict=True)
     assert deployment.messages("lies", 2) == (sum(ups), sum(downs))
 
 
-def test_a_reply_that_comes_twice_counts_once(deployment):
-    """In the middle of a round client 2 shows up at another SuperNode, so it is asked again."""
-    out = "twice"
-    front = deployment.evil("twice")
-    deployment.kill("supernode2")
+def test_a_reply_that_comes_twice_counts_once(without_worker_2):
+    """In the middle of a round client 2 shows up at another node, so it is asked again."""
+    deployment, out = without_worker_2, "twice"
     deployment.serve(out, "--rounds", 1, "--sample", 3, "--round-seconds", 150)
     log, ledger = (deployment.folder / out / name for name in ("server.log", "ledger.sqlite"))
-    here = re.compile("client ([01]) is here")
+    here = re.compile("client ([01]) is connected")
     deployment.wait(
         "clients 0 and 1", lambda: log.is_file() and len(set(here.findall(log.read_text()))) == 2
     )
@@ -120,16 +120,15 @@ def test_a_reply_that_comes_twice_counts_once(deployment):
 
     deployment.processes["worker1"].send_signal(signal.SIGSTOP)  # so the round stays open
     try:
-        deployment.supernode(2, worker=front)
-        deployment.wait("plan", (front / "holding").exists)
-        deployment.supernode(3, worker=front)
+        fronts = [deployment.front(index, "hold") for index in range(2)]
+        for front in fronts:
+            deployment.wait("plan", (front / "holding").exists)
+        for front in fronts:
+            (front / "go").touch()
         deployment.wait("refusal", refusals)
     finally:
         deployment.processes["worker1"].send_signal(signal.SIGCONT)
     deployment.summary(out)
-    for name in ("supernode2", "supernode3", front.name):
-        deployment.kill(name)
-    deployment.supernode(2)
     assert refusals() == [(2, 0, "client 2 has answered already")]
     with Ledger.open(ledger) as opened:
         (row,) = opened.rounds()
@@ -154,7 +153,7 @@ def test_rounds_go_on_without_a_worker_that_is_frozen(deployment):
     alone = [row.round for row in rows if row.clients == [0, 1]]
     assert alone
     assert not any(row.set_aside for row in rows)
-    assert "has not answered in time" in (deployment.folder / out / "server.log").read_text()
+    assert "client 2 is unreachable" in (deployment.folder / out / "server.log").read_text()
     assert [deployment.status(index)["position"] for index in range(3)] == [6, 6, 6]
     assert summary["machine"]["clients_at_the_end"] == 3
     assert any(2 in row.clients for row in rows[max(alone) + 1 :])

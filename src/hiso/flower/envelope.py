@@ -101,9 +101,23 @@ def unpack(content: RecordDict) -> Envelope:
         ProtocolError: There is no envelope, or it is malformed.
     """
     try:
-        data = content["hiso"]["envelope"]
-    except (KeyError, ValueError, TypeError) as error:
-        raise ProtocolError(f"a message without an envelope: {error!r}") from error
+        record = content["hiso"]
+    except KeyError as error:
+        raise ProtocolError("a message without an envelope") from error
+    if not isinstance(record, ConfigRecord):
+        raise ProtocolError(f"an envelope is in a ConfigRecord, not in a {type(record).__name__}")
+    return read_record(record)
+
+
+def read_record(record: ConfigRecord) -> Envelope:
+    """The envelope in a record.
+
+    Raises:
+        ProtocolError: There is no envelope, or it is malformed, or larger than `MAX_BYTES`.
+    """
+    data = record.get("envelope")
     if not isinstance(data, bytes):
         raise ProtocolError(f"an envelope is bytes, not {type(data).__name__}")
+    if len(data) > MAX_BYTES:
+        raise ProtocolError(f"an envelope of {len(data)} bytes; {MAX_BYTES} are allowed")
     return Envelope.from_bytes(data)

@@ -20,7 +20,7 @@ import httpx
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key
-from flwr.app import Error, Message, RecordDict
+from flwr.app import ConfigRecord, Error, Message, RecordDict
 from flwr.app.message import remove_content_from_message
 from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto import fleet_pb2, heartbeat_pb2, message_pb2
@@ -29,10 +29,8 @@ from flwr.supercore.error import ApiErrorCode, FlowerError
 from flwr.supercore.inflatable.inflatable_object import (
     get_all_nested_objects,
     get_object_tree,
-    iterate_object_tree,
     no_object_id_recompute,
 )
-from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from flwr.supercore.interceptors.http.utils import add_headers
 from flwr.supercore.primitives.asymmetric import (
     bytes_to_private_key,
@@ -46,7 +44,6 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from hiso.errors import SettingsError
-from hiso.flower.envelope import MAX_BYTES
 from hiso.run.folder import write_text
 
 INTERVAL = 10.0
@@ -145,30 +142,29 @@ class Fleet:
         self._note()
         return request
 
-    def content(self, request: Request) -> RecordDict:
-        """Fetches the content of a message, and tells the SuperLink to forget it.
+    def content(self, request: Request) -> ConfigRecord:
+        """Fetches the only record of a message, and tells the SuperLink to forget the message.
 
         Raises:
             Away: Try again.
-            Ended: It is gone, or it is not a message of Flower, or larger than `MAX_BYTES`.
+            Ended: It is gone, or it is not a message with one record of plain values. Such a message
+                is not fetched.
         """
-        run, parts = request.message.metadata.run_id, dict[str, bytes]()
-        for tree in iterate_object_tree(request.tree):
-            parts[tree.object_id] = self._fetch(run, tree.object_id)
-            if sum(map(len, parts.values())) > MAX_BYTES:
-                raise Ended(f"it has more than {MAX_BYTES} bytes")
-        whole = request.tree.object_id
+        records = list(request.tree.children[0].children) if request.tree.children else []
+        if len(records) != 1 or records[0].children:
+            raise Ended("it is not one record of plain values")
+        run = request.message.metadata.run_id
+        data = self._fetch(run, records[0].object_id)
         self._call(
             "ConfirmMessageReceived",
             message_pb2.ConfirmMessageReceivedRequest(
-                node=self._me, run_id=run, message_object_id=whole
+                node=self._me, run_id=run, message_object_id=request.tree.object_id
             ),
         )
         try:
-            found = inflate_object_from_contents(whole, parts)
+            return ConfigRecord.inflate(data)
         except Exception as error:  # anything may have been sent
-            raise Ended(f"it cannot be read: {error!r}") from error
-        return found.content if isinstance(found, Message) and found.has_content() else RecordDict()
+            raise Ended(f"its record cannot be read: {error!r}") from error
 
     def may_answer(self, request: Request) -> bool:
         """Whether a request is for this node, and somebody may still wait for the answer."""

@@ -14,12 +14,12 @@ from flwr.common.constant import ErrorCode
 
 from hiso.core.plain import plain
 from hiso.errors import ProtocolError
-from hiso.flower.envelope import RESTARTED, Envelope, pack, unpack
+from hiso.flower.envelope import RESTARTED, Envelope, pack, read_record
 from hiso.flower.fleet import Away, Ended, Fleet, Request
 
 log = logging.getLogger(__name__)
 
-_POLLS = (0.1, 3.0)
+_POLLS = (0.2, 3.0)
 """Shortest and longest time between two looks for a message, in seconds."""
 _QUIET = 20
 """The time between two looks is this part of the time since the last message."""
@@ -90,7 +90,7 @@ class Network:
     def _take(self, request: Request) -> None:
         """Passes a request on; whatever is not a request of hiso gets an error, nothing else."""
         try:
-            envelope = unpack(self._fleet.content(request))
+            envelope = read_record(self._fleet.content(request))
         except (ProtocolError, Ended) as error:
             reason = f"a hiso worker answers hiso's server only: {error}"
             log.warning("a message is refused: %s", plain(error))
