@@ -73,9 +73,7 @@ def spoiled(answer: Envelope) -> Envelope:
 def main(superlink: str, folder: Path, settings: Path, way: str) -> None:
     folder.mkdir(exist_ok=True)
     log_to(folder / "front.log")
-    worker = Worker(
-        parse_settings(read_toml(settings)), folder, own=None, alive=lambda: None
-    )
+    worker = Worker(parse_settings(read_toml(settings)), folder, own=None, alive=lambda: None)
 
     def answer(request: Envelope) -> Future[Envelope]:
         future = Future[Envelope]()

@@ -132,11 +132,15 @@ class Deployment:
         self.proxy.close()
 
     def superlink(self, *arguments: object) -> None:
+        """Returns when it listens."""
+        out, ready = self.folder / "superlink.out", "startup complete"
+        before = out.read_text().count(ready) if out.exists() else 0
         self.start(
             "superlink", "flower-superlink", "--insecure", "--host", "127.0.0.1",
             "--port", self.port, "--database", self.folder / "state.db",
             *arguments,
         )  # fmt: skip
+        self.wait("SuperLink", lambda: out.read_text().count(ready) > before)
 
     def worker(self, index: int, *arguments: object, counted: bool = False) -> None:
         """With `counted`, its way to the SuperLink leads through the proxy."""

@@ -1,4 +1,4 @@
-"""A worker whose forward passes never end once there is a file `hang` in its folder.
+"""A worker whose eighth forward pass never ends.
 
 python -m tests.flower.hanging SUPERLINK SETTINGS FOLDER SECONDS: client 0, with that watchdog.
 """
@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import sys
 import threading
+from itertools import count
 from pathlib import Path
 
 from torch.nn.modules.module import register_module_forward_pre_hook
+from transformers import PreTrainedModel
 
 from hiso.flower.daemon import LOG, Resident
 from hiso.flower.fleet import Access
@@ -18,8 +20,10 @@ from hiso.run.settings import parse_settings, read_toml
 
 
 def main(superlink: str, settings: Path, folder: Path, watchdog: float) -> None:
+    passes = count()
+
     def stand_still(module, inputs):
-        if (folder / "hang").exists():
+        if isinstance(module, PreTrainedModel) and next(passes) == 7:
             threading.Event().wait()
 
     register_module_forward_pre_hook(stand_still)

@@ -58,8 +58,12 @@ def measure(sites: int, rounds: int) -> dict[str, float]:
         write_toml(folder / "settings.toml", settings)
         site.superlink()
         counted, rest = site.address(counted=True), site.address()
-        site.start("worker0", "python", "-m", module, "--answer", 0, 1, counted, folder, folder=ROOT)
-        site.start("worker", "python", "-m", module, "--answer", 1, sites, rest, folder, folder=ROOT)
+        site.start(
+            "worker0", "python", "-m", module, "--answer", 0, 1, counted, folder, folder=ROOT
+        )
+        site.start(
+            "worker", "python", "-m", module, "--answer", 1, sites, rest, folder, folder=ROOT
+        )
         site.wait(
             "sites", lambda: (folder / "superlink.out").read_text().count("Activated") >= sites, 300
         )

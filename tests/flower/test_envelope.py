@@ -1,17 +1,14 @@
-"""Envelopes: they survive a socket, and noise is refused."""
+"""Envelopes: they survive as a message of Flower, and noise is refused."""
 
 from __future__ import annotations
 
-import socket
-import struct
-import threading
-
 import pytest
+from flwr.app import ConfigRecord, MetricRecord, RecordDict
 from hypothesis import given
 from hypothesis import strategies as st
 
 from hiso.errors import ProtocolError
-from hiso.flower.envelope import MAX_BYTES, Envelope, receive, send
+from hiso.flower.envelope import MAX_BYTES, Envelope, pack, unpack
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(),
@@ -35,29 +32,23 @@ def test_noise_is_refused(noise):
             Envelope.from_bytes(data)
 
 
-def test_a_large_envelope_goes_through_a_socket():
-    near, far = socket.socketpair()
-    sent = Envelope("round", {"a": [1]}, bytes(3_000_000))
-    with near, far:
-        thread = threading.Thread(target=send, args=(near, sent))
-        thread.start()
-        assert receive(far) == sent
-        thread.join()
+@given(envelopes)
+def test_an_envelope_survives_as_a_message(envelope):
+    content = RecordDict.inflate(pack(envelope).deflate(), pack(envelope).children)
+    assert unpack(content) == envelope
 
 
-@pytest.mark.parametrize("data", [b"", b"\5", struct.pack("<Q", 10) + b"short"])
-def test_a_connection_that_breaks_is_an_error(data):
-    near, far = socket.socketpair()
-    with far:
-        with near:
-            near.sendall(data)
-        with pytest.raises(ProtocolError, match="in the middle of an envelope"):
-            receive(far)
-
-
-def test_too_much_is_not_read():
-    near, far = socket.socketpair()
-    with near, far:
-        near.sendall(struct.pack("<Q", MAX_BYTES + 1))
-        with pytest.raises(ProtocolError, match="are allowed"):
-            receive(far)
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (RecordDict(), "without an envelope"),
+        (RecordDict({"other": ConfigRecord({"envelope": b""})}), "without an envelope"),
+        (RecordDict({"hiso": MetricRecord({"envelope": 1})}), "in a ConfigRecord"),
+        (RecordDict({"hiso": ConfigRecord({"envelope": "text"})}), "is bytes"),
+        (RecordDict({"hiso": ConfigRecord({"envelope": b"noise"})}), "malformed"),
+        (RecordDict({"hiso": ConfigRecord({"envelope": bytes(MAX_BYTES + 1)})}), "are allowed"),
+    ],
+)
+def test_a_message_of_another_app_is_refused(content, said):
+    with pytest.raises(ProtocolError, match=said):
+        unpack(content)

@@ -29,7 +29,6 @@ def test_ray_gives_the_same_model(tmp_path, settings):
     write_toml(site.folder / "settings.toml", settings)
     try:
         site.superlink("--simulation")
-        site.wait("SuperLink", lambda: "startup complete" in site.logs())
         site.serve("run")
         asked = {"dev_examples": 4, "test_examples": 4, "clip": 3.0, **settings}  # as serve has it
         expected = simulate(out=tmp_path / "simulated", **asked)

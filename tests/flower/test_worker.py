@@ -1,18 +1,13 @@
-"""A worker alone, as a real process that is asked through its socket."""
+"""A worker alone: as a real process with a SuperLink, and what it refuses before it starts."""
 
 from __future__ import annotations
 
+import re
+import subprocess
+
 import pytest
 
-from hiso.core.identity import Identity
-from hiso.flower.envelope import BUSY, MISSING, Envelope
-from hiso.flower.local_socket import ask
-from hiso.ring.ledger.ledger import Ledger
-from hiso.ring.messages import Plan
-from hiso.ring.server import Closed, Server
-from hiso.ring.wire import plan_to_bytes, reply_from_bytes
 from hiso.run.api import simulate
-from hiso.run.settings import parse_settings
 
 from .federation import ROOT, Deployment, write_toml
 
@@ -33,53 +28,58 @@ def site(tmp_path, settings):
 
 def test_the_watchdog_ends_a_worker_that_hangs(site, settings, tmp_path):
     """It says where it stood, its process fails, and the next one goes on in the same round."""
-    only = settings | {"clients": 1, "sample": 1, "rounds": 4}
+    only = settings | {"clients": 1, "sample": 1, "rounds": 4, "clip": 3.0}
     expected = simulate(out=tmp_path / "simulated", dev_examples=4, test_examples=4, **only)
     folder = site.folder / "w0"
+    site.superlink()
     site.start(
-        "worker0", "python", "-m", "tests.flower.hanging", site.folder / "settings.toml", folder,
-        WATCHDOG, folder=ROOT,
+        "hanging", "python", "-m", "tests.flower.hanging", site.address(),
+        site.folder / "settings.toml", folder, WATCHDOG, folder=ROOT,
     )  # fmt: skip
-    site.ready(0)
-    identity = ask(folder, Envelope("hello", {"run": None}), 60).facts["identity"]
-    parsed = parse_settings(only)
-    method = parsed.make_method()
-    rounds = parsed.make_rounds(method)
+    site.serve("run", "--round-seconds", 200)
+    site.wait("end of the worker", lambda: site.processes["hanging"].poll() == 1, 120)
+    assert site.status(0) == {}
+    log = (folder / "worker.log").read_text()
+    assert f"Timeout (0:00:{WATCHDOG})!" in log
+    where = log[log.index("Timeout") :]
+    assert "in stand_still" in where
+    assert "in _compute" in where
+    at = site.position("run")
+    assert 0 < at < 4
 
-    def request(kind: str, plan: Plan) -> Envelope:
-        return Envelope(kind, {"identity": identity}, plan_to_bytes(plan))
+    site.worker(0, "--share")
+    assert site.summary("run")["digest"] == expected["digest"]
+    assert "client 0 is unreachable" in (site.folder / "run" / "server.log").read_text()
 
-    path = site.folder / "ledger.sqlite"
-    with Ledger.create(
-        path, Identity.parse(identity), parsed.with_hyper(method).model_dump()
-    ) as ledger:
-        server = Server(ledger, rounds)
 
-        def go_on(stop: int) -> None:
-            while ledger.position < stop:
-                (plan,) = server.ask()
-                answer = ask(folder, request("round", plan), 60)
-                assert server.tell(reply_from_bytes(answer.body)).accepted
-                assert isinstance(server.close(), Closed)
-
-        go_on(2)
-        (folder / "hang").touch()
-        (plan,) = server.ask()
-        assert ask(folder, request("round", plan), 2).facts["error"] == BUSY
-        assert site.status(0)["doing"] == "round"
-        assert ask(folder, request("round", plan), 6 * WATCHDOG).facts["error"] == MISSING
-        assert site.processes["worker0"].wait(60) == 1
-        assert ask(folder, request("round", plan), 60).facts["error"] == MISSING
-        log = (folder / "worker.log").read_text()
-        assert f"Timeout (0:00:{WATCHDOG})!" in log
-        where = log[log.index("Timeout") :]
-        assert "in stand_still" in where
-        assert "in _compute" in where
-
-        (folder / "hang").unlink()
-        site.worker(0, "--share")
-        before = site.ready(0)
-        assert (before["run"], before["position"]) == (ledger.run, 2)
-        go_on(4)
-        end = ask(folder, request("fold", server.rest(0, 3)), 60)
-    assert end.facts == {"position": 4, "digest": expected["digest"]}
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--superlink", "a:1"], "--insecure"),
+        (["--superlink", "a:1", "--insecure", "--ca", "x"], "--insecure"),
+        (["--superlink", "a:1", "--ca", "x"], "--insecure"),
+        (["--superlink", "http://a:1", "--insecure"], "HOST:PORT"),
+        (["--superlink", "a", "--insecure"], "HOST:PORT"),
+        (["--superlink", "a:1", "--ca", "CA", "--key", "missing"], "ssh-keygen"),
+        (["--superlink", "a:1", "--ca", "CA", "--key", "RSA"], "ssh-keygen"),
+        (["--superlink", "a:1", "--ca", "missing", "--key", "KEY"], "no certificate"),
+        (["--superlink", "a:1", "--ca", "KEY", "--key", "KEY"], "no certificate"),
+    ],
+)
+def test_a_way_that_cannot_work_is_refused_at_once(hiso, tmp_path, settings, flags, said):
+    write_toml(tmp_path / "settings.toml", settings)
+    for name, kind in (("KEY", "ecdsa"), ("RSA", "rsa")):
+        command = ["ssh-keygen", "-q", "-t", kind, "-N", "", "-f", tmp_path / name]
+        subprocess.run(command, check=True)
+    command = ["openssl", "req", "-x509", "-nodes", "-newkey", "rsa:2048", "-subj", "/CN=x"]
+    command += ["-keyout", tmp_path / "ca.key", "-out", tmp_path / "CA"]
+    subprocess.run(command, check=True, capture_output=True)
+    flags = [
+        tmp_path / flag if re.fullmatch("CA|KEY|RSA|missing", flag) else flag for flag in flags
+    ]
+    done = hiso(
+        "worker", "start", tmp_path / "settings.toml", "--client", 0, "--folder", tmp_path / "w",
+        *flags,
+    )  # fmt: skip
+    assert done.code == 2
+    assert said in done.err

@@ -47,8 +47,8 @@ from hiso.errors import SettingsError
 from hiso.run.folder import write_text
 
 INTERVAL = 10.0
-"""Announced seconds between heartbeats, the least that Flower accepts. A SuperLink takes a site that
-has been silent for two intervals to be gone."""
+"""Announced seconds between heartbeats, the least that Flower accepts. For a SuperLink a site is gone
+when it has been silent for two intervals."""
 _BEAT = 4.0
 """Seconds after which a heartbeat is due."""
 _UPLOAD = 30.0
@@ -147,8 +147,8 @@ class Fleet:
 
         Raises:
             Away: Try again.
-            Ended: It is gone, or it is not a message with one record of plain values. Such a message
-                is not fetched.
+            Ended: It is gone, or it is not a message with one record of plain values; then it is not
+                even fetched.
         """
         records = list(request.tree.children[0].children) if request.tree.children else []
         if len(records) != 1 or records[0].children:
@@ -225,9 +225,7 @@ class Fleet:
 
     def _beat(self) -> bool:
         """Whether the SuperLink knows the node; a heartbeat also wakes a node up that was gone."""
-        request = heartbeat_pb2.SendNodeHeartbeatRequest(
-            node=self._me, heartbeat_interval=INTERVAL
-        )
+        request = heartbeat_pb2.SendNodeHeartbeatRequest(node=self._me, heartbeat_interval=INTERVAL)
         try:
             return self._client.SendNodeHeartbeat(request).success
         except httpx.HTTPStatusError as error:
@@ -259,9 +257,7 @@ class Fleet:
     def _fetch(self, run: int, identifier: str) -> bytes:
         end = time.monotonic() + _UPLOAD
         while True:
-            request = message_pb2.PullObjectRequest(
-                node=self._me, run_id=run, object_id=identifier
-            )
+            request = message_pb2.PullObjectRequest(node=self._me, run_id=run, object_id=identifier)
             told = self._call("PullObject", request)
             if told.object_available:
                 return told.object_content

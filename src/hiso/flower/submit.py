@@ -24,8 +24,8 @@ class Outcome:
     Attributes:
         status: "finished:completed", or something else.
         details: The reason, if Flower gives one.
-        bytes_up: Bytes that sites sent to the SuperLink for this run, as counted by Flower: complete
-            messages, without HTTP headers, encryption, and polling for work.
+        bytes_up: Bytes that sites sent to the SuperLink for this run, as counted by Flower:
+            complete messages, without HTTP headers, encryption, and polling for work.
         bytes_down: The same in the other direction.
     """
 
