@@ -133,14 +133,14 @@ class Deployment:
 
     def superlink(self, *arguments: object) -> None:
         """Returns when it listens."""
-        out, ready = self.folder / "superlink.out", "startup complete"
-        before = out.read_text().count(ready) if out.exists() else 0
+        ready = "startup complete"
+        before = self.output("superlink").count(ready)
         self.start(
             "superlink", "flower-superlink", "--insecure", "--host", "127.0.0.1",
             "--port", self.port, "--database", self.folder / "state.db",
             *arguments,
         )  # fmt: skip
-        self.wait("SuperLink", lambda: out.read_text().count(ready) > before)
+        self.wait("SuperLink", lambda: self.output("superlink").count(ready) > before)
 
     def worker(self, index: int, *arguments: object, counted: bool = False) -> None:
         """With `counted`, its way to the SuperLink leads through the proxy."""
@@ -218,6 +218,10 @@ class Deployment:
             f"worker {index}",
             lambda: facts if (facts := self.status(index)).get("connected") else None,
         )
+
+    def output(self, name: str) -> str:
+        path = self.folder / f"{name}.out"
+        return path.read_text(errors="replace") if path.exists() else ""
 
     def server_process(self) -> psutil.Process:
         """The `flwr-serverapp` of this SuperLink."""

@@ -47,12 +47,10 @@ from hiso.errors import SettingsError
 from hiso.run.folder import write_text
 
 INTERVAL = 10.0
-"""Announced seconds between heartbeats, the least that Flower accepts. For a SuperLink a site is gone
-when it has been silent for two intervals."""
+"""Announced seconds between heartbeats, the least that Flower accepts. A SuperLink gives a site up
+that has been silent for two intervals."""
 _BEAT = 4.0
 """Seconds after which a heartbeat is due."""
-_UPLOAD = 30.0
-"""Longest wait for a message whose sender is still uploading it, in seconds."""
 
 
 class Away(Exception):
@@ -119,6 +117,7 @@ class Fleet:
         self._file = folder / "node.json"
         self.node, self.unanswered = _recall(self._file)
         self._joined, self._due = False, 0.0
+        self._read: message_pb2.ConfirmMessageReceivedRequest | None = None
 
     def join(self) -> None:
         """Takes part as a node; sends a heartbeat if one is due.
@@ -142,27 +141,36 @@ class Fleet:
         self._note()
         return request
 
-    def content(self, request: Request) -> ConfigRecord:
-        """Fetches the only record of a message, and tells the SuperLink to forget the message.
+    def content(self, request: Request) -> ConfigRecord | None:
+        """Fetches the only record of a message; None while the sender is still uploading it.
+
+        The SuperLink may forget the message when the next one comes: until then the sender may be
+        uploading parts that are not fetched here.
 
         Raises:
             Away: Try again.
-            Ended: It is gone, or it is not a message with one record of plain values; then it is not
-                even fetched.
+            Ended: It is gone, or it is not a message with one record of plain values; then it is
+                not even fetched.
         """
         records = list(request.tree.children[0].children) if request.tree.children else []
         if len(records) != 1 or records[0].children:
             raise Ended("it is not one record of plain values")
-        run = request.message.metadata.run_id
-        data = self._fetch(run, records[0].object_id)
-        self._call(
-            "ConfirmMessageReceived",
-            message_pb2.ConfirmMessageReceivedRequest(
-                node=self._me, run_id=run, message_object_id=request.tree.object_id
-            ),
+        about = {"node": self._me, "run_id": request.message.metadata.run_id}
+        told = self._call(
+            "PullObject",
+            message_pb2.PullObjectRequest(object_id=records[0].object_id, **about),
+        )
+        if not told.object_found:
+            raise Ended("its content is gone")
+        if not told.object_available:
+            return None
+        if self._read is not None and self._read.run_id == about["run_id"]:
+            self._call("ConfirmMessageReceived", self._read)
+        self._read = message_pb2.ConfirmMessageReceivedRequest(
+            message_object_id=request.tree.object_id, **about
         )
         try:
-            return ConfigRecord.inflate(data)
+            return ConfigRecord.inflate(told.object_content)
         except Exception as error:  # anything may have been sent
             raise Ended(f"its record cannot be read: {error!r}") from error
 
@@ -253,17 +261,6 @@ class Fleet:
         if told.node_id != self.node:
             self.node, self.unanswered = told.node_id, {}
             self._note()
-
-    def _fetch(self, run: int, identifier: str) -> bytes:
-        end = time.monotonic() + _UPLOAD
-        while True:
-            request = message_pb2.PullObjectRequest(node=self._me, run_id=run, object_id=identifier)
-            told = self._call("PullObject", request)
-            if told.object_available:
-                return told.object_content
-            if not told.object_found or time.monotonic() > end:
-                raise Ended("its content is gone")
-            time.sleep(0.02)
 
     def _call(self, name: str, request: Any, expected: int | None = None) -> Any:
         """Flower's answer to a request; None if it is the `expected` error."""

@@ -23,7 +23,7 @@ _POLLS = (0.2, 3.0)
 """Shortest and longest time between two looks for a message, in seconds."""
 _QUIET = 20
 """The time between two looks is this part of the time since the last message."""
-_PAUSES = (0.2, 5.0)
+_PAUSES = (0.2, 3.0)
 """First and longest pause while the SuperLink cannot be used, in seconds."""
 
 
@@ -43,7 +43,7 @@ class Network:
         """Args: the connection; what answers; called when `trouble` has changed."""
         self._fleet, self._answer, self._changed = fleet, answer, changed
         self._ready: deque[tuple[Request, RecordDict | Error]] = deque()
-        self._claimed: Request | None = None
+        self._claimed: list[Request] = []
         self._stopping, self._wake = threading.Event(), threading.Event()
         self._last, self._pause = time.monotonic(), _PAUSES[0]
         self._said: set[str] = set()
@@ -74,34 +74,39 @@ class Network:
         """Sends what is ready, looks for one message; seconds until the next look."""
         self._send()
         began = time.monotonic()
-        if self._claimed is None or not self._fleet.may_answer(self._claimed):
-            self._claimed = self._fleet.pull()
-        now = time.monotonic()
-        if self._claimed is None:
-            shortest, longest = _POLLS
-            wait = min(max(shortest, (now - self._last) / _QUIET), longest)
-            return max(wait, now - began)  # a SuperLink that is busy is asked less often
-        self._last = now
-        self._take(self._claimed)
-        self._claimed = None
+        if (request := self._fleet.pull()) is not None:
+            self._claimed.append(request)
+        for claimed in list(self._claimed):
+            if self._take(claimed):
+                self._claimed.remove(claimed)
+                self._last = time.monotonic()
         self._send()
-        return 0.0
+        if request is not None:
+            return 0.0  # there may be more
+        now, (shortest, longest) = time.monotonic(), _POLLS
+        wait = min(max(shortest, (now - self._last) / _QUIET), longest)
+        return max(wait, now - began)  # a SuperLink that is busy is asked less often
 
-    def _take(self, request: Request) -> None:
-        """Passes a request on; whatever is not a request of hiso gets an error, nothing else."""
+    def _take(self, request: Request) -> bool:
+        """Passes a request on; whether it was complete. Whatever is not from hiso gets an error."""
         try:
-            envelope = read_record(self._fleet.content(request))
+            if not self._fleet.may_answer(request):
+                return True
+            if (record := self._fleet.content(request)) is None:
+                return False
+            envelope = read_record(record)
         except (ProtocolError, Ended) as error:
             reason = f"a hiso worker answers hiso's server only: {error}"
             log.warning("a message is refused: %s", plain(error))
             self._ready.append((request, Error(ErrorCode.MESSAGE_UNAVAILABLE, reason)))
-            return
+            return True
 
         def done(future: Future[Envelope]) -> None:
             self._ready.append((request, pack(future.result())))
             self._wake.set()
 
         self._answer(envelope).add_done_callback(done)
+        return True
 
     def _send(self) -> None:
         while self._ready:

@@ -1,0 +1,136 @@
+"""A site's connection to a real SuperLink; and what of Flower's inside it relies on."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import subprocess
+import threading
+import time
+from concurrent.futures import Future
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+from flwr.proto import fleet_pb2, heartbeat_pb2, message_pb2
+from flwr.supernode.fleet_http_client import FleetHttpClient
+
+from hiso.flower.envelope import Envelope
+from hiso.flower.fleet import Access, Away, Fleet
+from hiso.flower.network import Network
+
+from .federation import BIN, Deployment
+
+pytestmark = [pytest.mark.flower, pytest.mark.timeout(300)]
+FIELDS = {
+    fleet_pb2.RegisterNodeFleetRequest: {"public_key"},
+    fleet_pb2.ActivateNodeRequest: {"public_key", "heartbeat_interval"},
+    fleet_pb2.ActivateNodeResponse: {"node_id"},
+    fleet_pb2.DeactivateNodeRequest: {"node_id"},
+    fleet_pb2.PullMessagesRequest: {"node"},
+    fleet_pb2.PullMessagesResponse: {"messages_list", "message_object_trees"},
+    fleet_pb2.PushMessagesRequest: {
+        "node", "messages_list", "message_object_trees", "clientapp_runtime_list",
+    },
+    fleet_pb2.PushMessagesResponse: {"objects_to_push", "session_id"},
+    heartbeat_pb2.SendNodeHeartbeatRequest: {"node", "heartbeat_interval"},
+    heartbeat_pb2.SendNodeHeartbeatResponse: {"success"},
+    message_pb2.PullObjectRequest: {"node", "run_id", "object_id"},
+    message_pb2.PullObjectResponse: {"object_found", "object_available", "object_content"},
+    message_pb2.PushObjectRequest: {
+        "node", "run_id", "object_id", "object_content", "session_id",
+    },
+    message_pb2.PushObjectResponse: {"stored"},
+    message_pb2.ConfirmMessageReceivedRequest: {"node", "run_id", "message_object_id"},
+}  # fmt: skip
+CALLS = {
+    "RegisterNode", "ActivateNode", "DeactivateNode", "SendNodeHeartbeat", "PullMessages",
+    "PushMessages", "PullObject", "PushObject", "ConfirmMessageReceived",
+}  # fmt: skip
+
+
+def test_flowers_internal_interface_is_the_one_that_fleet_py_was_written_for():
+    assert version("flwr").startswith("1.41.")
+    made = inspect.signature(FleetHttpClient.from_server_address).parameters
+    assert list(made) == [
+        "server_address", "insecure", "root_certificates", "interceptors", "retry_invoker",
+    ]  # fmt: skip
+    assert set(dir(FleetHttpClient)) >= CALLS
+    for kind, fields in FIELDS.items():
+        assert set(kind.DESCRIPTOR.fields_by_name) >= fields, kind
+
+
+@pytest.fixture
+def site(tmp_path):
+    site = Deployment(tmp_path / "s")
+    try:
+        yield site
+    finally:
+        site.close()
+
+
+def connected(site: Deployment, folder: Path, key: Path | None = None) -> Fleet:
+    folder.mkdir(exist_ok=True)
+    fleet = Fleet(Access(site.address(), None, key), folder)
+    fleet.join()
+    return fleet
+
+
+def test_a_restarted_process_is_the_same_node_at_once(site, tmp_path):
+    site.superlink()
+    first = connected(site, tmp_path / "w")
+    again = connected(site, tmp_path / "w")  # the SuperLink takes the first for alive
+    assert again.node == first.node != 0
+    other = connected(site, tmp_path / "other")
+    assert other.node != first.node
+
+    (tmp_path / "w" / "node.json").unlink()
+    with pytest.raises(Away, match="does not accept this site's key"):
+        connected(site, tmp_path / "w")
+    first.leave()  # as a worker does that is stopped
+    assert connected(site, tmp_path / "w").node == first.node
+
+
+def test_a_key_that_is_not_registered_waits_with_a_reason(site, tmp_path):
+    site.superlink("--enable-supernode-auth")
+    key = tmp_path / "key"
+    command = ["ssh-keygen", "-q", "-t", "ecdsa", "-b", "384", "-N", "", "-f", key]
+    subprocess.run(command, check=True)
+    with pytest.raises(Away, match="it is not registered there"):
+        connected(site, tmp_path / "w", key)
+    with pytest.raises(Away, match="must be registered"):
+        connected(site, tmp_path / "own")
+    command = [BIN / "flwr", "supernode", "register", f"{key}.pub"]
+    subprocess.run(command, check=True, env=site.env)
+    assert connected(site, tmp_path / "w", key).node
+
+
+def test_a_site_waits_for_a_superlink_and_says_so_once(site, tmp_path, caplog):
+    """It comes late, is killed, comes again, and comes with an empty memory."""
+    (tmp_path / "w").mkdir()
+    fleet = Fleet(Access(site.address(), None, None), tmp_path / "w")
+    network = Network(fleet, lambda request: Future[Envelope]())
+    thread = threading.Thread(target=network.run, daemon=True)
+    with caplog.at_level(logging.INFO):
+        thread.start()
+        site.wait("first failure", lambda: "Connection refused" in network.trouble)
+        site.superlink()
+        site.wait("connection", lambda: not network.trouble)
+        node = fleet.node
+        site.kill("superlink")
+        site.wait("trouble", lambda: network.trouble)
+        said = len(caplog.messages)
+        time.sleep(2)
+        assert len(caplog.messages) <= said + 1  # of the next heartbeat
+        site.superlink()
+        site.wait("connection", lambda: not network.trouble)
+        assert fleet.node == node
+        site.kill("superlink")
+        for path in site.folder.glob("state.db*"):
+            path.unlink()
+        site.superlink()
+        site.wait("connection", lambda: not network.trouble and fleet.node != node)
+        network.stop()
+        thread.join(30)
+    assert not thread.is_alive()
+    assert sum("connected to the SuperLink" in said for said in caplog.messages) == 3
