@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import inspect
 import logging
-import subprocess
 import threading
 import time
 from concurrent.futures import Future
 from importlib.metadata import version
-from pathlib import Path
 
 import pytest
 from flwr.proto import fleet_pb2, heartbeat_pb2, message_pb2
@@ -19,7 +17,7 @@ from hiso.flower.envelope import Envelope
 from hiso.flower.fleet import Access, Away, Fleet
 from hiso.flower.network import Network
 
-from .federation import BIN, Deployment
+from .federation import Deployment
 
 pytestmark = [pytest.mark.flower, pytest.mark.timeout(300)]
 FIELDS = {
@@ -69,40 +67,34 @@ def site(tmp_path):
         site.close()
 
 
-def connected(site: Deployment, folder: Path, key: Path | None = None) -> Fleet:
-    folder.mkdir(exist_ok=True)
-    fleet = Fleet(Access(site.address(), None, key), folder)
-    fleet.join()
-    return fleet
+@pytest.fixture
+def connect(site, tmp_path):
+    """Connects to the SuperLink, with the key in the folder of this name."""
+    made: list[Fleet] = []
+
+    def connect(name: str) -> Fleet:
+        (tmp_path / name).mkdir(exist_ok=True)
+        made.append(Fleet(Access(site.address(), None, None), tmp_path / name))
+        made[-1].join()
+        return made[-1]
+
+    yield connect
+    for fleet in made:
+        fleet.leave()
 
 
-def test_a_restarted_process_is_the_same_node_at_once(site, tmp_path):
+def test_a_restarted_process_is_the_same_node_at_once(site, connect, tmp_path):
     site.superlink()
-    first = connected(site, tmp_path / "w")
-    again = connected(site, tmp_path / "w")  # the SuperLink takes the first for alive
+    first = connect("w")
+    again = connect("w")  # the SuperLink takes the first for alive
     assert again.node == first.node != 0
-    other = connected(site, tmp_path / "other")
-    assert other.node != first.node
+    assert connect("other").node != first.node
 
     (tmp_path / "w" / "node.json").unlink()
     with pytest.raises(Away, match="does not accept this site's key"):
-        connected(site, tmp_path / "w")
+        connect("w")
     first.leave()  # as a worker does that is stopped
-    assert connected(site, tmp_path / "w").node == first.node
-
-
-def test_a_key_that_is_not_registered_waits_with_a_reason(site, tmp_path):
-    site.superlink("--enable-supernode-auth")
-    key = tmp_path / "key"
-    command = ["ssh-keygen", "-q", "-t", "ecdsa", "-b", "384", "-N", "", "-f", key]
-    subprocess.run(command, check=True)
-    with pytest.raises(Away, match="it is not registered there"):
-        connected(site, tmp_path / "w", key)
-    with pytest.raises(Away, match="must be registered"):
-        connected(site, tmp_path / "own")
-    command = [BIN / "flwr", "supernode", "register", f"{key}.pub"]
-    subprocess.run(command, check=True, env=site.env)
-    assert connected(site, tmp_path / "w", key).node
+    assert connect("w").node == first.node
 
 
 def test_a_site_waits_for_a_superlink_and_says_so_once(site, tmp_path, caplog):

@@ -225,6 +225,7 @@ class Fleet:
             with suppress(Away, Ended):
                 request = fleet_pb2.DeactivateNodeRequest(node_id=self.node)
                 self._call("DeactivateNode", request)
+        self._joined = False
         self._client.close()
 
     @property
@@ -298,7 +299,7 @@ class _Version:
 def _reason(response: httpx.Response) -> str:
     said, code = FlowerError.from_json(response.text), response.status_code
     if code == httpx.codes.UNAUTHORIZED:
-        return f"it answers {code}, {response.reason_phrase}: is the clock of this machine right?"
+        return f"it answers {code}: it has forgotten this node, or this machine's clock is wrong"
     words = [said.message, said.public_details] if said else [response.reason_phrase]
     return f"it answers {code}, " + " ".join(word for word in words if word)
 

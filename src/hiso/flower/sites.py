@@ -61,6 +61,7 @@ class Sites:
         self._known: set[int] = set()
         self._again: dict[int, float] = {}
         self._refused: dict[int, str] = {}
+        self._strangers: dict[int, str] = {}
         self._looked = 0.0
 
     def look(self) -> None:
@@ -103,7 +104,12 @@ class Sites:
         """Handles an answer to `hello`."""
         facts = answer.envelope.facts
         if answer.envelope.kind != "hello":
-            self.lose(answer.node, str(facts.get("reason", "no hello")), again=True)
+            reason = str(facts.get("reason", "no hello"))
+            known = any(site.node == answer.node for site in self.by_client.values())
+            if not known and self._strangers.get(answer.node) != reason:
+                log.warning("node %d is not a client: %s", answer.node, plain(reason))
+                self._strangers[answer.node] = reason
+            self.lose(answer.node, reason, again=True)
             return
         client, position, run, chain, weights, identity = (
             facts.get(key) for key in ("client", "position", "run", "chain", "weights", "identity")
