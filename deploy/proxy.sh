@@ -1,5 +1,5 @@
 #!/bin/sh
-# proxy.sh [PORT [SUPERLINK_PORT]]: opens to the world, at PORT, what SuperNodes need of a SuperLink
+# proxy.sh [PORT [SUPERLINK_PORT]]: opens to the world, at PORT, what sites need of a SuperLink
 # that listens on 127.0.0.1 (`server.sh 9093 127.0.0.1`), and nothing else. Needs nginx and the keys
 # that server.sh has; stays in the foreground.
 set -eu

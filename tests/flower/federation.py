@@ -25,7 +25,7 @@ from hiso.ring.ledger.ledger import Ledger
 
 BIN = Path(sys.executable).parent
 ROOT = Path(__file__).parents[2]
-_PARTS = ("floor", "front", "serve", "superlink", "worker")
+_PARTS = ("front", "serve", "superlink", "worker")
 
 
 def free_port() -> int:

@@ -25,9 +25,10 @@ def site(tmp_path, settings):
         site.close()
 
 
-def run_strangers_app(site: Deployment) -> list[str]:
-    """What its server part prints once it has been answered."""
-    site.start("stranger", BIN / "flwr", "run", STRANGER, "--stream")
+def run_strangers_app(site: Deployment, contents: int) -> list[str]:
+    """What its server part prints once its messages, two of each content, have been answered."""
+    config = ("--run-config", f"contents={contents}")
+    site.start("stranger", BIN / "flwr", "run", STRANGER, *config, "--stream")
     site.wait("answers", lambda: "ALL ANSWERED" in site.output("stranger"), 120)
     return [line for line in site.output("stranger").splitlines() if line.startswith("ANSWER")]
 
@@ -35,7 +36,7 @@ def run_strangers_app(site: Deployment) -> list[str]:
 def test_another_app_gets_errors_from_a_worker_and_nothing_else(site):
     site.worker(0, "--share")
     site.ready(0)
-    answers = run_strangers_app(site)
+    answers = run_strangers_app(site, 5)
     assert answers == ["ANSWER error"] * 10
     worker = psutil.Process(site.processes["worker0"].pid)
     assert worker.children(recursive=True) == []
@@ -54,7 +55,7 @@ def test_a_supernode_executes_it_and_is_no_site(site):
         "--port", free_port(),
     )  # fmt: skip
     site.wait("node", lambda: "Activated" in site.output("superlink"))
-    run_strangers_app(site)
+    run_strangers_app(site, 1)
     assert (site.folder / "executed").read_text() == "executed"
     site.serve("run")
     log = site.folder / "run" / "server.log"

@@ -1,14 +1,20 @@
-"""The scripts of deploy/, as a new user would run them, with TLS and registered SuperNodes."""
+"""The scripts of deploy/, as a new user would run them, with TLS and registered sites."""
 
 from __future__ import annotations
 
 import shutil
 import ssl
 import subprocess
+from contextlib import suppress
 from http.client import HTTPSConnection
 from pathlib import Path
 
+import psutil
 import pytest
+
+from hiso.errors import ProtocolError
+from hiso.flower.fleet import Access, Away, Fleet
+from hiso.flower.status import read_status
 
 from .federation import BIN, ROOT, Deployment, free_port, write_toml
 
@@ -56,7 +62,6 @@ def port(request, secured) -> int:
 def test_the_documented_path_works_and_a_stranger_is_refused(secured, port):
     """The site comes before the server knows it, and waits."""
     folder = secured.folder
-    secured.env["SUPERNODE_PORT"] = str(free_port())
     secured.start(
         "site", SCRIPTS / "site.sh", f"127.0.0.1:{port}", "site", "settings.toml", 0, "--share",
         folder=folder / "site",
@@ -67,32 +72,55 @@ def test_the_documented_path_works_and_a_stranger_is_refused(secured, port):
         "serve", "hiso", "serve", "settings.toml", "--out", "run", folder=folder / "server"
     )
 
-    stranger, ca = folder / "stranger", folder / "site" / "keys" / "ca.pem"
-    subprocess.run(
-        ["ssh-keygen", "-q", "-t", "ecdsa", "-b", "384", "-N", "", "-f", stranger / "me"],
-        check=True,
-    )
-    trust, key = ["--root-certificates", ca], "--auth-supernode-private-key"
+    ca = folder / "site" / "keys" / "ca.pem"
     refused = {
-        "unregistered": ([*trust, key, stranger / "me"], "Failed to activate SuperNode"),
-        "keyless": (trust, "All SuperNodes must be registered"),
-        "untrusting": ([key, folder / "server" / "keys" / "later"], "CERTIFICATE_VERIFY_FAILED"),
+        "unregistered": (key_of(folder, "me"), ca, "it is not registered there"),
+        "keyless": (None, ca, "must be registered"),
+        "untrusting": (folder / "server" / "keys" / "later", own_ca(folder), "CERTIFICATE_VERIFY"),
+        "unencrypted": (folder / "server" / "keys" / "later", None, ""),
     }
-    for name, (arguments, _) in refused.items():
-        secured.start(
-            name, "flower-supernode", "--superlink", f"127.0.0.1:{port}", "--port", free_port(),
-            "--max-retries", 1, *arguments, folder=stranger,
-        )  # fmt: skip
-    for name, (_, reason) in refused.items():
-        assert secured.processes[name].wait(60) != 0, secured.logs()
-        assert reason in (folder / f"{name}.out").read_text()
+    for name, (key, trusted, reason) in refused.items():
+        (folder / name).mkdir()
+        fleet = Fleet(Access(f"127.0.0.1:{port}", trusted, key), folder / name)
+        with pytest.raises(Away, match=reason):
+            fleet.join()
+        fleet.leave()
     if port != secured.port:
-        only_what_supernodes_need_is_reached(secured, port, ca)
+        only_what_sites_need_is_reached(secured, port, ca)
     secured.wait("end of the run", lambda: secured.processes["serve"].poll() == 0, 120)
     assert (folder / "server" / "run" / "summary.json").is_file()
 
+    worker = psutil.Process(read_status(folder / "site" / "worker-site")["process"])
+    worker.kill()  # as by its watchdog: it comes back
+    secured.wait("another worker", lambda: another(folder / "site" / "worker-site", worker.pid))
+    secured.processes["site"].terminate()
+    assert secured.processes["site"].wait(60) == 0
+    with pytest.raises(ProtocolError, match="no worker runs"):
+        read_status(folder / "site" / "worker-site")
 
-def only_what_supernodes_need_is_reached(secured: Deployment, port: int, ca: Path) -> None:
+
+def another(folder: Path, before: int) -> bool:
+    with suppress(ProtocolError):
+        status = read_status(folder)
+        return status["connected"] and status["process"] != before
+    return False
+
+
+def key_of(folder: Path, name: str) -> Path:
+    path = folder / "stranger" / name
+    command = ["ssh-keygen", "-q", "-t", "ecdsa", "-b", "384", "-N", "", "-f", path]
+    subprocess.run(command, check=True)
+    return path
+
+
+def own_ca(folder: Path) -> Path:
+    """The certificate of another authority."""
+    stranger = folder / "stranger"
+    subprocess.run([SCRIPTS / "keys.sh", "127.0.0.1", "x"], cwd=stranger, check=True)
+    return stranger / "keys" / "ca.pem"
+
+
+def only_what_sites_need_is_reached(secured: Deployment, port: int, ca: Path) -> None:
     """Whoever comes through the proxy cannot start runs, register nodes, or pose as the server."""
     home = secured.folder / "stranger" / "flower"
     home.mkdir()
@@ -101,7 +129,7 @@ def only_what_supernodes_need_is_reached(secured: Deployment, port: int, ca: Pat
         f'address = "127.0.0.1:{port}"\nroot-certificates = "{ca}"\n'
     )
     env = secured.env | {"FLWR_HOME": str(home)}
-    app = Path(__file__).parent / "floor"
+    app = Path(__file__).parent / "stranger"
     for words in (["run", app], ["list"], ["supernode", "list"]):
         done = subprocess.run([BIN / "flwr", *words], env=env, capture_output=True, text=True)
         assert done.returncode != 0

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +27,19 @@ def read_status(folder: Path) -> dict[str, Any]:
     Raises:
         ProtocolError: No worker runs there.
     """
+    nobody = ProtocolError(f"no worker runs in {folder}: start it with `hiso worker start`")
     try:
         facts = json.loads((folder / _STATUS).read_text())
+    except (OSError, ValueError) as error:
+        raise nobody from error
+    with suppress(RunConflict):
         with locked(folder, "a worker runs here"):
             pass
-    except RunConflict:
-        now = time.time()
-        facts["up_seconds"] = round(now - facts["started"], 1)
-        facts["doing_seconds"] = round(now - facts["doing_since"], 1)
-        return facts
-    except (OSError, ValueError):
-        pass
-    raise ProtocolError(f"no worker runs in {folder}: start it with `hiso worker start`")
+        raise nobody
+    now = time.time()
+    facts["up_seconds"] = round(now - facts["started"], 1)
+    facts["doing_seconds"] = round(now - facts["doing_since"], 1)
+    return facts
 
 
 def stop_worker(folder: Path) -> int:

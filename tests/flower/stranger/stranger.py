@@ -38,7 +38,7 @@ def contents():
 @server.main()
 def main(grid, context):
     waiting = set()
-    for content in contents():
+    for content in list(contents())[: context.run_config["contents"]]:
         for kind in ("query", "train"):
             for node in grid.get_node_ids():
                 message = Message(content, dst_node_id=node, message_type=kind)
