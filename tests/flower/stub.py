@@ -40,7 +40,7 @@ class Stub:
     def _reply(self, request: Envelope) -> Envelope:
         if request.kind == "hello":
             return Envelope("hello", self._facts)
-        plan = plan_from_bytes(request.body)
+        plan = plan_from_bytes(request.body).for_client(self._client)
         self._facts |= {"run": plan.run, "position": plan.round, "chain": plan.chain.hex()}
         if request.kind == "fold":
             return Envelope("folded", {"position": plan.round, "digest": "0"})

@@ -23,6 +23,8 @@ _POLLS = (0.2, 3.0)
 """Shortest and longest time between two looks for a message, in seconds."""
 _QUIET = 20
 """The time between two looks is this part of the time since the last message."""
+_BUSY = 10
+"""A SuperLink is left in peace for so many times the seconds that the last look took."""
 _PAUSES = (0.2, 3.0)
 """First and longest pause while the SuperLink cannot be used, in seconds."""
 
@@ -76,6 +78,7 @@ class Network:
         began = time.monotonic()
         if (request := self._fleet.pull()) is not None:
             self._claimed.append(request)
+        took = time.monotonic() - began
         for claimed in list(self._claimed):
             if self._take(claimed):
                 self._claimed.remove(claimed)
@@ -85,7 +88,7 @@ class Network:
             return 0.0  # there may be more
         now, (shortest, longest) = time.monotonic(), _POLLS
         wait = min(max(shortest, (now - self._last) / _QUIET), longest)
-        return max(wait, now - began)  # a SuperLink that is busy is asked less often
+        return max(wait, min(_BUSY * took, longest))
 
     def _take(self, request: Request) -> bool:
         """Passes a request on; whether it was complete. Whatever is not from hiso gets an error."""

@@ -219,7 +219,8 @@ class Conductor:
             if stands < asked.plan.round - len(asked.plan.records):
                 asked.plan = self._server.rejoin(client, stands)
             facts = {"identity": self._ledger.identity.text} if site.run != asked.plan.run else {}
-            asked.request = Envelope(kind, facts, plan_to_bytes(asked.plan))
+            same = plan_to_bytes(asked.plan.for_client(0))  # what is equal is uploaded once
+            asked.request = Envelope(kind, facts, same)
             asked.node, asked.tries = site.node, asked.tries + 1
             requests[site.node] = asked.request
         left = self._pace.round_seconds - (time.monotonic() - began)

@@ -164,7 +164,7 @@ class Worker:
         self.shards = {shard.client: shard for shard in self._workload.shards}
 
     def _round(self, request: Envelope, index: int) -> Envelope:
-        plan = plan_from_bytes(request.body)
+        plan = plan_from_bytes(request.body).for_client(index)
         if (refusal := self._prepare(plan, request)) is not None:
             return refusal
         reply = self._clients[index].answer(plan)
@@ -176,7 +176,7 @@ class Worker:
 
     def _fold(self, request: Envelope, index: int) -> Envelope:
         """Folds the rest of the log without measuring."""
-        plan = plan_from_bytes(request.body)
+        plan = plan_from_bytes(request.body).for_client(index)
         if (refusal := self._prepare(plan, request)) is not None:
             return refusal
         self._clients[index].catch_up(plan)

@@ -8,7 +8,7 @@ identify a round, and the framing of the transport.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import get_args
 
@@ -79,6 +79,10 @@ class Plan:
     scheme: Scheme
     stream: int
     changes: dict[str, float] = field(default_factory=dict[str, float])
+
+    def for_client(self, client: int) -> Plan:
+        """The same plan for another client that lacks the same records."""
+        return replace(self, client=client, stream=client + 1 if self.stream else 0)
 
     def __post_init__(self) -> None:
         problems = list(self._problems())
