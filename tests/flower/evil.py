@@ -17,8 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
+from hiso.flower.access import Access
 from hiso.flower.envelope import Envelope
-from hiso.flower.fleet import Access, Fleet
+from hiso.flower.fleet import Fleet
 from hiso.flower.logs import log_to
 from hiso.flower.network import Network
 from hiso.flower.worker import Worker

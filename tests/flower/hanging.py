@@ -13,8 +13,8 @@ from pathlib import Path
 from torch.nn.modules.module import register_module_forward_pre_hook
 from transformers import PreTrainedModel
 
+from hiso.flower.access import Access
 from hiso.flower.daemon import LOG, Resident
-from hiso.flower.fleet import Access
 from hiso.flower.logs import log_to
 from hiso.run.settings import parse_settings, read_toml
 

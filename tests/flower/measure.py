@@ -31,8 +31,8 @@ from hiso.run.settings import parse_settings, read_toml
 from .federation import ROOT, Deployment, write_toml
 from .stub import Stub
 
-_IDLE = 3.0
-"""Seconds over which an idle site is measured, once its looks for messages have become rare."""
+_RARE, _IDLE = 70.0, 30.0
+"""Seconds until an idle site's looks for messages have become rare; and over which it is measured."""
 
 
 def answer_for(first: int, stop: int, address: str, folder: Path) -> None:
@@ -67,21 +67,27 @@ def measure(sites: int, rounds: int) -> dict[str, float]:
         site.wait(
             "sites", lambda: (folder / "superlink.out").read_text().count("Activated") >= sites, 300
         )
-        time.sleep(_IDLE)
+        time.sleep(_RARE)
         one = psutil.Process(site.processes["worker0"].pid)
         began, sent, busy = time.monotonic(), proxy.up + proxy.down, busy_seconds(one)
         time.sleep(_IDLE)
         idle = time.monotonic() - began
         idle_bytes, idle_busy = proxy.up + proxy.down - sent, busy_seconds(one) - busy
         before = (proxy.up, proxy.down)
+        link = psutil.Process(site.processes["superlink"].pid)
+        rest_of_them = psutil.Process(site.processes["worker"].pid)
+        used = busy_seconds(link), busy_seconds(rest_of_them)
         site.serve("run")
         summary = site.summary("run", 300 + 30 * rounds)
         with Ledger.open(folder / "run" / "ledger.sqlite") as ledger:
             seconds = [row.seconds["round"] for row in ledger.rounds()]
+        used = busy_seconds(link) - used[0], busy_seconds(rest_of_them) - used[1]
         return {
             "sites": sites,
             "round_s": statistics.median(seconds),
             "longest_round_s": max(seconds),
+            "superlink_processor_s": used[0] / rounds,
+            "site_processor_s": used[1] / rounds / max(sites - 1, 1),
             "idle_bytes_per_s": idle_bytes / idle,
             "idle_processor": idle_busy / idle,
             "site_mib": one.memory_info().rss / 2**20,

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from hiso.core.identity import Identity
+from hiso.flower.access import Access
 from hiso.flower.envelope import Envelope
-from hiso.flower.fleet import Access, Fleet
+from hiso.flower.fleet import Fleet
 from hiso.flower.network import Network
 from hiso.ring.messages import Reply
 from hiso.ring.wire import hash_question, plan_from_bytes, reply_to_bytes

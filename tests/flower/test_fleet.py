@@ -13,8 +13,9 @@ import pytest
 from flwr.proto import fleet_pb2, heartbeat_pb2, message_pb2
 from flwr.supernode.fleet_http_client import FleetHttpClient
 
+from hiso.flower.access import Access
 from hiso.flower.envelope import Envelope
-from hiso.flower.fleet import Access, Away, Fleet
+from hiso.flower.fleet import Away, Fleet
 from hiso.flower.network import Network
 
 from .federation import Deployment

@@ -13,7 +13,8 @@ import psutil
 import pytest
 
 from hiso.errors import ProtocolError
-from hiso.flower.fleet import Access, Away, Fleet
+from hiso.flower.access import Access
+from hiso.flower.fleet import Away, Fleet
 from hiso.flower.status import read_status
 
 from .federation import BIN, ROOT, Deployment, free_port, write_toml

@@ -65,8 +65,8 @@ def start(
     """
     if find_spec("flwr") is None:
         raise LoadError("hiso worker needs Flower: pip install 'hiso[flower]'")
+    from hiso.flower.access import Access
     from hiso.flower.daemon import LOG, Resident
-    from hiso.flower.fleet import Access
     from hiso.flower.logs import log_to
     from hiso.run.settings import parse_settings
 

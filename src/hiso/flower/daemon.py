@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from hiso.core.measure.backward import Probing
+from hiso.flower.access import Access
 from hiso.flower.envelope import BUSY, Envelope
-from hiso.flower.fleet import Access, Fleet
+from hiso.flower.fleet import Fleet
 from hiso.flower.network import Network
 from hiso.flower.status import write_status
 from hiso.flower.worker import Superseded, Worker

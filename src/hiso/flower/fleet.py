@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import json
-import ssl
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,9 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 from flwr.app.message import remove_content_from_message
 from flwr.common.serde import message_from_proto, message_to_proto
@@ -32,24 +28,19 @@ from flwr.supercore.inflatable.inflatable_object import (
     no_object_id_recompute,
 )
 from flwr.supercore.interceptors.http.utils import add_headers
-from flwr.supercore.primitives.asymmetric import (
-    bytes_to_private_key,
-    generate_key_pairs,
-    private_key_to_bytes,
-    public_key_to_bytes,
-)
+from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supercore.protobuf.client import ProtobufCall, ProtobufRequestContext
 from flwr.supercore.runtime_version_compatibility import RuntimeVersionMetadata
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
-from hiso.errors import SettingsError
+from hiso.flower.access import Access
 from hiso.run.folder import write_text
 
 INTERVAL = 10.0
 """Announced seconds between heartbeats, the least that Flower accepts. A SuperLink gives a site up
 that has been silent for two intervals."""
-_BEAT = 4.0
+_BEAT = 6.0
 """Seconds after which a heartbeat is due."""
 
 
@@ -59,22 +50,6 @@ class Away(Exception):
 
 class Ended(Exception):
     """Nobody waits for this message any more."""
-
-
-@dataclass(frozen=True)
-class Access:
-    """How to reach a SuperLink, and as whom.
-
-    Attributes:
-        address: HOST:PORT.
-        ca: File of the certificate to trust; None for a connection without TLS.
-        key: File of the site's private key, as `ssh-keygen -t ecdsa` makes it; None to make a key
-            and to register it, which only a SuperLink without registered keys allows.
-    """
-
-    address: str
-    ca: Path | None
-    key: Path | None
 
 
 @dataclass(frozen=True)
@@ -106,12 +81,12 @@ class Fleet:
         Raises:
             SettingsError: The certificate or key cannot be read.
         """
-        key = _load_key(access.key, folder)
+        key = access.load_key(folder)
         self._public, self._registers = public_key_to_bytes(key.public_key()), access.key is None
         self._client = FleetHttpClient.from_server_address(
             access.address,
             access.ca is None,
-            None if access.ca is None else _load_certificate(access.ca),
+            access.load_certificate(),
             [_Version(), NodeAuthHttpInterceptor(key, key.public_key())],
         )
         self._file = folder / "node.json"
@@ -302,33 +277,6 @@ def _reason(response: httpx.Response) -> str:
         return f"it answers {code}: it has forgotten this node, or this machine's clock is wrong"
     words = [said.message, said.public_details] if said else [response.reason_phrase]
     return f"it answers {code}, " + " ".join(word for word in words if word)
-
-
-def _load_certificate(path: Path) -> bytes:
-    try:
-        data = path.expanduser().read_bytes()
-        ssl.create_default_context(cadata=data.decode("ascii"))
-    except (OSError, ValueError, ssl.SSLError) as error:
-        raise SettingsError(f"--ca {path} is no certificate in PEM format: {error}") from error
-    return data
-
-
-def _load_key(path: Path | None, folder: Path) -> ec.EllipticCurvePrivateKey:
-    own = folder / "node.key"
-    try:
-        if path is not None:
-            key = load_ssh_private_key(path.expanduser().read_bytes(), None)
-            if not isinstance(key, ec.EllipticCurvePrivateKey):
-                raise ValueError("it is of another kind")
-            return key
-        if not own.exists():
-            own.write_bytes(private_key_to_bytes(generate_key_pairs()[0]))
-        return bytes_to_private_key(own.read_bytes())
-    except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise SettingsError(
-            f"{path or own} is no private key as `ssh-keygen -t ecdsa -b 384 -N ''` makes it: "
-            f"{error}"
-        ) from error
 
 
 def _recall(file: Path) -> tuple[int, dict[str, Request]]:

@@ -79,13 +79,11 @@ class Network:
         if (request := self._fleet.pull()) is not None:
             self._claimed.append(request)
         took = time.monotonic() - began
-        for claimed in list(self._claimed):
-            if self._take(claimed):
-                self._claimed.remove(claimed)
+        for request in list(self._claimed):
+            if self._take(request):
+                self._claimed.remove(request)
                 self._last = time.monotonic()
         self._send()
-        if request is not None:
-            return 0.0  # there may be more
         now, (shortest, longest) = time.monotonic(), _POLLS
         wait = min(max(shortest, (now - self._last) / _QUIET), longest)
         return max(wait, min(_BUSY * took, longest))
