@@ -32,7 +32,7 @@ from .federation import ROOT, Deployment, write_toml
 from .stub import Stub
 
 _RARE, _IDLE = 70.0, 30.0
-"""Seconds until an idle site's looks for messages have become rare; and over which it is measured."""
+"""Seconds until an idle site looks for messages rarely; and over which it is measured."""
 
 
 def answer_for(first: int, stop: int, address: str, folder: Path) -> None:

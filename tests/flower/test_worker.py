@@ -7,6 +7,8 @@ import subprocess
 
 import pytest
 
+from hiso.flower.daemon import Resident
+from hiso.flower.envelope import Envelope
 from hiso.run.api import simulate
 
 from .federation import ROOT, Deployment, write_toml
@@ -37,6 +39,8 @@ def test_the_watchdog_ends_a_worker_that_hangs(site, settings, tmp_path):
         site.folder / "settings.toml", folder, WATCHDOG, folder=ROOT,
     )  # fmt: skip
     site.serve("run", "--round-seconds", 200)
+    stuck = {"client": 0, "connected": True, "doing": "round", "last_error": ""}
+    site.wait("hang", lambda: stuck.items() <= site.status(0).items())
     site.wait("end of the worker", lambda: site.processes["hanging"].poll() == 1, 120)
     assert site.status(0) == {}
     log = (folder / "worker.log").read_text()
@@ -50,6 +54,13 @@ def test_the_watchdog_ends_a_worker_that_hangs(site, settings, tmp_path):
     site.worker(0, "--share")
     assert site.summary("run")["digest"] == expected["digest"]
     assert "client 0 is unreachable" in (site.folder / "run" / "server.log").read_text()
+
+
+def test_a_request_that_comes_again_waits_for_the_same_answer(tmp_path):
+    resident = Resident(tmp_path, 0, WATCHDOG)
+    first = resident.answer(Envelope("round", {"a": 1}, b"plan"))
+    assert resident.answer(Envelope("round", {"a": 1}, b"plan")) is first
+    assert resident.answer(Envelope("round", {"a": 1}, b"newer")) is not first
 
 
 @pytest.mark.parametrize(

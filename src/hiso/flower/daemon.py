@@ -93,7 +93,7 @@ class Resident:
             self._worker = Worker(settings, self.folder, own=own, alive=self._alive, probe=probe)
             self._alive()
             faulthandler.cancel_dump_traceback_later()
-            self._network = Network(fleet, self._answer, self._tell)
+            self._network = Network(fleet, self.answer, self._tell)
             thread = threading.Thread(target=self._connect, daemon=True)
             thread.start()
             log.info("client %d is ready, process %d", self._client, os.getpid())
@@ -157,7 +157,8 @@ class Resident:
             self._tell()
             job.set_result(answer)
 
-    def _answer(self, request: Envelope) -> Future[Envelope]:
+    def answer(self, request: Envelope) -> Future[Envelope]:
+        """The answer to a request, when there will be one; for any thread."""
         if request.kind == "hello":
             assert self._worker is not None
             answer = Future[Envelope]()
