@@ -1,6 +1,5 @@
 # What Flower should know on the server's machine; sourced by the other scripts.
 export FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1
 export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION=1  # an app is run, nothing is installed for it
-export FLWR_SUPEREXEC_TASK_POLL_INTERVAL=0.05          # look for work 20 times a second, not once
 export FLWR_HOME="${FLWR_HOME:-$PWD/flower}"
 mkdir -p "$FLWR_HOME"
