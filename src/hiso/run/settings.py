@@ -159,6 +159,10 @@ class Values(BaseModel):
     joint: bool = Field(
         True, description="Clients that measure at the same point share a forward pass."
     )
+    joint_directions: bool = Field(
+        False,
+        description="All directions of a local step share a forward pass; for train = lora.",
+    )
     eval_every: Annotated[int, Field(ge=0)] = Field(
         20, description="Rounds between evaluations on the tuning split; 0 for none."
     )
@@ -237,6 +241,8 @@ class Settings(Values):
             self.make_choice()
         except SettingsError as error:
             problems.append(str(error))
+        if self.joint_directions and (self.train != "lora" or self.memory != "full"):
+            problems.append("joint_directions needs train = lora and memory = full")
         if self.backward_clients > self.clients:
             problems.append(
                 f"backward_clients = {self.backward_clients} of clients = {self.clients}"

@@ -16,7 +16,7 @@ from hiso.core.identity import Identity
 from hiso.core.method.base import Method
 from hiso.data.batches import Shard
 from hiso.errors import SettingsError
-from hiso.run.identity import settings_identity
+from hiso.run.identity import JOINT_DIRECTIONS, settings_identity
 from hiso.run.observer import Advance, Observer
 from hiso.run.settings import Settings
 from hiso.run.workload.base import EVAL_BATCH, device_of, some
@@ -30,6 +30,7 @@ from hiso.workloads.text.metrics import evaluate
 from hiso.workloads.text.models import LanguageModel
 from hiso.workloads.text.objective import Objective, Rows
 from hiso.workloads.text.task import Task
+from hiso.workloads.text.together import check_together
 from hiso.workloads.text.trained import choose
 
 
@@ -116,6 +117,9 @@ def load_words(
         partition=partition,
         joint=settings.joint,
     )
+    if settings.joint_directions:
+        check_together(lm)
+        identity = replace(identity, facts={**identity.facts, JOINT_DIRECTIONS: True})
     return Words(lm, task, shards, dev, test, splits.source, identity)
 
 
