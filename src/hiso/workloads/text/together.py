@@ -12,8 +12,11 @@ from torch import Tensor, nn
 
 from hiso.core.noise.point import Point
 from hiso.errors import SettingsError
-from hiso.workloads.text.models import LanguageModel
+from hiso.workloads.text.models import LanguageModel, hidden_states
 from hiso.workloads.text.trained import adapter_layers
+
+_ROUNDING = 1e-3
+"""Largest allowed difference of hidden states, relative to their difference between points."""
 
 
 class Together:
@@ -34,11 +37,7 @@ class Together:
             lm: The model.
             write: Writes the weights at a point into the model.
             points: The K points.
-
-        Raises:
-            SettingsError: The model trains something else than LoRA adapters.
         """
-        check_together(lm)
         self._points, self._row_points = len(points), torch.zeros(0, dtype=torch.int64)
         kept: dict[nn.Linear, list[Tensor]] = {layer: [] for layer in adapter_layers(lm.model)}
         for point in points:
@@ -69,16 +68,24 @@ class Together:
         self._row_points = torch.tensor([row * self._points // count for row in rows])
 
     def _forward(self, weights: Tensor, input: Tensor) -> Tensor:  # torch's name of the argument
-        """y[i] = x[i] · weights[point of row i]ᵀ, for x [rows, T, in] and weights [K, out, in]."""
+        """y[i] = x[i] · weights[point of row i]ᵀ, for x [rows, T, in] and weights [K, out, in].
+
+        Some models give x as [rows · T, in]; then y has this form too.
+        """
         mine = weights[self._row_points.to(weights.device)]
-        return torch.bmm(input, mine.transpose(1, 2))
+        by_row = input.reshape(len(mine), -1, input.shape[-1])
+        return torch.bmm(by_row, mine.transpose(1, 2)).reshape(*input.shape[:-1], -1)
 
 
 def check_together(lm: LanguageModel) -> None:
-    """Checks that all trained parameters of a model are LoRA adapters.
+    """Checks that several points in one pass give this model's own hidden states.
+
+    Args:
+        lm: A float32 model on the CPU, which is unchanged.
 
     Raises:
-        SettingsError: There are others, for example a classification head.
+        SettingsError: The model trains something else than LoRA adapters, for example a
+            classification head; or it arranges its batches in a way that hiso cannot follow.
     """
     own = {id(layer.weight) for layer in adapter_layers(lm.model)}
     others = [n for n, p in lm.model.named_parameters() if p.requires_grad and id(p) not in own]
@@ -88,3 +95,38 @@ def check_together(lm: LanguageModel) -> None:
             f"joint_directions needs a model that trains LoRA adapters and nothing else; "
             f"{lm.name} trains {named}. Set joint_directions = false."
         )
+    if not _equal_to_separate(lm):
+        raise SettingsError(
+            f"joint_directions: one forward pass of {lm.name} for several points differs from "
+            "separate passes. Set joint_directions = false."
+        )
+
+
+@torch.inference_mode()
+def _equal_to_separate(lm: LanguageModel) -> bool:
+    """Compares both ways, for two sequences and two points with clearly different adapters."""
+    layers = adapter_layers(lm.model)
+    before = [layer.weight.clone() for layer in layers]
+
+    def write(point: Point) -> None:
+        for layer, weight in zip(layers, before, strict=True):
+            steps = torch.linspace(-1, 1, weight.numel()).view(weight.shape)
+            layer.weight.copy_(weight + (point.direction + 1) * steps)
+
+    points = [Point(0, 0, 0, direction, 1) for direction in range(2)]
+    ids = torch.tensor([[1, 2, 3], [3, 1, 1]])
+    try:
+        together = Together(lm, write, points)
+        separate: list[Tensor] = []
+        for point in points:
+            write(point)
+            separate.append(hidden_states(lm.model, ids))
+        together.use(range(4), 4)
+        with together.active():
+            found = hidden_states(lm.model, ids.repeat(2, 1))
+    finally:
+        for layer, weight in zip(layers, before, strict=True):
+            layer.weight.copy_(weight)
+    expected = torch.cat(separate)
+    scale = float((separate[1] - separate[0]).abs().max())
+    return bool((found - expected).abs().max() <= _ROUNDING * max(scale, 1e-6))
