@@ -367,3 +367,25 @@ def test_shared_passes_of_directions_need_lora(tmp_path, base):
     for more in ({}, {"train": "ia3"}, {"train": "lora", "memory": "lean"}):
         with pytest.raises(SettingsError, match="joint_directions"):
             simulate(out=tmp_path / "run", joint_directions=True, **base | more)
+
+
+@pytest.mark.parametrize("frozen", ["int8", "nf4"])
+def test_a_run_on_quantised_layers_goes_on_and_is_exported(tmp_path, base, frozen):
+    pytest.importorskip("bitsandbytes")
+    given = base | {"train": "lora", "frozen": frozen, "rounds": 3, "eval_every": 0}
+    whole = simulate(out=tmp_path / "whole", **given)
+    simulate(out=tmp_path / "parts", **given | {"rounds": 2})
+    parts = simulate(out=tmp_path / "parts", change={"rounds": 3})
+    assert parts["digest"] == whole["digest"]
+    assert evaluate_run(tmp_path / "whole")["digest"] == whole["digest"]
+    with pytest.raises(RunConflict, match="frozen"):
+        simulate(out=tmp_path / "whole", **given | {"rounds": 4, "frozen": "dtype"})
+    export_adapter(tmp_path / "whole", tmp_path / "adapter")
+    tuned = load(base["model"], tmp_path / "adapter")  # merged into the float32 base
+    assert all(p.dtype == torch.float32 for p in tuned.model.parameters())
+
+
+def test_quantised_layers_need_frozen_layers(tmp_path, base):
+    for more in ({}, {"train": "lora", "memory": "lean"}):
+        with pytest.raises(SettingsError, match="frozen"):
+            simulate(out=tmp_path / "run", frozen="int8", **base | more)

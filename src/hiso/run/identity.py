@@ -40,6 +40,7 @@ def settings_identity(settings: Settings, method: Method, labels: int) -> Identi
         facts={
             **({"logit_adjustment": True} if settings.logit_adjustment else {}),
             **settings.make_choice().facts,
+            **({"frozen": settings.frozen} if settings.frozen != "dtype" else {}),
         },
     )
 

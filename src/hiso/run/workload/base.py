@@ -132,7 +132,7 @@ def make_replica(
             without calling this module.
     """
     for parameter in workload.module.parameters():
-        if not parameter.requires_grad:
+        if not parameter.requires_grad and parameter.is_floating_point():  # not where quantised
             parameter.data = parameter.data.to(DTYPES[identity.dtype])
     with observer.phase("preparing kernels"):
         replica = Replica(workload.module, identity, memory=memory)

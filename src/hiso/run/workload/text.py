@@ -14,6 +14,7 @@ from torch import nn
 from hiso.core.fingerprint import hash_names
 from hiso.core.identity import Identity
 from hiso.core.method.base import Method
+from hiso.core.replica.replica import DTYPES
 from hiso.data.batches import Shard
 from hiso.errors import SettingsError
 from hiso.run.identity import JOINT_DIRECTIONS, settings_identity
@@ -29,6 +30,7 @@ from hiso.workloads.text.encode import Encoded, encode
 from hiso.workloads.text.metrics import evaluate
 from hiso.workloads.text.models import LanguageModel
 from hiso.workloads.text.objective import Objective, Rows
+from hiso.workloads.text.quantised import quantise
 from hiso.workloads.text.task import Task
 from hiso.workloads.text.together import check_together
 from hiso.workloads.text.trained import choose
@@ -85,6 +87,8 @@ def load_words(
     with observer.phase(f"loading model {settings.model}"):
         lm = objects.load_model(settings)
         choice = choose(lm, settings.make_choice(), settings.seed)
+        if settings.frozen != "dtype":
+            quantise(lm, settings.frozen, DTYPES[settings.dtype])
         lm.model.to(device_of(settings))  # pyright: ignore[reportArgumentType]
     check_classes(lm, task)
     task = _in_style(settings, task, lm)
