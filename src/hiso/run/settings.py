@@ -77,6 +77,10 @@ class Values(BaseModel):
         description="Names of the layers with LoRA, separated by commas, or all-linear; "
         "default: PEFT's.",
     )
+    frozen: Literal["dtype", "int8", "nf4"] = Field(
+        "dtype",
+        description="Precision of the frozen linear layers: that of dtype, or 8 or 4 bits.",
+    )
     method: str = Field(
         "subspace_newton",
         description=f"One of {', '.join(METHODS)}; or package.module:Name of your own method.",
@@ -159,6 +163,10 @@ class Values(BaseModel):
     joint: bool = Field(
         True, description="Clients that measure at the same point share a forward pass."
     )
+    joint_directions: bool = Field(
+        False,
+        description="All directions of a local step share a forward pass; for train = lora.",
+    )
     eval_every: Annotated[int, Field(ge=0)] = Field(
         20, description="Rounds between evaluations on the tuning split; 0 for none."
     )
@@ -237,6 +245,10 @@ class Settings(Values):
             self.make_choice()
         except SettingsError as error:
             problems.append(str(error))
+        if self.frozen != "dtype" and (self.train == "full" or self.memory != "full"):
+            problems.append(f"frozen = {self.frozen} needs memory = full, and not train = full")
+        if self.joint_directions and (self.train != "lora" or self.memory != "full"):
+            problems.append("joint_directions needs train = lora and memory = full")
         if self.backward_clients > self.clients:
             problems.append(
                 f"backward_clients = {self.backward_clients} of clients = {self.clients}"
