@@ -212,7 +212,8 @@ def inspection(console: Console, result: dict[str, Any]) -> None:
         console.print(_table("changes", rows, ("from round", "setting", "value")))
     if result["clients"]:
         rows = [tuple(_figure(value) for value in line.values()) for line in result["clients"]]
-        header = ("client", "invalid", "silent", "wrong digest", "cut", "asked again in round")
+        faults = ("invalid", "silent", "wrong digest", "cut")
+        header = ("client", *faults, "not asked since round", "asked again in round")
         console.print(_table("clients with faults", rows, header))
     lines = [decode_line(line) for line in result["evaluations"]]
     evaluations = [line for line in lines if isinstance(line, Evaluation)]

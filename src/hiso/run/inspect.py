@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
 
-from hiso.ring.accept.quarantine import Kind, pauses
+from hiso.ring.accept.quarantine import Kind, Quarantine
 from hiso.ring.ledger.ledger import Ledger
 from hiso.run.folder import RunFolder
 from hiso.run.results import encode_line, rounds_of
@@ -62,11 +62,11 @@ def _troubled(ledger: Ledger) -> list[dict[str, int | None]]:
     """A line for each client with whom something was wrong.
 
     It counts the rounds in which its replies were invalid, it was silent, or its digest was
-    wrong, and what in its replies was cut; `asked_again` is the round until which it is in
-    quarantine, None if it is not.
+    wrong, and what in its replies was cut. `not_asked_since` and `asked_again` are the rounds
+    between which it is in quarantine, None if it is not.
     """
-    faults, cuts = ledger.faults(), ledger.cuts()
-    out = {c: pause.until for c, pause in pauses(faults).items() if pause.until > ledger.position}
+    faults, cuts, end = ledger.faults(), ledger.cuts(), ledger.position
+    out = {c: pause for c, pause in Quarantine(faults).pauses.items() if pause.until > end}
     counts = Counter((fault.client, fault.kind) for fault in faults)
     cut = Counter(one.client for one in cuts)
     return [
@@ -74,7 +74,8 @@ def _troubled(ledger: Ledger) -> list[dict[str, int | None]]:
             "client": client,
             **{kind: counts[client, kind] for kind in get_args(Kind)},
             "cut": cut[client],
-            "asked_again": out.get(client),
+            "not_asked_since": out[client].since if client in out else None,
+            "asked_again": out[client].until if client in out else None,
         }
         for client in sorted({fault.client for fault in faults} | set(cut))
     ]
