@@ -5,10 +5,15 @@ from __future__ import annotations
 import shutil
 import ssl
 import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPSConnection
 from pathlib import Path
 
 import pytest
+
+from hiso.ring.ledger.ledger import Ledger
+from hiso.ring.ledger.runfile import Owner
 
 from .federation import BIN, ROOT, Deployment, free_port, write_toml
 
@@ -25,12 +30,12 @@ def secured(tmp_path, settings):
     only = settings | {"clients": 1, "sample": 1, "rounds": 2}
     for name in ("server", "site"):
         write_toml(tmp_path / name / "settings.toml", only)
-    server = tmp_path / "server"
-    for names in (["site"], ["site", "later"]):  # a second time, to add one
-        subprocess.run([SCRIPTS / "keys.sh", "127.0.0.1", *names], cwd=server, check=True)
-    for name in ("ca.pem", "site"):
-        (tmp_path / "site" / "keys").mkdir(exist_ok=True)
-        shutil.copy(server / "keys" / name, tmp_path / "site" / "keys")
+    server, here = tmp_path / "server", tmp_path / "site"
+    subprocess.run([SCRIPTS / "keys.sh", "127.0.0.1"], cwd=server, check=True)
+    for name in ("site", "later"):
+        subprocess.run([SCRIPTS / "site-key.sh", name], cwd=here, check=True)
+        shutil.copy(here / "keys" / f"{name}.pub", server / "keys")
+    shutil.copy(server / "keys" / "ca.pem", here / "keys")
     site.env.pop("FLWR_HOME")
     try:
         yield site
@@ -76,7 +81,7 @@ def test_the_documented_path_works_and_a_stranger_is_refused(secured, port):
     refused = {
         "unregistered": ([*trust, key, stranger / "me"], "Failed to activate SuperNode"),
         "keyless": (trust, "All SuperNodes must be registered"),
-        "untrusting": ([key, folder / "server" / "keys" / "later"], "CERTIFICATE_VERIFY_FAILED"),
+        "untrusting": ([key, folder / "site" / "keys" / "later"], "CERTIFICATE_VERIFY_FAILED"),
     }
     for name, (arguments, _) in refused.items():
         secured.start(
@@ -90,6 +95,21 @@ def test_the_documented_path_works_and_a_stranger_is_refused(secured, port):
         only_what_supernodes_need_is_reached(secured, port, ca)
     secured.wait("end of the run", lambda: secured.processes["serve"].poll() == 0, 120)
     assert (folder / "server" / "run" / "summary.json").is_file()
+    shown = subprocess.run(
+        ["ssh-keygen", "-l", "-f", folder / "site" / "keys" / "site"],
+        check=True, capture_output=True, text=True,
+    ).stdout.split()[1]  # fmt: skip
+    run = folder / "server" / "run"
+    with Ledger.read(run / "ledger.sqlite") as ledger:
+        assert ledger.owners() == {0: Owner(shown, "site")}
+    everything_is_private(run)
+    everything_is_private(folder / "server" / "flower")
+    everything_is_private(folder / "site" / "worker-site")
+
+
+def everything_is_private(folder: Path) -> None:
+    for path in (folder, *folder.rglob("*")):
+        assert path.stat().st_mode & 0o077 == 0 or path.is_symlink(), path
 
 
 def only_what_supernodes_need_is_reached(secured: Deployment, port: int, ca: Path) -> None:
@@ -107,12 +127,12 @@ def only_what_supernodes_need_is_reached(secured: Deployment, port: int, ca: Pat
         assert done.returncode != 0
         assert "403 Forbidden" in done.stdout + done.stderr
 
-    def status(at: int, path: str) -> int:
+    def status(at: int, path: str, body: bytes = b"") -> int:
         context = ssl.create_default_context(cafile=ca)
         context.verify_flags |= ssl.VERIFY_X509_STRICT  # the default from Python 3.13 on
         connection = HTTPSConnection("127.0.0.1", at, timeout=30, context=context)
         try:
-            connection.request("POST", path, b"")
+            connection.request("POST", path, body)
             return connection.getresponse().status
         finally:
             connection.close()
@@ -121,5 +141,10 @@ def only_what_supernodes_need_is_reached(secured: Deployment, port: int, ca: Pat
         for way in ("", "/", "/v1/fleet/../..", "/v1/fleet/%2e%2e/%2e%2e", "/v1/fleet/..%2f.."):
             assert status(port, way + path) == 403, way + path
     fleet, control = "/v1/fleet/pull-messages", "/v1/control/list-runs"
+    assert status(port, fleet, bytes(1_000_000)) == status(port, fleet)
+    assert status(port, fleet, bytes(1_200_000)) == 413
+    with ThreadPoolExecutor(16) as pool:
+        assert 503 in set(pool.map(lambda _: status(port, fleet), range(600)))
+    time.sleep(3)  # by then the proxy has forgotten these
     assert status(port, fleet) == status(secured.port, fleet) not in (403, 404)
     assert status(secured.port, control) not in (403, 404)  # so it was the proxy that refused
