@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import ssl
 import subprocess
 import time
@@ -105,11 +106,47 @@ def test_the_documented_path_works_and_a_stranger_is_refused(secured, port):
     everything_is_private(run)
     everything_is_private(folder / "server" / "flower")
     everything_is_private(folder / "site" / "worker-site")
+    if port != secured.port:
+        a_number_cannot_be_stolen_but_released(secured, port, Owner(shown, "site"))
 
 
-def everything_is_private(folder: Path) -> None:
-    for path in (folder, *folder.rglob("*")):
-        assert path.stat().st_mode & 0o077 == 0 or path.is_symlink(), path
+def a_number_cannot_be_stolen_but_released(secured: Deployment, port: int, owner: Owner) -> None:
+    """Another site with a registered key says that it is client 0, while client 0 is there."""
+    run = secured.folder / "server" / "run"
+    secured.env["FLWR_HOME"] = str(secured.folder / "site" / "flower-of-the-thief")
+    secured.env["SUPERNODE_PORT"] = str(free_port())
+    secured.start(
+        "thief", SCRIPTS / "site.sh", f"127.0.0.1:{port}", "later", "settings.toml", 0, "--share",
+        folder=secured.folder / "site",
+    )  # fmt: skip
+    secured.env["FLWR_HOME"] = str(secured.folder / "server" / "flower")
+
+    def online() -> int:
+        command = [BIN / "flwr", "supernode", "list", "--format", "json"]
+        done = subprocess.run(command, env=secured.env, capture_output=True, text=True)
+        return done.stdout.count('"online"')
+
+    def go_on(*change: object) -> Ledger:
+        secured.start("serve", "hiso", "serve", "--out", "run", *change, folder=run.parent)
+        secured.wait("end of the run", lambda: secured.processes["serve"].poll() == 0, 120)
+        return Ledger.read(run / "ledger.sqlite")
+
+    secured.wait("thief at the SuperLink", lambda: online() == 2)
+    log = secured.folder / "site" / "worker-later" / "worker.log"
+    secured.wait("thief's worker", lambda: log.is_file() and "is ready" in log.read_text())
+    with go_on("--change", "rounds=3") as ledger:
+        assert ledger.owners() == {0: owner}
+        assert ledger.position == 3
+        ((client, round, reason),) = ledger.refusals()
+    assert (client, round) == (0, None)
+    assert owner.key in reason
+    assert "later" in reason
+    assert reason in (run / "server.log").read_text()
+    secured.kill("site", signal.SIGTERM)
+    secured.wait("site gone", lambda: online() == 1)
+    with go_on("--change", "rounds=4", "--release", 0) as ledger:
+        assert ledger.owners()[0].site == "later"
+        assert ledger.position == 4
 
 
 def only_what_supernodes_need_is_reached(secured: Deployment, port: int, ca: Path) -> None:
