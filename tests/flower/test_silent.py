@@ -8,6 +8,7 @@ import pytest
 
 from hiso.ring.ledger.ledger import Ledger
 
+from ..modes import readable_by_others
 from .federation import Deployment
 
 pytestmark = [pytest.mark.flower, pytest.mark.timeout(400)]
@@ -26,6 +27,7 @@ def test_a_frozen_client_does_not_hold_up_a_run(deployment: Deployment):
         worker.send_signal(signal.SIGCONT)
     with Ledger.read(deployment.folder / out / "ledger.sqlite") as ledger:
         clients, faults = [row.clients for row in ledger.rounds()], ledger.faults()
+    assert readable_by_others(deployment.folder / out) == []
     assert clients[0] == [0, 1, 2]
     assert clients[-1] == [0, 1]
     assert {(fault.client, fault.kind) for fault in faults} == {(2, "silent")}

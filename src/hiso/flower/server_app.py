@@ -7,6 +7,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from statistics import median_low
 from typing import Any
 
 from flwr.app import Context
@@ -168,7 +169,7 @@ def _summary(ledger: Ledger, conductor: Conductor, sites: Sites) -> Summary:
     summary = summarise(
         ledger,
         "each client's own",
-        weights=max((site.weights for site in sites.by_client.values()), default=0),
+        weights=median_low([site.weights for site in sites.by_client.values()] or [0]),
         digest=digest,
         machine={"engine": "flower", "clients_at_the_end": answered},
     )

@@ -122,7 +122,8 @@ class Sites:
             or not isinstance(identity, str)
             or len(identity) > _LONGEST_IDENTITY
         ):
-            log.error("node %d: an invalid answer to hello, client %r", answer.node, client)
+            named = plain(repr(client))
+            log.error("node %d: an invalid answer to hello, client %s", answer.node, named)
             return
         try:
             found = Identity.parse(identity)
