@@ -23,7 +23,7 @@ def test_a_frozen_client_does_not_hold_up_a_run(
     """The longest wait is longer than this test may last. Three clients are asked in each round."""
     out = f"frozen-{sample}"
     deployment.serve(
-        out, "--rounds", 3, "--sample", sample, "--oversample", oversample, "--min-replies", 2,
+        out, "--rounds", 4, "--sample", sample, "--oversample", oversample, "--min-replies", 2,
         "--round-seconds", 3000,
     )  # fmt: skip
     deployment.wait("first round", lambda: deployment.position(out) >= 1, 180)
