@@ -7,9 +7,11 @@ both are played here.
 from __future__ import annotations
 
 import pytest
+from flwr.app import ConfigRecord, RecordDict
 
+from hiso.flower.client_app import pack
 from hiso.flower.envelope import LOST, Envelope
-from hiso.flower.exchange import Post
+from hiso.flower.exchange import MAX_ANSWER, TOO_LARGE, Post
 
 
 class Overloaded:
@@ -37,3 +39,72 @@ def test_what_cannot_be_sent_is_lost_at_once(fails, monkeypatch):
     assert {answer.node: answer.request for answer in answers} == requests
     assert {answer.envelope.facts["error"] for answer in answers} == {LOST}
     assert post.collect() == []
+
+
+class Echo:
+    """A grid that keeps what is sent, and answers it with given contents."""
+
+    def __init__(self) -> None:
+        self.sent: list[RecordDict] = []
+        self.answers: list[RecordDict] = []
+
+    def push_messages(self, messages):
+        self.sent += messages
+        return [f"id {len(self.sent) - len(messages) + n}" for n in range(len(messages))]
+
+    def pull_messages(self, message_ids):
+        return [Said(i, content) for i, content in zip(message_ids, self.answers, strict=True)]
+
+
+class Said:
+    """An answer as Flower gives it."""
+
+    def __init__(self, message_id: str, content: RecordDict) -> None:
+        self.metadata, self.content = self, content
+        self.reply_to_message_id = message_id
+
+    def has_error(self) -> bool:
+        return False
+
+
+@pytest.fixture
+def echo(monkeypatch) -> Echo:
+    monkeypatch.setattr("hiso.flower.exchange.Message", lambda content, **_: content)
+    return Echo()
+
+
+def test_nobody_can_guess_what_the_id_of_a_message_is_made_of(echo):
+    """Flower's id of a message is a hash of it; two equal requests have different hashes."""
+    post = Post(echo)
+    for _ in range(2):
+        post.send({7: Envelope("round", {}, b"plan")}, ttl=60)
+    first, second = echo.sent
+    assert first["hiso"]["envelope"] == second["hiso"]["envelope"]
+    assert len(first["hiso"]["nonce"]) == len(second["hiso"]["nonce"]) == 16
+    assert first["hiso"]["nonce"] != second["hiso"]["nonce"]
+    assert first.object_id != second.object_id
+
+
+@pytest.mark.parametrize("excess", [0, 1])
+def test_an_answer_above_one_mebibyte_is_not_read(echo, excess, monkeypatch):
+    post = Post(echo)
+    post.send({7: Envelope("round")}, ttl=60)
+    empty = len(Envelope("reply").to_bytes())
+    good = Envelope("reply", {}, bytes(MAX_ANSWER - empty + excess))
+    echo.answers = [pack(good)]
+    if excess:  # reading would fail
+        monkeypatch.setattr("hiso.flower.exchange.unpack", None)
+    (answer,) = post.collect()
+    assert answer.size == MAX_ANSWER + excess
+    assert answer.envelope.facts.get("error") == (TOO_LARGE if excess else None)
+
+
+@pytest.mark.parametrize(
+    "content", [{}, {"hiso": ConfigRecord({"envelope": 7})}, {"hiso": ConfigRecord({})}]
+)
+def test_an_answer_without_an_envelope_is_an_error(echo, content):
+    post = Post(echo)
+    post.send({7: Envelope("round")}, ttl=60)
+    echo.answers = [RecordDict(content)]
+    (answer,) = post.collect()
+    assert answer.envelope.facts["error"] == "ProtocolError"

@@ -48,14 +48,14 @@ def start(
     `data`.
     """
     from hiso.flower.daemon import LOG, Resident
-    from hiso.flower.logs import log_to
+    from hiso.flower.logs import keep_private, log_to
     from hiso.run.settings import parse_settings
 
     given, _ = merge_file(file, settings)
     parsed = parse_settings(given)
     if client >= parsed.clients:
         raise typer.BadParameter(f"must be below clients = {parsed.clients}", param_hint="--client")
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    keep_private(folder)
     log_to(folder / LOG)
     Resident(folder, client, watchdog).run(parsed, share=share, probe=probe)
 

@@ -24,7 +24,7 @@ from hiso.core.method.base import Feed, Method
 from hiso.core.method.registry import METHODS, auto_lr
 from hiso.errors import LoadError, SettingsError
 from hiso.ring.ledger.runfile import RENAMED
-from hiso.ring.round_settings import RoundSettings
+from hiso.ring.round_settings import MOST_OVERSAMPLE, RoundSettings
 from hiso.run.definition import OWN, Definition
 from hiso.workloads.text.choice import ALPHA, RANK, Choice
 from hiso.workloads.text.tasks import TASKS
@@ -113,6 +113,11 @@ class Values(BaseModel):
     )
     clients: Positive = Field(6, description="Number of clients M.")
     sample: Positive = Field(2, description="Clients sampled in each round, m.")
+    oversample: Annotated[float, Field(ge=0, le=MOST_OVERSAMPLE)] = Field(
+        0.0,
+        description="Share of further clients that are asked in each round; the first sample "
+        "clients that answer are enough.",
+    )
     rounds: Positive = Field(100, description="Total number of rounds.")
     directions: Count = Field(11, description="Directions per local step, P.")
     local_steps: Count = Field(1, description="Local steps per round, τ.")
@@ -313,6 +318,7 @@ class Settings(Values):
         return RoundSettings(
             clients=self.clients,
             sample=self.sample,
+            oversample=self.oversample,
             steps=self.local_steps,
             directions=self.directions,
             mu=float(self.mu),
@@ -353,6 +359,7 @@ CHANGEABLE = frozenset(
         "directions",
         "local_steps",
         "sample",
+        "oversample",
     }
     | {"rounds", "weighting", "min_replies", "eval_every", "dev_examples", "divergence_factor"}
     | {"clip"}
