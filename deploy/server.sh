@@ -19,8 +19,10 @@ flower-superlink --host "$address" --port "$port" --database "$FLWR_HOME/state.d
 superlink=$!
 trap 'kill $superlink 2>/dev/null; wait $superlink' INT TERM
 for key in keys/*.pub; do
+    [ -e "$key" ] || { echo "keys/ has no .pub file: no site can connect yet"; break; }
+    site=$(basename "$key" .pub)  # hiso serve binds a client number to a key that has a name
     for try in 1 2 3 4 5 6 7 8 9 10; do
-        if said=$(flwr supernode register "$key" 2>&1); then break; fi
+        if said=$(flwr supernode register "$key" --name "$site" 2>&1); then break; fi
         case $said in *already*) break ;; esac
         sleep 1
     done

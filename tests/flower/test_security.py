@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import ssl
 import subprocess
-from contextlib import suppress
+from contextlib import ExitStack, closing, suppress
 from http.client import HTTPSConnection
 from pathlib import Path
 
@@ -16,7 +17,10 @@ from hiso.errors import ProtocolError
 from hiso.flower.access import Access
 from hiso.flower.fleet import Away, Fleet
 from hiso.flower.status import read_status
+from hiso.ring.ledger.ledger import Ledger
+from hiso.ring.ledger.runfile import Owner
 
+from ..modes import readable_by_others
 from .federation import BIN, ROOT, Deployment, free_port, write_toml
 
 pytestmark = [pytest.mark.flower, pytest.mark.timeout(300)]
@@ -32,12 +36,12 @@ def secured(tmp_path, settings):
     only = settings | {"clients": 1, "sample": 1, "rounds": 2}
     for name in ("server", "site"):
         write_toml(tmp_path / name / "settings.toml", only)
-    server = tmp_path / "server"
-    for names in (["site"], ["site", "later"]):  # a second time, to add one
-        subprocess.run([SCRIPTS / "keys.sh", "127.0.0.1", *names], cwd=server, check=True)
-    for name in ("ca.pem", "site"):
-        (tmp_path / "site" / "keys").mkdir(exist_ok=True)
-        shutil.copy(server / "keys" / name, tmp_path / "site" / "keys")
+    server, here = tmp_path / "server", tmp_path / "site"
+    subprocess.run([SCRIPTS / "keys.sh", "127.0.0.1"], cwd=server, check=True)
+    for name in ("site", "later"):
+        subprocess.run([SCRIPTS / "site-key.sh", name], cwd=here, check=True)
+        shutil.copy(here / "keys" / f"{name}.pub", server / "keys")
+    shutil.copy(server / "keys" / "ca.pem", here / "keys")
     site.env.pop("FLWR_HOME")
     try:
         yield site
@@ -77,8 +81,8 @@ def test_the_documented_path_works_and_a_stranger_is_refused(secured, port):
     refused = {
         "unregistered": (key_of(folder, "me"), ca, "it is not registered there"),
         "keyless": (None, ca, "must be registered"),
-        "untrusting": (folder / "server" / "keys" / "later", own_ca(folder), "CERTIFICATE_VERIFY"),
-        "unencrypted": (folder / "server" / "keys" / "later", None, "ProtocolError|ReadError"),
+        "untrusting": (folder / "site" / "keys" / "later", own_ca(folder), "CERTIFICATE_VERIFY"),
+        "unencrypted": (folder / "site" / "keys" / "later", None, "ProtocolError|ReadError"),
     }
     for name, (key, trusted, reason) in refused.items():
         (folder / name).mkdir()
@@ -90,14 +94,65 @@ def test_the_documented_path_works_and_a_stranger_is_refused(secured, port):
         only_what_sites_need_is_reached(secured, port, ca)
     secured.wait("end of the run", lambda: secured.processes["serve"].poll() == 0, 120)
     assert (folder / "server" / "run" / "summary.json").is_file()
+    shown = subprocess.run(
+        ["ssh-keygen", "-l", "-f", folder / "site" / "keys" / "site"],
+        check=True, capture_output=True, text=True,
+    ).stdout.split()[1]  # fmt: skip
+    run = folder / "server" / "run"
+    with Ledger.read(run / "ledger.sqlite") as ledger:
+        assert ledger.owners() == {0: Owner(shown, "site")}
+    assert readable_by_others(run) == []
+    assert readable_by_others(folder / "server" / "flower") == []
+    assert readable_by_others(folder / "site" / "worker-site") == []
+    a_worker_that_was_killed_comes_back(secured)
+    if port != secured.port:
+        a_number_cannot_be_stolen_but_released(secured, port, Owner(shown, "site"))
 
-    worker = psutil.Process(read_status(folder / "site" / "worker-site")["process"])
-    worker.kill()  # as by its watchdog: it comes back
-    secured.wait("another worker", lambda: another(folder / "site" / "worker-site", worker.pid))
-    secured.processes["site"].terminate()
-    assert secured.processes["site"].wait(60) == 0
+
+def a_number_cannot_be_stolen_but_released(secured: Deployment, port: int, owner: Owner) -> None:
+    """Another site with a registered key says that it is client 0, while client 0 is there."""
+    run = secured.folder / "server" / "run"
+    secured.start(
+        "thief", SCRIPTS / "site.sh", f"127.0.0.1:{port}", "later", "settings.toml", 0, "--share",
+        folder=secured.folder / "site",
+    )  # fmt: skip
+
+    def online() -> int:
+        command = [BIN / "flwr", "supernode", "list", "--format", "json"]
+        done = subprocess.run(command, env=secured.env, capture_output=True, text=True)
+        return done.stdout.count('"online"')
+
+    def go_on(*change: object) -> Ledger:
+        secured.start("serve", "hiso", "serve", "--out", "run", *change, folder=run.parent)
+        secured.wait("end of the run", lambda: secured.processes["serve"].poll() == 0, 120)
+        return Ledger.read(run / "ledger.sqlite")
+
+    secured.wait("thief at the SuperLink", lambda: online() == 2)
+    log = secured.folder / "site" / "worker-later" / "worker.log"
+    secured.wait("thief's worker", lambda: log.is_file() and "is ready" in log.read_text())
+    with go_on("--change", "rounds=3") as ledger:
+        assert ledger.owners() == {0: owner}
+        assert ledger.position == 3
+        ((client, round, reason),) = ledger.refusals()
+    assert (client, round) == (0, None)
+    assert owner.key in reason
+    assert "later" in reason
+    assert reason in (run / "server.log").read_text()
+    secured.kill("site", signal.SIGTERM)
     with pytest.raises(ProtocolError, match="no worker runs"):
-        read_status(folder / "site" / "worker-site")
+        read_status(secured.folder / "site" / "worker-site")
+    secured.wait("site gone", lambda: online() == 1)
+    with go_on("--change", "rounds=4", "--release", 0) as ledger:
+        assert ledger.owners()[0].site == "later"
+        assert ledger.position == 4
+
+
+def a_worker_that_was_killed_comes_back(secured: Deployment) -> None:
+    """As site.sh does after a kill or the watchdog."""
+    folder = secured.folder / "site" / "worker-site"
+    worker = psutil.Process(read_status(folder)["process"])
+    worker.kill()
+    secured.wait("another worker", lambda: another(folder, worker.pid))
 
 
 def another(folder: Path, before: int) -> bool:
@@ -117,7 +172,7 @@ def key_of(folder: Path, name: str) -> Path:
 def own_ca(folder: Path) -> Path:
     """The certificate of another authority."""
     stranger = folder / "stranger"
-    subprocess.run([SCRIPTS / "keys.sh", "127.0.0.1", "x"], cwd=stranger, check=True)
+    subprocess.run([SCRIPTS / "keys.sh", "127.0.0.1"], cwd=stranger, check=True)
     return stranger / "keys" / "ca.pem"
 
 
@@ -136,19 +191,29 @@ def only_what_sites_need_is_reached(secured: Deployment, port: int, ca: Path) ->
         assert done.returncode != 0
         assert "403 Forbidden" in done.stdout + done.stderr
 
-    def status(at: int, path: str) -> int:
+    def connected(at: int) -> closing[HTTPSConnection]:
         context = ssl.create_default_context(cafile=ca)
         context.verify_flags |= ssl.VERIFY_X509_STRICT  # the default from Python 3.13 on
-        connection = HTTPSConnection("127.0.0.1", at, timeout=30, context=context)
-        try:
-            connection.request("POST", path, b"")
+        return closing(HTTPSConnection("127.0.0.1", at, timeout=30, context=context))
+
+    def status(at: int, path: str, body: bytes = b"") -> int:
+        with connected(at) as connection:
+            connection.request("POST", path, body)
             return connection.getresponse().status
-        finally:
-            connection.close()
 
     for path in ("/v1/control/list-runs", "/v1/runtime/pull-task-input", "/docs", "/"):
         for way in ("", "/", "/v1/fleet/../..", "/v1/fleet/%2e%2e/%2e%2e", "/v1/fleet/..%2f.."):
             assert status(port, way + path) == 403, way + path
     fleet, control = "/v1/fleet/pull-messages", "/v1/control/list-runs"
+    assert status(port, fleet, bytes(1_000_000)) == status(port, fleet)
+    assert status(port, fleet, bytes(1_200_000)) == 413
+    with ExitStack() as stack:  # requests whose bodies never come
+        waiting = [stack.enter_context(connected(port)) for _ in range(101)]
+        for connection in waiting:
+            connection.putrequest("POST", fleet)
+            connection.putheader("Content-Length", "1")
+            connection.endheaders()
+        assert waiting[-1].getresponse().status == 503
+        assert status(port, fleet) == 503
     assert status(port, fleet) == status(secured.port, fleet) not in (403, 404)
     assert status(secured.port, control) not in (403, 404)  # so it was the proxy that refused

@@ -98,12 +98,13 @@ def test_a_hello_with_any_change_raises_nothing(at, length, junk):
             assert sites.by_client == {}
 
 
-@pytest.mark.parametrize("client", [None, True, -1, 3, 10**400, "1\n\x1b", [1], 1e308])
+@pytest.mark.parametrize("client", [None, True, -1, 3, 10**400, "1\n\x1b", [1], 1e308, "x" * 10**6])
 def test_a_client_that_is_no_number_is_refused_with_a_reason(client, caplog):
     with caplog.at_level(logging.INFO):
         assert greeted(GOOD.text, client).by_client == {}
     assert len(caplog.messages) == 1
     assert caplog.messages[0].isprintable()
+    assert len(caplog.messages[0]) < 1100
 
 
 def test_texts_of_a_site_reach_the_log_as_one_line_each(caplog):

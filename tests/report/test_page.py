@@ -15,6 +15,7 @@ from hiso import simulate
 from hiso.errors import LoadError, ProtocolError, SettingsError
 from hiso.report.page import write_report
 from hiso.report.parts import Figure, Section, Table, View, line_style
+from hiso.ring.accept.quarantine import FAULTS, WINDOW
 from hiso.ring.ledger.ledger import Ledger
 
 from .conftest import PASSES
@@ -239,6 +240,29 @@ def test_replies_that_were_set_aside_are_told(copy, tmp_path):
         (other,) = (r for r in ledger.replies() if r.round == 0 and r.set_aside is None)
     size = float(np.sqrt((other.scalars.astype(np.float64) ** 2).mean()))
     assert sizes["y"][0] == pytest.approx(size, rel=1e-5)
+
+
+def test_faults_and_quarantine_are_told(page, copy, tmp_path):
+    header = ("run", "client", "invalid", "silent")
+    assert not any(table[0][:4] == list(header) for table in page.tables)
+    folder = copy("hiso-0")
+    with Ledger.open(folder / "ledger.sqlite") as ledger:
+        end = ledger.position
+        for attempt in range(FAULTS):
+            kind = "silent" if attempt else "invalid"
+            faults = {2: kind} | ({1: "digest"} if attempt == 0 else {})
+            ledger.abort(end, attempt, "nobody agreed", [], up=0, down=0, faults=faults)
+    told = write([folder], tmp_path / "report.html").rows(*header)
+    common = {"run": "hiso", "cut": "0"}
+    span = {"not asked since round": str(end + 1), "asked again in round": str(end + 1 + WINDOW)}
+    assert told == [
+        common
+        | {"client": "1", "invalid": "0", "silent": "0", "wrong digest": "1"}
+        | dict.fromkeys(span, "–"),
+        common
+        | {"client": "2", "invalid": "1", "silent": str(FAULTS - 1), "wrong digest": "0"}
+        | span,
+    ]
 
 
 def test_tables_tell_results_and_costs(page, runs):

@@ -21,7 +21,7 @@ from hiso.core.keys import choose
 from hiso.core.plain import LONGEST
 from hiso.errors import Diverged, ProtocolError
 from hiso.ring.accept.cuts import LARGEST_SIZE, Clip, Cut, sizes
-from hiso.ring.accept.quarantine import FAULTS, WINDOW, Fault, Pause, pauses, sample_clients
+from hiso.ring.accept.quarantine import FAULTS, WINDOW, Fault, Pause, Quarantine, sample_clients
 from hiso.ring.aggregate import client_weights
 from hiso.ring.client import Client
 from hiso.ring.ledger.ledger import Ledger
@@ -363,10 +363,10 @@ def test_a_client_that_is_always_at_fault_cannot_abort_rounds_for_ever(tmp_path,
     asked = go(ledger, rules, attack, 60)
     with_evil = [round for (round, _), clients in asked.items() if 0 in clients]
     assert FAULTS <= len(with_evil) <= 3 * (FAULTS + 2)
-    pause = pauses(ledger.faults())[0]
+    pause = Quarantine(ledger.faults()).pauses[0]
     assert pause.length in (WINDOW, 2 * WINDOW)
-    assert pauses(ledger.faults()).keys() == {0}
-    first = pauses(ledger.faults()[:FAULTS])[0]
+    assert Quarantine(ledger.faults()).pauses.keys() == {0}
+    first = Quarantine(ledger.faults()[:FAULTS]).pauses[0]
     assert not [r for r in with_evil if ledger.faults()[FAULTS - 1].round < r < first.until]
     assert [r for r in with_evil if r >= first.until]  # it gets another chance
     again = new_ledger(tmp_path / "restarted")
@@ -423,7 +423,8 @@ def test_inspect_says_who_is_in_quarantine_and_for_how_long(tmp_path):
     ledger.close()
     told = inspect_run(tmp_path, 3)
     line = {"client": 0, "invalid": 0, "silent": FAULTS, "digest": 0, "cut": 0}
-    assert told["clients"] == [line | {"asked_again": FAULTS + WINDOW}]
+    span = {"not_asked_since": FAULTS, "asked_again": FAULTS + WINDOW}
+    assert told["clients"] == [line | span]
     console = Console(record=True, width=120)
     inspection(console, told | {"settings": {"method": "plain"}})
     assert "asked again" in console.export_text()
@@ -454,14 +455,78 @@ def test_pauses_grow_while_faults_go_on_and_begin_anew_after_good_times():
     def always(start: int, stop: int, out=None) -> list[Fault]:
         return [Fault(r, 0, 4, "silent") for r in range(start, stop)]
 
-    assert pauses(always(0, FAULTS - 1)) == {}
-    assert pauses(always(0, FAULTS)) == {4: Pause(FAULTS + 20, 20)}
-    assert pauses(always(0, 25 + FAULTS)) == {4: Pause(25 + FAULTS + 40, 40)}
-    assert pauses(always(0, 70 + FAULTS)) == {4: Pause(70 + FAULTS + 80, 80)}
+    assert Quarantine(always(0, FAULTS - 1)).pauses == {}
+    assert Quarantine(always(0, FAULTS)).pauses == {4: Pause(FAULTS + 20, 20)}
+    assert Quarantine(always(0, 25 + FAULTS)).pauses == {4: Pause(25 + FAULTS + 40, 40)}
+    assert Quarantine(always(0, 70 + FAULTS)).pauses == {4: Pause(70 + FAULTS + 80, 80)}
     later = always(0, FAULTS) + always(100, 100 + FAULTS)
-    assert pauses(later) == {4: Pause(100 + FAULTS + 20, 20)}
+    assert Quarantine(later).pauses == {4: Pause(100 + FAULTS + 20, 20)}
     spread = [Fault(r, 0, 4, "invalid") for r in range(0, 100, 5)]  # four in any twenty rounds
-    assert pauses(spread) == {}
+    assert Quarantine(spread).pauses == {}
+
+
+FAULT = st.tuples(st.integers(0, 3), st.sampled_from(["silent", "invalid"]))
+
+
+@given(st.lists(st.lists(FAULT, max_size=3, unique_by=lambda f: f[0]), max_size=80), st.data())
+def test_pauses_are_the_same_when_faults_come_one_round_after_another(rounds, data):
+    faults = [Fault(r, 0, c, kind) for r, told in enumerate(rounds) for c, kind in sorted(told)]
+    cut = data.draw(st.integers(0, len(faults)))
+    first = Quarantine(faults[:cut])
+    before = dict(first.pauses)
+    assert first.after(faults[cut:]).pauses == Quarantine(faults).pauses
+    assert first.pauses == before
+
+
+def test_a_round_tells_whose_pause_begins(tmp_path):
+    ledger = new_ledger(tmp_path / "ledger")
+    server, clients = Server(ledger, replace(TRIO, sample=3)), alike(ledger, 3)
+    told = [attacked_round(server, clients, wrong_digest, evil=0).paused for _ in range(FAULTS + 1)]
+    assert told == [{}] * (FAULTS - 1) + [{0: Pause(FAULTS + WINDOW, WINDOW)}, {}]
+
+
+def test_of_more_clients_than_are_needed_the_slow_ones_are_not_at_fault(tmp_path):
+    """Six clients, four sampled, half as many again asked: six. Which four answer decides."""
+    rules = replace(TRIO, clients=6, sample=4, oversample=0.5, min_replies=2)
+    assert rules.asked == 6
+    logs = []
+    for name, slow in (("a", {0, 3}), ("b", {0, 3}), ("c", {1, 2})):
+        ledger = new_ledger(tmp_path / name)
+        clients, server = alike(ledger, 6), Server(ledger, rules)
+        for _ in range(FAULTS + 1):
+            plans = server.ask()
+            assert [plan.client for plan in plans] == list(range(6))
+            for plan in plans if name == "a" else reversed(plans):  # any order of arrival
+                if plan.client not in slow:
+                    at = clients[plan.client].replica.position
+                    assert at == plan.round - len(plan.records)
+                    server.tell(clients[plan.client].answer(plan))
+            closed = server.close()
+            assert isinstance(closed, Closed)
+            assert set(closed.clients) == set(range(6)) - slow
+        assert ledger.faults() == []
+        logs.append(log_bytes(ledger))
+    assert logs[0] == logs[1] != logs[2]
+    server.ask()
+    for plan in server.ask()[:3]:
+        server.tell(clients[plan.client].answer(plan))
+    server.close()
+    assert {fault.kind for fault in ledger.faults()} == {"silent"}
+    assert len(ledger.faults()) == 3
+
+
+@given(
+    clients=st.integers(1, 50),
+    sample=st.integers(1, 50),
+    oversample=st.floats(0, 10),
+    round=st.integers(0, 50),
+)
+def test_more_clients_are_asked_as_a_function_of_seed_and_round(clients, sample, oversample, round):
+    rules = replace(TRIO, clients=clients, sample=min(sample, clients), oversample=oversample)
+    asked = sample_clients(7, round, 0, rules, {})
+    assert len(asked) == min(clients, max(rules.sample, rules.asked))
+    assert set(sample_clients(7, round, 0, replace(rules, oversample=0), {})) <= set(asked)
+    assert replace(rules, clients=100, sample=10, oversample=0.2).asked == 12
 
 
 @given(

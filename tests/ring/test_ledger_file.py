@@ -66,6 +66,7 @@ READERS: dict[str, Callable[[Ledger], object]] = {
     "refusals": Ledger.refusals,
     "cuts": Ledger.cuts,
     "faults": Ledger.faults,
+    "owners": Ledger.owners,
     "settings": lambda ledger: ledger.settings,
     "position": lambda ledger: ledger.position,
     "traffic": Ledger.traffic,

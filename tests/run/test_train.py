@@ -342,3 +342,50 @@ def test_an_adapter_of_another_choice_is_not_taken(tmp_path, base, folders):
     export_adapter(tmp_path / "run", tmp_path / "adapter")
     with pytest.raises(ProtocolError, match="not the base model"):
         load(str(folders["opt"]), tmp_path / "adapter")
+
+
+@pytest.mark.parametrize(
+    "more", [{}, {"per_client": True}, {"local_steps": 2}, {"scheme": "central"}], ids=str
+)
+def test_directions_that_share_a_pass_give_the_same_scalars_up_to_rounding(tmp_path, base, more):
+    given = base | {"train": "lora", "rounds": 2, "directions": 3, "mu": 1e-2} | more
+    logs: list[list[np.ndarray]] = []
+    for together in (False, True):
+        out = tmp_path / str(together)
+        simulate(out=out, joint_directions=together, **given)
+        with Ledger.read(out / "ledger.sqlite") as ledger:
+            logs.append([record.coefficient for record in ledger.records()])
+            assert ("joint_directions" in ledger.facts) == together
+    for one, other in zip(*logs, strict=True):
+        assert np.abs(one).max() > 0
+        np.testing.assert_allclose(one, other, atol=1e-2 * np.abs(one).max())
+    with pytest.raises(RunConflict, match="joint_directions"):
+        simulate(out=tmp_path / "True", joint_directions=False, **given | {"rounds": 3})
+
+
+def test_shared_passes_of_directions_need_lora(tmp_path, base):
+    for more in ({}, {"train": "ia3"}, {"train": "lora", "memory": "lean"}):
+        with pytest.raises(SettingsError, match="joint_directions"):
+            simulate(out=tmp_path / "run", joint_directions=True, **base | more)
+
+
+@pytest.mark.parametrize("frozen", ["int8", "nf4"])
+def test_a_run_on_quantised_layers_goes_on_and_is_exported(tmp_path, base, frozen):
+    pytest.importorskip("bitsandbytes")
+    given = base | {"train": "lora", "frozen": frozen, "rounds": 3, "eval_every": 0}
+    whole = simulate(out=tmp_path / "whole", **given)
+    simulate(out=tmp_path / "parts", **given | {"rounds": 2})
+    parts = simulate(out=tmp_path / "parts", change={"rounds": 3})
+    assert parts["digest"] == whole["digest"]
+    assert evaluate_run(tmp_path / "whole")["digest"] == whole["digest"]
+    with pytest.raises(RunConflict, match="frozen"):
+        simulate(out=tmp_path / "whole", **given | {"rounds": 4, "frozen": "dtype"})
+    export_adapter(tmp_path / "whole", tmp_path / "adapter")
+    tuned = load(base["model"], tmp_path / "adapter")  # merged into the float32 base
+    assert all(p.dtype == torch.float32 for p in tuned.model.parameters())
+
+
+def test_quantised_layers_need_frozen_layers(tmp_path, base):
+    for more in ({}, {"train": "lora", "memory": "lean"}):
+        with pytest.raises(SettingsError, match="frozen"):
+            simulate(out=tmp_path / "run", frozen="int8", **base | more)

@@ -212,8 +212,18 @@ def inspection(console: Console, result: dict[str, Any]) -> None:
         console.print(_table("changes", rows, ("from round", "setting", "value")))
     if result["clients"]:
         rows = [tuple(_figure(value) for value in line.values()) for line in result["clients"]]
-        header = ("client", "invalid", "silent", "wrong digest", "cut", "asked again in round")
+        faults = ("invalid", "silent", "wrong digest", "cut")
+        header = ("client", *faults, "not asked since round", "asked again in round")
         console.print(_table("clients with faults", rows, header))
+    if result["owners"]:
+        rows = [(str(o["client"]), o["site"], o["key"]) for o in result["owners"]]
+        console.print(_table("owners of client numbers", rows, ("client", "site", "key")))
+    if result["refusals"]:
+        rows = [
+            tuple(_figure(r[key]) for key in ("client", "round", "reason"))
+            for r in result["refusals"]
+        ]
+        console.print(_table("last refusals", rows, ("client", "round", "reason")))
     lines = [decode_line(line) for line in result["evaluations"]]
     evaluations = [line for line in lines if isinstance(line, Evaluation)]
     if evaluations:

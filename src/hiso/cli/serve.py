@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -44,6 +45,15 @@ def serve(
     ] = 600,
     change: Changes = None,
     rollback: Rollback = None,
+    release: Annotated[
+        list[int] | None,
+        typer.Option(
+            metavar="CLIENT",
+            min=0,
+            help="Let another key claim this client number, for a site with a new key; repeatable.",
+            show_default=False,
+        ),
+    ] = None,
     detach: Annotated[
         bool, typer.Option("--detach", help="Do not wait for the end of the run.")
     ] = False,
@@ -75,7 +85,9 @@ def serve(
         "rollback": -1 if rollback is None else rollback,
         "round-seconds": pace.round_seconds,
         "start-with": pace.start_with,
+        "release": json.dumps(release or []),
     }
+    os.umask(0o077)  # the run's files are for their owner alone
     before = _answered(folder)
     submission = Submission(config, superlink)
     print(

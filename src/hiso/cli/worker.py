@@ -67,7 +67,7 @@ def start(
         raise LoadError("hiso worker needs Flower: pip install 'hiso[flower]'")
     from hiso.flower.access import Access
     from hiso.flower.daemon import LOG, Resident
-    from hiso.flower.logs import log_to
+    from hiso.flower.logs import keep_private, log_to
     from hiso.run.settings import parse_settings
 
     given, _ = merge_file(file, settings)
@@ -78,7 +78,7 @@ def start(
         raise typer.BadParameter("give --ca and --key, or --insecure", param_hint="--insecure")
     if not re.fullmatch(r"[^/\s]+:\d+", superlink):
         raise typer.BadParameter("must be HOST:PORT, without http://", param_hint="--superlink")
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    keep_private(folder)
     log_to(folder / LOG)
     access = Access(superlink, ca, key)
     Resident(folder, client, watchdog).run(parsed, access, share=share, probe=probe)

@@ -9,7 +9,8 @@ the weights and may share one forward pass.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from hiso.core.noise.point import Point
 from hiso.core.replica.replica import Replica
 from hiso.errors import NonFiniteLoss, ProtocolError
 from hiso.ring.client import Client, Shard
-from hiso.ring.passes import Backward, Losses
+from hiso.ring.passes import AtPoints, Backward, Losses
 from hiso.ring.server import Aborted, Closed, Server
 
 
@@ -50,6 +51,7 @@ class Simulation:
         losses: Losses,
         *,
         backward: Mapping[int, Backward] | None = None,
+        at_points: AtPoints | None = None,
         adjust: Mapping[int, NDArray[np.float64]] | None = None,
     ) -> None:
         """Resumes at the end of the server's log.
@@ -61,12 +63,15 @@ class Simulation:
             shards: Each client's data, by its index.
             losses: Evaluates the replica's model on batches.
             backward: By client index, the loss function of each client that uses backward passes.
+            at_points: If given, one call measures all directions of a local step, instead of
+                `losses`.
             adjust: By client index, the numbers that the client adds to the labels' scores; see
                 `Client`.
         """
         server.ledger.check_replica(replica.identity, replica.position, replica.chain)
         self.server, self.replica, self._losses = server, replica, losses
         self._forward = 0.0
+        self._at_points = None if at_points is None else self._timed_points(at_points)
         by_backward = {i: self._timed(loss) for i, loss in (backward or {}).items()}
         self._clients = [
             Client(
@@ -75,6 +80,7 @@ class Simulation:
                 replica,
                 self._timed_losses,
                 backward=by_backward.get(i),
+                at_points=self._at_points,
                 adjust=(adjust or {}).get(i),
             )
             for i, shard in enumerate(shards)
@@ -126,6 +132,19 @@ class Simulation:
         self._forward += time.perf_counter() - began
         return outcomes
 
+    def _timed_points(self, at_points: AtPoints) -> AtPoints:
+        """The same function with its time counted, which includes writing the points."""
+
+        def timed(
+            write: Callable[[Point], None], points: Sequence[Point], batches: Sequence[Any]
+        ) -> Sequence[Sequence[Outcome]]:
+            began = time.perf_counter()
+            outcomes = at_points(write, points, batches)
+            self._forward += time.perf_counter() - began
+            return outcomes
+
+        return timed
+
     def _timed(self, loss: Backward) -> Backward:
         """The same loss function with its forward pass timed; the backward pass comes later."""
 
@@ -145,6 +164,9 @@ class Simulation:
         pass.
         """
         batches = [client.batches(probe.round)(0) for client, probe, _ in jobs]
+        if self._at_points is not None:
+            self._all_directions(jobs, batches, self._at_points)
+            return
         while True:
             wanted: dict[Point, list[int]] = {}
             for number, (_, probe, _) in enumerate(jobs):
@@ -157,5 +179,24 @@ class Simulation:
                 _, probe, changes = jobs[numbers[0]]
                 self.replica.write(point, mu=probe.mu, changes=changes)
                 outcomes = self._timed_losses([batches[number] for number in numbers])
+                for number, outcome in zip(numbers, outcomes, strict=True):
+                    jobs[number][1].tell(outcome)
+
+    def _all_directions(
+        self,
+        jobs: Sequence[tuple[Client, Probe, Mapping[str, float]]],
+        batches: Sequence[Any],
+        at_points: AtPoints,
+    ) -> None:
+        """One call for all clients that ask for the same points."""
+        wanted: dict[tuple[Point, ...], list[int]] = {}
+        for number, (_, probe, _) in enumerate(jobs):
+            wanted.setdefault(tuple(probe.ask_step()), []).append(number)
+        for points, numbers in wanted.items():
+            if not points or points[0].step:
+                continue
+            _, probe, changes = jobs[numbers[0]]
+            write = partial(self.replica.write, mu=probe.mu, changes=changes)
+            for outcomes in at_points(write, points, [batches[number] for number in numbers]):
                 for number, outcome in zip(numbers, outcomes, strict=True):
                     jobs[number][1].tell(outcome)

@@ -22,6 +22,7 @@ from hiso.core.measure.backward import Probing
 from hiso.flower.access import Access
 from hiso.flower.envelope import BUSY, Envelope
 from hiso.flower.fleet import Fleet
+from hiso.flower.logs import keep_private
 from hiso.flower.network import Network
 from hiso.flower.status import write_status
 from hiso.flower.worker import Superseded, Worker
@@ -79,9 +80,7 @@ class Resident:
             SettingsError: A key or certificate cannot be read.
             HisoError: See `Worker`.
         """
-        os.umask(0o077)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.folder.chmod(0o700)
+        keep_private(self.folder)
         busy = f"a worker runs in {self.folder} already: stop it, or use another folder"
         with locked(self.folder, busy, patience=1), (self.folder / LOG).open("a") as trace:
             for number in (signal.SIGTERM, signal.SIGINT):

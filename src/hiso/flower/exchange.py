@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import secrets
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +13,13 @@ from flwr.serverapp import Grid
 
 from hiso.errors import ProtocolError
 from hiso.flower.envelope import LOST, Envelope, pack, unpack
+from hiso.flower.owners import owner_of
+from hiso.ring.ledger.runfile import Owner
 
+MAX_ANSWER = 2**20
+"""Largest accepted answer of a client, in bytes."""
+TOO_LARGE = "TooLarge"
+"""Kind of error: the answer was larger, and was not read."""
 log = logging.getLogger(__name__)
 
 
@@ -52,22 +59,37 @@ class Post:
         self._sent: dict[str, _Sent] = {}
         self._failed: list[Answer] = []
 
-    def nodes(self) -> set[int]:
-        """Ids of the nodes that are connected according to Flower."""
-        return set(self._grid.get_node_ids())
+    def nodes(self) -> dict[int, Owner | None]:
+        """The nodes that are connected according to Flower, each with its registered key.
+
+        The SuperLink checks at each request that a node has the key of its id. A node that
+        registered itself, because the SuperLink allows this, has no name; its key is None here.
+        """
+        return {
+            node.node_id: owner_of(node.public_key, node.name) if node.name else None
+            for node in self._grid.get_nodes()
+        }
 
     def send(self, requests: Mapping[int, Envelope], ttl: float, group: str = "") -> dict[int, int]:
         """Sends a request to each node; returns the size of each in bytes.
 
         If Flower does not accept a request, for example because the SuperLink is overloaded, the
         next `collect` returns an error as its answer.
+
+        A message's id is a hash of content and metadata. With a random number in the metadata, only
+        the node that gets the message knows its id, and without the id nobody can answer in the
+        node's place: the SuperLink does not check that an answer comes from the node that it
+        names. The content has none, so that equal contents are uploaded once.
         """
         if not requests:
             return {}
         messages = [
-            Message(pack(envelope), dst_node_id=node, message_type="query", ttl=ttl, group_id=group)
+            Message(
+                pack(envelope), dst_node_id=node, message_type="query", ttl=ttl,
+                group_id=f"{group} {secrets.token_hex(16)}",
+            )
             for node, envelope in requests.items()
-        ]
+        ]  # fmt: skip
         until = time.monotonic() + ttl
         try:
             ids = self._grid.push_messages(messages)
@@ -103,8 +125,18 @@ def _answer(sent: _Sent, message: Message) -> Answer:
     if message.has_error():
         reason = f"Flower: code {message.error.code}, {message.error.reason}"
         return Answer(sent.node, sent.request, Envelope.of_error(LOST, reason), 0)
+    if (size := _size(message)) > MAX_ANSWER:
+        reason = f"an answer of {size} bytes, {MAX_ANSWER} are allowed"
+        return Answer(sent.node, sent.request, Envelope.of_error(TOO_LARGE, reason), size)
     try:
         envelope = unpack(message.content)
     except ProtocolError as error:
         return Answer(sent.node, sent.request, Envelope.of_exception(error), 0)
     return Answer(sent.node, sent.request, envelope, len(envelope.to_bytes()))
+
+
+def _size(message: Message) -> int:
+    """The size of an answer's envelope in bytes, without reading it; 0 if there is none."""
+    record = message.content.config_records.get("hiso", {})
+    data = record.get("envelope")
+    return len(data) if isinstance(data, bytes) else 0

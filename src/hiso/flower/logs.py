@@ -1,9 +1,17 @@
-"""Logging of the processes of a deployment."""
+"""Logs and file modes of the processes of a deployment."""
 
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
+
+
+def keep_private(folder: Path) -> None:
+    """Makes the folder; it and all files that this process makes are for its owner alone."""
+    os.umask(0o077)
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o700)
 
 
 def log_to(path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 import time
 from collections import Counter
@@ -15,7 +16,8 @@ from hiso.errors import ProtocolError, RunConflict, SettingsError
 from hiso.flower.envelope import BEHIND, BUSY, LOST, RESTARTED, UNKNOWN_RUN, Envelope
 from hiso.flower.exchange import Answer, Post
 from hiso.flower.sites import Site, Sites
-from hiso.ring.accept.quarantine import FAULTS, WINDOW, pauses
+from hiso.flower.waiting import Waiting
+from hiso.ring.accept.quarantine import FAULTS, WINDOW
 from hiso.ring.accept.replies import is_whole
 from hiso.ring.messages import Plan
 from hiso.ring.server import Aborted, Closed, Server
@@ -34,7 +36,8 @@ class Pace:
     """How long the server waits.
 
     Attributes:
-        round_seconds: Longest wait for the replies of a round, and for a lost client.
+        round_seconds: Longest wait for the replies of a round, and for a lost client. A round
+            usually closes earlier: see `Conductor.round`.
         start_with: Clients that must be connected before the first round of a run.
     """
 
@@ -95,6 +98,7 @@ class _Asked:
     request: Envelope | None = None
     node: int = 0
     tries: int = 0
+    sent: float = 0.0
     done: bool = False
     up: int = 0
     down: int = 0
@@ -108,37 +112,37 @@ class Conductor:
         self._ledger = server.ledger
         self._asked: dict[int, _Asked] = {}
         self._accepted = 0
+        self._waiting = Waiting(pace.round_seconds)
+        self._sent = math.inf  # when the first plans of the open round were sent
 
     def round(self) -> Closed | Aborted:
         """Runs one round with the clients that answer in time.
 
-        The round ends when every sampled client has answered, except clients that have been
-        unreachable for long, or after `round_seconds`. A lost client that returns gets the plan
-        again, and if it has already measured, it sends the stored reply.
+        The round closes when `sample` replies are accepted, or when every client that was asked has
+        answered, except clients that have been unreachable for long. With `min_replies` replies it
+        also closes after three times the usual reply time (see `Waiting`), and in any case after
+        `round_seconds`. Every valid reply that has arrived by then is used, whatever their number.
+
+        A lost client that returns gets the plan again, and if it has already measured, it sends
+        the stored reply.
 
         Raises:
             Diverged: The round's loss has exploded. Nothing was recorded.
         """
-        began = time.monotonic()
-        self._asked = {plan.client: _Asked(plan) for plan in self._server.ask()}
-        self._accepted, number = 0, self._ledger.position
+        began = self._begin({plan.client: _Asked(plan) for plan in self._server.ask()})
+        number = self._ledger.position
         while not self._is_over(began):
             for answer in self._hear():
                 self._take(answer)
             self._send(began)
             time.sleep(_POLL)
-        before = pauses(self._ledger.faults())
         closed = self._server.close({"round": time.monotonic() - began})
         self._note_sizes(number)
-        for client, pause in pauses(self._ledger.faults()).items():
-            if pause != before.get(client):
-                log.error(
-                    "client %d is not asked before round %d: %d faults in %d rounds",
-                    client,
-                    pause.until,
-                    FAULTS,
-                    WINDOW,
-                )
+        for client, pause in closed.paused.items():
+            log.error(
+                "client %d is not asked before round %d: %d faults in %d rounds",
+                client, pause.until, FAULTS, WINDOW,
+            )  # fmt: skip
         if isinstance(closed, Aborted):
             log.warning("round %d was aborted: %s", closed.round, closed.reason)
         else:
@@ -154,8 +158,7 @@ class Conductor:
         Returns:
             The digest of more than half of them there, or None; and the number of answers.
         """
-        began, digests, self._asked = time.monotonic(), dict[int, int](), {}
-        end = self._ledger.position
+        began, digests, end = self._begin({}), dict[int, int](), self._ledger.position
         while time.monotonic() - began < self._pace.round_seconds:
             for answer in self._hear():
                 if (client := self._asked_by(answer)) is None:
@@ -173,7 +176,8 @@ class Conductor:
                     self._asked[client] = _Asked(self._server.rest(client, self._stands(site)))
             self._send(began, kind="fold")
             here = self._sites.by_client.keys() & self._asked.keys()
-            if self._asked and all(self._asked[client].done for client in here):
+            done = [self._asked[client].done for client in here]
+            if self._asked and (all(done) or (2 * sum(done) > len(done) and self._waited)):
                 break
             time.sleep(_POLL)
         self._note_sizes(end)
@@ -191,16 +195,30 @@ class Conductor:
                 self._sites.refuse(site, f"client {site.client}: {error}")
         return answers
 
+    def _begin(self, asked: dict[int, _Asked]) -> float:
+        self._asked, self._accepted, self._sent = asked, 0, math.inf
+        self._waiting.begin()
+        return time.monotonic()
+
     def _is_over(self, began: float) -> bool:
-        now, patience = time.monotonic(), self._pace.round_seconds
-        if now - began > patience:
+        count, rules = len(self._asked), self._server.settings
+        if time.monotonic() - began > self._pace.round_seconds:
             return True
-        for client, asked in self._asked.items():
-            lost = self._sites.lost.get(client)
-            here = client in self._sites.by_client or (lost is not None and now - lost < patience)
-            if here and not asked.done:
-                return False
-        return self._accepted >= min(self._server.settings.min_replies, len(self._asked))
+        if self._accepted < min(rules.min_replies, count):
+            return False
+        if self._accepted >= min(rules.sample, count) or self._waited:
+            return True
+        return not any(self._is_awaited(client) for client in self._asked)
+
+    @property
+    def _waited(self) -> bool:
+        """Whether the usual reply time is over, counted three times."""
+        return time.monotonic() - self._sent > self._waiting.seconds
+
+    def _is_awaited(self, client: int) -> bool:
+        lost = self._sites.lost.get(client, -math.inf)
+        soon = time.monotonic() - lost < self._pace.round_seconds
+        return not self._asked[client].done and (client in self._sites.by_client or soon)
 
     def _send(self, began: float, kind: str = "round") -> None:
         requests: dict[int, Envelope] = {}
@@ -229,6 +247,8 @@ class Conductor:
             for client, asked in self._asked.items():
                 if asked.node == node:
                     asked.down += size
+                    asked.sent = time.monotonic()
+                    self._sent = min(self._sent, asked.sent)
                     if kind == "round":
                         self._server.sent(client)
 
@@ -284,8 +304,11 @@ class Conductor:
         if client is None and (late := self._asked.get(reply.client)) is not None:
             late.up += answer.size
         verdict = self._server.tell(reply)
-        self._accepted += verdict.accepted
-        if not verdict.accepted:
+        if verdict.accepted:
+            self._accepted += 1
+            if client is not None:
+                self._waiting.accepted(time.monotonic() - self._asked[client].sent)
+        else:
             log.error("client %d is refused: %s", reply.client, verdict.reason)
 
     def _refuse(self, client: int, asked: _Asked, reason: str) -> None:

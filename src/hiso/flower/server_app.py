@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from statistics import median_low
 from typing import Any
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from hiso.errors import SettingsError
-from hiso.flower.exchange import Post
-from hiso.flower.logs import log_to
+from hiso.flower.exchange import MAX_ANSWER, Post
+from hiso.flower.logs import keep_private, log_to
 from hiso.flower.rounds import Conductor, Pace, agree_on_identity
 from hiso.flower.sites import Sites
 from hiso.ring.ledger.ledger import Ledger
+from hiso.ring.messages import SCALAR_BYTES
 from hiso.ring.server import Server
 from hiso.run.folder import RunFolder
 from hiso.run.identity import settings_identity
@@ -33,6 +35,8 @@ _ATTEMPTS = 20
 """Number of attempts at a round that may be aborted in a row."""
 _CLIP = 3.0
 """Default of the setting `clip` for a new run."""
+_REST = 2**16
+"""Bytes of an answer that are not numbers, at most."""
 _PREDECESSOR = 120.0
 """Seconds to wait for the end of an earlier server process whose SuperLink was killed."""
 log = logging.getLogger(__name__)
@@ -45,7 +49,7 @@ def main(grid: Grid, context: Context) -> None:
     """Runs with the values that `hiso serve` put into the run's configuration."""
     config = context.run_config
     out = Path(str(config["out"]))
-    out.mkdir(parents=True, exist_ok=True)
+    keep_private(out)
     log_to(out / LOG)
     pace = Pace(float(config["round-seconds"]), int(config["start-with"]))
     rollback = int(config["rollback"])
@@ -57,6 +61,7 @@ def main(grid: Grid, context: Context) -> None:
             pace,
             changes=json.loads(str(config["changes"])),
             rollback=None if rollback < 0 else rollback,
+            release=json.loads(str(config["release"])),
         )
     except Exception as error:
         log.error("%s: %s", type(error).__name__, error)
@@ -68,9 +73,16 @@ def check(settings: Settings, pace: Pace) -> None:
 
     Raises:
         SettingsError: A setting needs a model or data at the server (`mu` = auto, label words made
-            from data, evaluations that decide something), or `start_with` exceeds the number of
-            clients.
+            from data, evaluations that decide something), `start_with` exceeds the number of
+            clients, or a reply would be larger than the server accepts.
     """
+    numbers = settings.local_steps * settings.directions
+    numbers *= 1 + settings.make_method().measures_curvature
+    if SCALAR_BYTES * numbers > MAX_ANSWER - _REST:
+        raise SettingsError(
+            f"a reply of local_steps · directions = {numbers} numbers is larger than the "
+            f"{MAX_ANSWER} bytes that a server accepts: choose fewer"
+        )
     if not 0 < pace.start_with <= settings.clients:
         raise SettingsError(f"start_with = {pace.start_with} must lie in [1, {settings.clients}]")
     if settings.keep == "best" or settings.patience:
@@ -92,6 +104,7 @@ def serve(
     *,
     changes: Mapping[str, Any],
     rollback: int | None,
+    release: Sequence[int] = (),
 ) -> Summary:
     """Starts or resumes the run in the folder `out`, runs to the last round, returns the summary.
 
@@ -102,6 +115,7 @@ def serve(
         pace: How long to wait, and for how many clients.
         changes: Settings that take a new value from now on.
         rollback: First roll back to this position; later rounds are kept as abandoned.
+        release: Client numbers that another key may claim from now on.
 
     Raises:
         SettingsError: The settings are wrong. The folder is unchanged.
@@ -128,6 +142,9 @@ def serve(
     own = settings.with_hyper(method)
     with open_ledger(folder, identity, own, seen=seen, patience=_PREDECESSOR) as ledger:
         prepare(ledger, own, rollback, Silent())
+        for client in release:
+            log.warning("client %d is released; it belonged to %s", client, ledger.release(client))
+        sites.owners.keep_in(ledger)
         server = Server(ledger, settings.make_rounds(method))
         sites.run = ledger.run
         conductor = Conductor(post, sites, server, pace)
@@ -151,7 +168,7 @@ def _summary(ledger: Ledger, conductor: Conductor, sites: Sites) -> Summary:
     summary = summarise(
         ledger,
         "each client's own",
-        weights=max((site.weights for site in sites.by_client.values()), default=0),
+        weights=median_low([site.weights for site in sites.by_client.values()] or [0]),
         digest=digest,
         machine={"engine": "flower", "clients_at_the_end": answered},
     )

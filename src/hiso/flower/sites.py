@@ -12,7 +12,9 @@ from hiso.core.record import MAX_STREAM
 from hiso.errors import ProtocolError
 from hiso.flower.envelope import Envelope
 from hiso.flower.exchange import Answer, Post
+from hiso.flower.owners import Owners
 from hiso.ring.accept.replies import is_whole
+from hiso.ring.ledger.runfile import Owner
 
 log = logging.getLogger(__name__)
 
@@ -44,11 +46,13 @@ class Sites:
     """Sends `hello` to new nodes, and keeps the clients behind them.
 
     A client is identified by the number that its worker reports, never by a node's id. If two
-    nodes report the same client, the last report counts, because a site with a new key has another
-    id.
+    nodes report the same client, the key that owns the number decides (see `Owners`). Where no key
+    does, or both nodes have it, the last report counts, because a site with a new
+    folder may have another id.
 
     Attributes:
         run: Id of the run, when it is known.
+        owners: Which key owns which number.
         by_client: The reachable sites.
         lost: For each lost client, when it was lost.
     """
@@ -56,9 +60,10 @@ class Sites:
     def __init__(self, post: Post, clients: int) -> None:
         self._post, self._clients = post, clients
         self.run: str | None = None
+        self.owners = Owners()
         self.by_client: dict[int, Site] = {}
         self.lost: dict[int, float] = {}
-        self._known: set[int] = set()
+        self._known: dict[int, Owner | None] = {}
         self._again: dict[int, float] = {}
         self._refused: dict[int, str] = {}
         self._strangers: dict[int, str] = {}
@@ -71,10 +76,10 @@ class Sites:
             return
         self._looked = now
         nodes = self._post.nodes()
-        for node in self._known - nodes:
+        for node in self._known.keys() - nodes.keys():
             self.lose(node, "its node is gone", again=False)
         due = {node for node, at in self._again.items() if at <= now and node in nodes}
-        greeted = (nodes - self._known) | due
+        greeted = (nodes.keys() - self._known.keys()) | due
         self._known = nodes
         for node in greeted:
             self._again.pop(node, None)
@@ -123,7 +128,8 @@ class Sites:
             or not isinstance(identity, str)
             or len(identity) > _LONGEST_IDENTITY
         ):
-            log.error("node %d: an invalid answer to hello, client %r", answer.node, client)
+            named = plain(repr(client))
+            log.error("node %d: an invalid answer to hello, client %s", answer.node, named)
             return
         try:
             found = Identity.parse(identity)
@@ -133,11 +139,17 @@ class Sites:
         if found.partition is not None:  # not known in a deployment, only in one process
             log.error("node %d, client %d: an identity of a simulation", answer.node, client)
             return
+        owner = self._known.get(answer.node)
+        if not self.owners.claim(client, owner):
+            self._again[answer.node] = time.monotonic() + _REFUSED_AGAIN
+            return
         site = Site(answer.node, client, position, chain, run, weights, found)
         before = self.by_client.get(client)
         self.by_client[client] = site
         self.lost.pop(client, None)
         if before is None or before.node != site.node:
+            whose = "no registered key" if owner is None else str(owner)
             log.info(
-                "client %d is connected, at position %d, node %d", client, position, answer.node
-            )
+                "client %d is connected, at position %d, node %d, %s",
+                client, position, answer.node, whose,
+            )  # fmt: skip

@@ -20,6 +20,7 @@ from torch import Tensor
 from hiso.core.identity import Identity
 from hiso.core.measure.backward import Probing, check_backward
 from hiso.core.measure.outcome import Outcome
+from hiso.core.noise.point import Point
 from hiso.core.replica.replica import Replica
 from hiso.errors import HisoError, ProtocolError
 from hiso.flower.envelope import BEHIND, UNKNOWN_RUN, Envelope
@@ -273,6 +274,7 @@ class Worker:
                 self._losses,
                 keep=ledger.follow,
                 backward=self._loss if index < able else None,
+                at_points=self._at_points if self._settings.joint_directions else None,
                 adjust=adjust.get(index),
             )
             for index, shard in self.shards.items()
@@ -312,6 +314,13 @@ class Worker:
     def _losses(self, batches: Sequence[Any]) -> list[Outcome]:
         self._go_on()
         return self._objective(batches)
+
+    def _at_points(
+        self, write: Callable[[Point], None], points: Sequence[Point], batches: Sequence[Any]
+    ) -> Sequence[Sequence[Outcome]]:
+        self._go_on()
+        assert self._objective.at_points is not None
+        return self._objective.at_points(write, points, batches)
 
     def _loss(self, batch: Any) -> Tensor:
         self._go_on()

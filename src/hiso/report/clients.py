@@ -9,9 +9,13 @@ from statistics import fmean
 from typing import Any
 
 from hiso.report.gather import Run, in_words
-from hiso.report.parts import PALETTE, Figure, Section, View, numbers
+from hiso.report.parts import PALETTE, Figure, Section, Table, View, numbers
 
 CLIENT = {"title": {"text": "client"}, "tickformat": "d"}
+_FAULTS = (
+    "run", "client", "invalid", "silent", "wrong digest", "cut",
+    "not asked since round", "asked again in round",
+)  # fmt: skip
 NAMED = re.compile(r"client (\d+)")
 
 Ends = Mapping[int, tuple[float | None, float]]
@@ -19,11 +23,11 @@ Ends = Mapping[int, tuple[float | None, float]]
 
 
 def clients_section(named: Mapping[str, Run]) -> Section | None:
-    """Participation, loss and evaluations of each client; None before the first round."""
+    """Participation, loss, evaluations and faults of clients; None before the first round."""
     having = {name: run for name, run in named.items() if run.rounds}
     if not having:
         return None
-    figures = [_participation(having)]
+    figures: list[Table | Figure] = [_participation(having)]
     losses = {name: _losses(run) for name, run in having.items()}
     if any(losses.values()):
         note = "On its batches: means over the first and the last fifth of its replies."
@@ -35,7 +39,16 @@ def clients_section(named: Mapping[str, Run]) -> Section | None:
         title = f"{words[0].upper()}{words[1:]} by client"
         note = "On its own examples, at its first and its last evaluation."
         figures.append(_ends(title, words, ends, note))
+    if faults := list(_faults(having)):
+        figures.append(Table(_FAULTS, faults, "Faults, and times in which a client is not asked"))
     return Section("Clients", figures, "For the selected run.", list(having), "run")
+
+
+def _faults(runs: Mapping[str, Run]) -> Iterator[list[str | float | None]]:
+    """A line for each client of a run with whom something was wrong."""
+    for name, run in runs.items():
+        for line in run.log.troubled if run.log else []:
+            yield [name, *line.values()]
 
 
 def _participation(runs: Mapping[str, Run]) -> Figure:

@@ -18,6 +18,7 @@ from hiso.ring.ledger.ledger import Ledger
 from hiso.ring.ledger.runfile import Change, Evaluation, ReplyRow
 from hiso.ring.messages import paper_bytes
 from hiso.run.folder import RunFolder
+from hiso.run.inspect import troubled
 from hiso.run.results import Round, Summary, rounds_of
 
 Floats = NDArray[np.float64]
@@ -32,12 +33,14 @@ class Log:
         records: Every record.
         replies: Every valid reply to a round.
         changes: Changes of settings.
+        troubled: The clients with whom something was wrong: see `hiso.run.inspect.troubled`.
     """
 
     identity: Identity | None
     records: list[Record]
     replies: list[ReplyRow]
     changes: list[Change]
+    troubled: list[dict[str, int | None]]
 
     @property
     def paper_bytes(self) -> int:
@@ -140,7 +143,7 @@ def _read(path: Path) -> Run:
             rounds, evaluations = rounds_of(ledger), ledger.evaluations()
             settings, traffic = ledger.settings, ledger.traffic()
             replies, changes = list(ledger.replies()), ledger.changes()
-            log = Log(_identity(ledger), ledger.records(), replies, changes)
+            log = Log(_identity(ledger), ledger.records(), replies, changes, troubled(ledger))
     elif folder.metrics.is_file():
         rounds, evaluations = folder.read_metrics()
     else:

@@ -16,7 +16,7 @@ from hiso.core.replica.sequence import check_sequence
 from hiso.errors import ProtocolError, SettingsError
 from hiso.ring.limits import Limits, Told
 from hiso.ring.messages import Plan, Reply
-from hiso.ring.passes import Backward, Losses, Writable, measure
+from hiso.ring.passes import AtPoints, Backward, Losses, Writable, measure
 from hiso.ring.wire import hash_question
 
 
@@ -102,6 +102,7 @@ class Client:
         *,
         keep: Callable[[Sequence[Record], int], None] | None = None,
         backward: Backward | None = None,
+        at_points: AtPoints | None = None,
         adjust: NDArray[np.float64] | None = None,
         limits: Limits | None = None,
         told: Told | None = None,
@@ -117,6 +118,8 @@ class Client:
                 before these records. Used to keep the client's own copy of the log.
             backward: If given, the client uses backward passes through this loss; by default it
                 uses forward passes only. Plan, reply and record do not depend on this choice.
+            at_points: If given, one call measures all directions of a local step, instead of
+                `losses`.
             adjust: Added to the labels' scores in every measurement, float64 [C]: for logit
                 adjustment, the `log_shares` of the client's own labels. None for no adjustment.
             limits: What the client lets a server ask; by default, 2^24 scalars a round.
@@ -139,6 +142,7 @@ class Client:
         self._adjust = adjust
         self.index, self.shard, self.replica = index, shard, replica
         self._losses, self._keep, self._backward = losses, keep, backward
+        self._at_points = at_points
         self._asked = b""
         self._probe: Probe | None = None
         self._digest = 0
@@ -162,7 +166,9 @@ class Client:
             NonFiniteLoss: A loss is NaN or infinite.
         """
         batches = self.batches(probe.round)
-        measure(self.replica, probe, batches, self._losses, changes, self._backward)
+        measure(
+            self.replica, probe, batches, self._losses, changes, self._backward, self._at_points
+        )
 
     @property
     def forward(self) -> bool:

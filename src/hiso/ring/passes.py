@@ -17,6 +17,13 @@ Losses = Callable[[Sequence[Any]], Sequence[Any]]
 """Evaluates the model with its present parameters on several batches: for each batch an `Outcome`,
 or a value that `Outcome.of` accepts."""
 
+AtPoints = Callable[
+    [Callable[[Point], None], Sequence[Point], Sequence[Any]], Sequence[Sequence[Outcome]]
+]
+"""Evaluates several batches at several points in one forward pass. Arguments: a function that
+writes a point's weights into the model, the points, the batches. Returns for each point the outcome
+of each batch."""
+
 Backward = Callable[[Any], Any]
 """The mean loss of a batch with the model's present parameters, as a tensor with a gradient, or a
 value that `mean_loss` accepts."""
@@ -64,6 +71,7 @@ def measure(
     losses: Losses,
     changes: Mapping[str, float] | None = None,
     backward: Backward | None = None,
+    at_points: AtPoints | None = None,
 ) -> None:
     """Measures everything that `probe` still asks for.
 
@@ -78,6 +86,7 @@ def measure(
         changes: Hyper-parameters that take a new value in this round.
         backward: Called with the batch of each local step, instead of `losses`. The scalars are
             then exact derivatives, from one backward pass at the weights of the local step.
+        at_points: Called once for all points of a local step, instead of `losses`.
 
     Raises:
         NonFiniteLoss: A loss is NaN or infinite.
@@ -95,7 +104,12 @@ def measure(
             found = replica.project(loss, stream=probe.stream, directions=probe.shape[1])
             probe.tell_step(*found)
             continue
-        replica.write(point, mu=probe.mu, walk=walk, changes=changes)
+        write = partial(replica.write, mu=probe.mu, walk=walk, changes=changes)
+        if at_points is not None:
+            for (outcome,) in at_points(write, probe.ask_step(), [current]):
+                probe.tell(outcome)
+            continue
+        write(point)
         probe.tell(Outcome.of(losses([current])[0]))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import get_args
@@ -14,6 +15,9 @@ from hiso.errors import SettingsError
 from hiso.ring.aggregate import Weighting
 from hiso.ring.messages import probe_problems
 
+MOST_OVERSAMPLE = 10.0
+"""Largest share of further clients."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RoundSettings:
@@ -22,6 +26,8 @@ class RoundSettings:
     Attributes:
         clients: Number of clients M.
         sample: Number of clients m sampled in a round.
+        oversample: Share of further clients that are asked, because some may not answer: of
+            `asked` clients, the first `sample` that answer are enough.
         steps: Number of local steps τ.
         directions: Number of directions P.
         mu: Perturbation size μ.
@@ -49,6 +55,7 @@ class RoundSettings:
     steps: int
     directions: int
     mu: float
+    oversample: float = 0.0
     scheme: Scheme = "forward"
     per_client: bool = False
     weighting: Weighting = "plain"
@@ -63,6 +70,11 @@ class RoundSettings:
         if problems:
             raise SettingsError("round settings: " + "; ".join(problems))
 
+    @property
+    def asked(self) -> int:
+        """Number of clients that are asked in a round: ⌈sample · (1 + oversample)⌉, at most all."""
+        return min(self.clients, math.ceil(self.sample * (1 + self.oversample) - 1e-9))
+
     def _problems(self) -> Iterator[str]:
         if not 1 <= self.clients <= MAX_STREAM:
             yield f"clients = {self.clients} must lie in [1, {MAX_STREAM}]"
@@ -70,6 +82,8 @@ class RoundSettings:
             yield f"sample = {self.sample} must lie in [1, clients = {self.clients}]"
         if not 1 <= self.min_replies <= self.sample:
             yield f"min_replies = {self.min_replies} must lie in [1, sample = {self.sample}]"
+        if not 0 <= self.oversample <= MOST_OVERSAMPLE:
+            yield f"oversample = {self.oversample} must lie in [0, {MOST_OVERSAMPLE}]"
         yield from probe_problems(self.steps, self.directions, self.mu, self.scheme)
         if self.weighting not in get_args(Weighting):
             yield f"weighting = {self.weighting!r} must be " + " or ".join(get_args(Weighting))

@@ -18,7 +18,7 @@ from hiso.core.record import MAX_ROUND, Record
 from hiso.errors import Diverged, ProtocolError, SettingsError
 from hiso.ring.accept.cuts import CLIP_ROUNDS, Clip, Cut, example_cuts
 from hiso.ring.accept.divergence import GUARD_ROUNDS, STUCK_ROUNDS, excess, last_good, stuck
-from hiso.ring.accept.quarantine import Kind, pauses, sample_clients
+from hiso.ring.accept.quarantine import Kind, Pause, Quarantine, sample_clients
 from hiso.ring.accept.quorum import Agreement, agree
 from hiso.ring.accept.replies import is_whole, reply_problems
 from hiso.ring.aggregate import aggregate, client_weights
@@ -49,6 +49,7 @@ class Closed:
         bytes_up: 4 bytes for each scalar (g, κ) of the valid replies.
         bytes_down: 4 bytes for each scalar (coefficients, κ, changes) of the sent plans.
         cuts: What in the replies was reduced.
+        paused: Clients whose quarantine begins now, and until when.
     """
 
     record: Record
@@ -59,6 +60,7 @@ class Closed:
     bytes_up: int
     bytes_down: int
     cuts: list[Cut]
+    paused: dict[int, Pause]
 
     @property
     def number(self) -> int:
@@ -76,6 +78,7 @@ class Aborted:
         reason: Why the attempt was aborted, and what to do.
         bytes_up: As in `Closed`.
         bytes_down: As in `Closed`.
+        paused: As in `Closed`.
     """
 
     round: int
@@ -83,6 +86,7 @@ class Aborted:
     reason: str
     bytes_up: int
     bytes_down: int
+    paused: dict[int, Pause]
 
 
 class Server:
@@ -124,6 +128,8 @@ class Server:
         if self._derived:
             self._derived = ledger.derived_at(self._method, self._derived)
         self._clips: Clip | None = None
+        self._quarantine: Quarantine | None = None  # from the faults of all rounds but the next
+        self._paused: dict[int, Pause] = {}
         self._plans: dict[int, Plan] = {}  # of the open round; empty if no round is open
         self._opened = settings
         self._attempt = 0
@@ -150,8 +156,9 @@ class Server:
             s, round = self.settings, self.ledger.position
             self._check_that_it_moves()
             attempt, changes = self.ledger.attempt(round), self._changes()
-            paused = pauses(self.ledger.faults())
-            sampled = sample_clients(self.ledger.identity.seed, round, attempt, s, paused)
+            self._paused = self._past_faults(round).after(self.ledger.faults(round)).pauses
+            seed = self.ledger.identity.seed
+            sampled = sample_clients(seed, round, attempt, s, self._paused)
             stands = {client: self.ledger.client_position(client) for client in sampled}
             records = self.ledger.records(min(stands.values()))
             common = self._plan()
@@ -293,7 +300,8 @@ class Server:
                 faults=self._faults(plans, agreed),
                 disputed={} if good else {reply.client: reply.digest for reply in replies},
             )
-            return Aborted(first.round, self._attempt, agreed.shortage, up, down)
+            paused = self._newly_paused(first.round)
+            return Aborted(first.round, self._attempt, agreed.shortage, up, down, paused)
         weights = client_weights(good, self._opened.weighting)
         cuts = example_cuts(good) if self._opened.weighting == "examples" else []
         counted = good
@@ -331,22 +339,40 @@ class Server:
         if self._mean is not None:
             self._mean_now = self._mean.remember(self._mean_now, record)
         clients = [reply.client for reply in good]
-        return Closed(record, clients, loss, agreed.digest, agreed.set_aside, up, down, cuts)
+        paused = self._newly_paused(first.round)
+        aside = agreed.set_aside
+        return Closed(record, clients, loss, agreed.digest, aside, up, down, cuts, paused)
 
     def _faults(self, asked: Mapping[int, Plan], agreed: Agreement) -> dict[int, Kind]:
         """Who of those asked was at fault, and how.
 
-        Where nobody replied, silence may be the fault of whatever lies in between.
+        Where nobody replied, silence may be the fault of whatever lies in between. Where as many
+        have replied as are sampled, the others were not waited for.
         """
         faults: dict[int, Kind] = {}
+        awaited = 0 < len(self._replies) < self._opened.sample
         for client in asked:
             if client not in self._replies and client in self._invalid:
                 faults[client] = "invalid"
-            elif client not in self._replies and self._replies:
+            elif client not in self._replies and awaited:
                 faults[client] = "silent"
             elif client in agreed.set_aside and agreed.good:
                 faults[client] = "digest"
         return faults
+
+    def _past_faults(self, round: int) -> Quarantine:
+        """The pauses from the faults of all rounds before `round`, read from the ledger once."""
+        if self._quarantine is None:
+            past = [fault for fault in self.ledger.faults() if fault.round < round]
+            self._quarantine = Quarantine(past)
+        return self._quarantine
+
+    def _newly_paused(self, round: int) -> dict[int, Pause]:
+        """Whose pause began with the end of this attempt at `round`."""
+        now = self._past_faults(round).after(self.ledger.faults(round))
+        if self.ledger.position > round:  # committed: its faults are final
+            self._quarantine = now
+        return {c: pause for c, pause in now.pauses.items() if pause != self._paused.get(c)}
 
     def _changes(self) -> dict[str, float]:
         hyper = {**self.settings.hyper, **self._follow(self.settings, self._derived)}

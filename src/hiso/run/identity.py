@@ -10,6 +10,9 @@ from hiso.core.method.registry import label_bias
 from hiso.errors import RunConflict, SettingsError
 from hiso.run.settings import Settings
 
+JOINT_DIRECTIONS = "joint_directions"
+"""A fact of a simulation: all directions share a pass, which changes the rounding of losses."""
+
 
 def settings_identity(settings: Settings, method: Method, labels: int) -> Identity:
     """The part of an identity that is known without loading model or data.
@@ -37,6 +40,7 @@ def settings_identity(settings: Settings, method: Method, labels: int) -> Identi
         facts={
             **({"logit_adjustment": True} if settings.logit_adjustment else {}),
             **settings.make_choice().facts,
+            **({"frozen": settings.frozen} if settings.frozen != "dtype" else {}),
         },
     )
 
@@ -44,7 +48,8 @@ def settings_identity(settings: Settings, method: Method, labels: int) -> Identi
 def deployed(identity: Identity) -> Identity:
     """The identity of the same run on several machines, each with its own private data."""
     data = {"max_length": identity.data["max_length"]}
-    return replace(identity, data=data, partition=None, joint=None)
+    facts = {name: fact for name, fact in identity.facts.items() if name != JOINT_DIRECTIONS}
+    return replace(identity, data=data, partition=None, joint=None, facts=facts)
 
 
 def check_identity(stored: Identity, found: Identity) -> None:

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
 
-from hiso.ring.accept.quarantine import Kind, pauses
+from hiso.ring.accept.quarantine import Kind, Quarantine
 from hiso.ring.ledger.ledger import Ledger
 from hiso.run.folder import RunFolder
 from hiso.run.results import encode_line, rounds_of
@@ -16,7 +16,8 @@ from hiso.run.results import encode_line, rounds_of
 def inspect_run(path: Path, last: int) -> dict[str, Any]:
     """Settings, counts, fingerprints, evaluations, and the `last` rounds with their scalars.
 
-    Under `clients` are those with whom something was wrong; see `_troubled`.
+    Under `clients` are those with whom something was wrong; see `troubled`. Of the refusals, the
+    `last` are listed, too.
 
     Raises:
         ProtocolError: There is no run, or its log is damaged.
@@ -29,6 +30,7 @@ def inspect_run(path: Path, last: int) -> dict[str, Any]:
         end = ledger.position
         start = max(0, end - last)
         digest, at = _digest(folder, ledger)
+        refusals = ledger.refusals()
         facts = {
             "run": ledger.run,
             "rounds": end,
@@ -40,12 +42,17 @@ def inspect_run(path: Path, last: int) -> dict[str, Any]:
             "chain": ledger.chain_at(end).hex(),
             "digest": digest,
             "digest_position": at,
-            "refused_replies": len(ledger.refusals()),
+            "refused_replies": len(refusals),
             "cut_replies": len({(cut.round, cut.client) for cut in ledger.cuts()}),
         }
         return {
             "facts": facts,
-            "clients": _troubled(ledger),
+            "clients": troubled(ledger),
+            "owners": [{"client": c, **asdict(owner)} for c, owner in ledger.owners().items()],
+            "refusals": [
+                {"client": client, "round": round, "reason": reason}
+                for client, round, reason in refusals[len(refusals) - min(last, len(refusals)) :]
+            ],
             "hyper": ledger.hyper_at(),
             "identity": ledger.facts,
             "settings": ledger.settings,
@@ -58,15 +65,15 @@ def inspect_run(path: Path, last: int) -> dict[str, Any]:
         }
 
 
-def _troubled(ledger: Ledger) -> list[dict[str, int | None]]:
+def troubled(ledger: Ledger) -> list[dict[str, int | None]]:
     """A line for each client with whom something was wrong.
 
     It counts the rounds in which its replies were invalid, it was silent, or its digest was
-    wrong, and what in its replies was cut; `asked_again` is the round until which it is in
-    quarantine, None if it is not.
+    wrong, and what in its replies was cut. `not_asked_since` and `asked_again` are the rounds
+    between which it is in quarantine, None if it is not.
     """
-    faults, cuts = ledger.faults(), ledger.cuts()
-    out = {c: pause.until for c, pause in pauses(faults).items() if pause.until > ledger.position}
+    faults, cuts, end = ledger.faults(), ledger.cuts(), ledger.position
+    out = {c: pause for c, pause in Quarantine(faults).pauses.items() if pause.until > end}
     counts = Counter((fault.client, fault.kind) for fault in faults)
     cut = Counter(one.client for one in cuts)
     return [
@@ -74,7 +81,8 @@ def _troubled(ledger: Ledger) -> list[dict[str, int | None]]:
             "client": client,
             **{kind: counts[client, kind] for kind in get_args(Kind)},
             "cut": cut[client],
-            "asked_again": out.get(client),
+            "not_asked_since": out[client].since if client in out else None,
+            "asked_again": out[client].until if client in out else None,
         }
         for client in sorted({fault.client for fault in faults} | set(cut))
     ]

@@ -210,7 +210,13 @@ def _loop(
     backward = dict.fromkeys(range(settings.backward_clients), objective.loss)
     adjust = adjustments(settings, workload)
     simulation = Simulation(
-        server, replica, workload.shards, objective, backward=backward, adjust=adjust
+        server,
+        replica,
+        workload.shards,
+        objective,
+        backward=backward,
+        at_points=objective.at_points if settings.joint_directions else None,
+        adjust=adjust,
     )
 
     def measure(split: str) -> dict[str, float]:

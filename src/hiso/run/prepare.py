@@ -68,7 +68,7 @@ def open_ledger(
     """The run's ledger, locked for writing by this process.
 
     Args:
-        folder: The run's folder; created if it does not exist.
+        folder: The run's folder; created for its owner alone if it does not exist.
         identity: The identity of a new run, or of the model and data loaded to resume one.
         settings: The settings of a new run.
         seen: The run in the folder when settings were resolved and identities compared.
@@ -78,7 +78,7 @@ def open_ledger(
         RunConflict: Another process still uses the folder after `patience` seconds; or another
             process has started or changed a run since `seen`.
     """
-    folder.path.mkdir(parents=True, exist_ok=True)
+    folder.path.mkdir(mode=0o700, parents=True, exist_ok=True)
     with folder.lock(patience):
         if look(folder) != seen:
             raise RunConflict(

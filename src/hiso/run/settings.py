@@ -24,7 +24,7 @@ from hiso.core.method.base import Feed, Method
 from hiso.core.method.registry import METHODS, auto_lr
 from hiso.errors import LoadError, SettingsError
 from hiso.ring.ledger.runfile import RENAMED
-from hiso.ring.round_settings import RoundSettings
+from hiso.ring.round_settings import MOST_OVERSAMPLE, RoundSettings
 from hiso.run.definition import OWN, Definition
 from hiso.workloads.text.choice import ALPHA, RANK, Choice
 from hiso.workloads.text.tasks import TASKS
@@ -77,6 +77,10 @@ class Values(BaseModel):
         description="Names of the layers with LoRA, separated by commas, or all-linear; "
         "default: PEFT's.",
     )
+    frozen: Literal["dtype", "int8", "nf4"] = Field(
+        "dtype",
+        description="Precision of the frozen linear layers: that of dtype, or 8 or 4 bits.",
+    )
     method: str = Field(
         "subspace_newton",
         description=f"One of {', '.join(METHODS)}; or package.module:Name of your own method.",
@@ -109,6 +113,11 @@ class Values(BaseModel):
     )
     clients: Positive = Field(6, description="Number of clients M.")
     sample: Positive = Field(2, description="Clients sampled in each round, m.")
+    oversample: Annotated[float, Field(ge=0, le=MOST_OVERSAMPLE)] = Field(
+        0.0,
+        description="Share of further clients that are asked in each round; the first sample "
+        "clients that answer are enough.",
+    )
     rounds: Positive = Field(100, description="Total number of rounds.")
     directions: Count = Field(11, description="Directions per local step, P.")
     local_steps: Count = Field(1, description="Local steps per round, τ.")
@@ -158,6 +167,10 @@ class Values(BaseModel):
     )
     joint: bool = Field(
         True, description="Clients that measure at the same point share a forward pass."
+    )
+    joint_directions: bool = Field(
+        False,
+        description="All directions of a local step share a forward pass; for train = lora.",
     )
     eval_every: Annotated[int, Field(ge=0)] = Field(
         20, description="Rounds between evaluations on the tuning split; 0 for none."
@@ -237,6 +250,10 @@ class Settings(Values):
             self.make_choice()
         except SettingsError as error:
             problems.append(str(error))
+        if self.frozen != "dtype" and (self.train == "full" or self.memory != "full"):
+            problems.append(f"frozen = {self.frozen} needs memory = full, and not train = full")
+        if self.joint_directions and (self.train != "lora" or self.memory != "full"):
+            problems.append("joint_directions needs train = lora and memory = full")
         if self.backward_clients > self.clients:
             problems.append(
                 f"backward_clients = {self.backward_clients} of clients = {self.clients}"
@@ -301,6 +318,7 @@ class Settings(Values):
         return RoundSettings(
             clients=self.clients,
             sample=self.sample,
+            oversample=self.oversample,
             steps=self.local_steps,
             directions=self.directions,
             mu=float(self.mu),
@@ -341,6 +359,7 @@ CHANGEABLE = frozenset(
         "directions",
         "local_steps",
         "sample",
+        "oversample",
     }
     | {"rounds", "weighting", "min_replies", "eval_every", "dev_examples", "divergence_factor"}
     | {"clip"}

@@ -126,6 +126,15 @@ class Probe:
         """
         return self._wanted
 
+    def ask_step(self) -> list[Point]:
+        """All points that the present local step still needs, in the order in which `tell` takes
+        their outcomes; empty if everything is measured.
+        """
+        if self._wanted is None:
+            return []
+        step = self._wanted.step
+        return [point for point in self._order() if point.step == step][len(self._losses) :]
+
     def tell(self, outcome: Outcome | float) -> None:
         """Takes the outcome of the batch at the requested point, or only its mean loss.
 

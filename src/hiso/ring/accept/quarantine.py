@@ -25,8 +25,8 @@ class Fault:
         round: The round.
         attempt: The attempt at it.
         client: The client.
-        kind: "invalid": its replies were refused. "silent": it sent no reply, and another client
-            did. "digest": its digest was not that of the round's quorum.
+        kind: "invalid": its replies were refused. "silent": it sent no reply, others did, but
+            fewer than `sample`. "digest": its digest was not that of the round's quorum.
     """
 
     round: int
@@ -47,31 +47,48 @@ class Pause:
     until: int
     length: int
 
+    @property
+    def since(self) -> int:
+        """The first round for which the client is not asked."""
+        return self.until - self.length
 
-def pauses(faults: Iterable[Fault]) -> dict[int, Pause]:
-    """The last pause of each client that has had one, by client.
+
+class Quarantine:
+    """The pauses of all clients, from their faults.
 
     Five faults within 20 rounds begin a pause of 20 rounds, which starts after the round of the
     fifth fault. If fewer rounds lie between two pauses than the first one had, the second one is
     twice as long as the first: 20, 40, 80, …. Faults in two attempts at the same round are two.
 
-    Args:
-        faults: In the order of rounds and attempts.
+    Attributes:
+        pauses: The last pause of each client that has had one, by client.
     """
-    found: dict[int, Pause] = {}
-    recent: dict[int, list[int]] = {}
-    for fault in faults:
-        client, now, last = fault.client, fault.round, found.get(fault.client)
-        if last is not None and now < last.until:
-            continue  # asked because too few others were left
-        rounds = [r for r in recent.get(client, []) if r > now - WINDOW] + [now]
-        recent[client] = rounds
-        if len(rounds) == FAULTS:
-            again = last is not None and now + 1 - last.until < last.length
-            length = 2 * last.length if last is not None and again else WINDOW
-            found[client] = Pause(now + 1 + length, length)
-            recent[client] = []
-    return found
+
+    def __init__(self, faults: Iterable[Fault] = ()) -> None:
+        """Args: the faults so far, in the order of rounds and attempts."""
+        self.pauses: dict[int, Pause] = {}
+        self._recent: dict[int, tuple[int, ...]] = {}
+        self._add(faults)
+
+    def after(self, faults: Iterable[Fault]) -> Quarantine:
+        """What later faults, in the order of rounds and attempts, add to these."""
+        later = Quarantine()
+        later.pauses, later._recent = dict(self.pauses), dict(self._recent)
+        later._add(faults)
+        return later
+
+    def _add(self, faults: Iterable[Fault]) -> None:
+        for fault in faults:
+            client, now, last = fault.client, fault.round, self.pauses.get(fault.client)
+            if last is not None and now < last.until:
+                continue  # asked because too few others were left
+            rounds = (*(r for r in self._recent.get(client, ()) if r > now - WINDOW), now)
+            if len(rounds) == FAULTS:
+                again = last is not None and now + 1 - last.until < last.length
+                length = 2 * last.length if last is not None and again else WINDOW
+                self.pauses[client] = Pause(now + 1 + length, length)
+                rounds = ()
+            self._recent[client] = rounds
 
 
 def sample_clients(
@@ -79,13 +96,13 @@ def sample_clients(
 ) -> list[int]:
     """The clients to ask, ascending: a function of the seed, the round, and the ledger before it.
 
-    They are the first `sample` of a permutation of all clients, without those in a pause. If fewer
-    than `sample` are left, fewer are asked. If fewer than `min_replies` are left, those whose
+    They are the first `asked` of a permutation of all clients, without those in a pause. If fewer
+    than `asked` are left, fewer are asked. If fewer than `min_replies` are left, those whose
     pauses end first are asked too.
     """
     order = permutation(seed, "sample", round, attempt, size=settings.clients).tolist()
     out = {c: pause.until for c, pause in paused.items() if round < pause.until}
     here = [client for client in order if client not in out]
     others = sorted((client for client in order if client in out), key=lambda c: out[c])
-    count = min(settings.sample, max(len(here), settings.min_replies))
+    count = min(settings.asked, max(len(here), settings.min_replies))
     return sorted((here + others)[:count])

@@ -347,12 +347,13 @@ class Ledger(RunFile):
         self._db.rows(add, query, start, self.position if stop is None else stop)
         return [median(told) if told else None for told in losses.values()]
 
-    def faults(self) -> list[Fault]:
-        """Every fault of a client, by round, then attempt, then client."""
+    def faults(self, start: int = 0) -> list[Fault]:
+        """Every fault of a client from round `start` on, by round, then attempt, then client."""
         query = """
             SELECT round, attempt, client, kind FROM faults f LEFT JOIN records r USING (round)
-            WHERE f.digest IS NULL OR f.digest != r.digest ORDER BY round, attempt, client"""
-        return [Fault(*row) for row in self._db.rows(_FAULT, query)]
+            WHERE round >= ? AND (f.digest IS NULL OR f.digest != r.digest)
+            ORDER BY round, attempt, client"""
+        return [Fault(*row) for row in self._db.rows(_FAULT, query, start)]
 
     def cuts(self) -> list[Cut]:
         """All that counted for less than a reply said, by round, then client."""

@@ -64,6 +64,22 @@ class Change:
     new: Any
 
 
+@dataclass(frozen=True)
+class Owner:
+    """The registered key that a client number belongs to.
+
+    Attributes:
+        key: The key's fingerprint, as `ssh-keygen -l` shows it.
+        site: The name under which the key was registered.
+    """
+
+    key: str
+    site: str
+
+    def __str__(self) -> str:
+        return f"{self.site} (key {self.key})"
+
+
 @dataclass(frozen=True, eq=False)
 class ReplyRow:
     """A valid reply to a committed round.
@@ -225,6 +241,25 @@ class RunFile:
         """(client, round, reason) of every refused reply, oldest first."""
         kinds = columns(optional(integer), optional(integer), text)
         return self._db.rows(kinds, "SELECT client, round, reason FROM refusals ORDER BY rowid")
+
+    def own(self, client: int, owner: Owner) -> None:
+        """Stores the owner of a client number, unless it has one."""
+        with self._write() as db:
+            row = (client, owner.key, owner.site, time.time())
+            db.execute("INSERT OR IGNORE INTO owners VALUES (?, ?, ?, ?)", row)
+
+    def owners(self) -> dict[int, Owner]:
+        """The owner of each client number that has one."""
+        query = "SELECT client, key, site FROM owners ORDER BY client"
+        rows = self._db.rows(columns(integer, text, text), query)
+        return {client: Owner(key, site) for client, key, site in rows}
+
+    def release(self, client: int) -> Owner | None:
+        """Lets another key claim a client number; returns its owner so far."""
+        owner = self.owners().get(client)
+        with self._write() as db:
+            db.execute("DELETE FROM owners WHERE client = ?", (client,))
+        return owner
 
     def replies(self, start: int = 0) -> Iterator[ReplyRow]:
         """Every valid reply to a committed round, from `start` on, by round, then client."""

@@ -118,6 +118,12 @@ CREATE TABLE IF NOT EXISTS faults (
     digest TEXT,                -- where none had a majority: a fault if the round's is another
     PRIMARY KEY (round, attempt, client)
 );
+CREATE TABLE IF NOT EXISTS owners (
+    client INTEGER PRIMARY KEY,
+    key TEXT NOT NULL,          -- fingerprint of the first key that claimed the number
+    site TEXT NOT NULL,         -- the name under which this key is registered
+    time REAL NOT NULL
+);
 """ + "".join(
     f"CREATE TABLE IF NOT EXISTS abandoned_{table} AS "
     f"SELECT 0 AS generation, * FROM {table} WHERE 0;\n"
@@ -421,7 +427,7 @@ def _check_format(db: Database) -> None:
 
 def _update(db: Database) -> None:
     """Adds what older ledgers lack: the tables of `_LATER`, and in format 1 a column for facts."""
-    known = db.one(integer, "SELECT count(*) FROM sqlite_master WHERE name = 'faults'")
+    known = db.one(integer, "SELECT count(*) FROM sqlite_master WHERE name = 'owners'")
     if known and db.one(integer, "PRAGMA user_version") == FORMAT:
         return
     with db.transaction():

@@ -17,6 +17,7 @@ from hiso.core.measure.outcome import Outcome, log_shares
 from hiso.core.replica.replica import DTYPES, Memory, Replica
 from hiso.data.batches import Batch, Shard
 from hiso.errors import Diverged, SettingsError
+from hiso.ring.passes import AtPoints
 from hiso.run.observer import Advance, Observer
 from hiso.run.settings import Settings
 
@@ -29,6 +30,11 @@ class Objective(Protocol):
 
     def __call__(self, batches: Sequence[Any]) -> list[Outcome]:
         """The outcome of each batch, by forward passes only."""
+        ...
+
+    @property
+    def at_points(self) -> AtPoints | None:
+        """Measures several points in one forward pass; None if the kind of model cannot."""
         ...
 
     def loss(self, batch: Any) -> Tensor:
@@ -126,7 +132,7 @@ def make_replica(
             without calling this module.
     """
     for parameter in workload.module.parameters():
-        if not parameter.requires_grad:
+        if not parameter.requires_grad and parameter.is_floating_point():  # not where quantised
             parameter.data = parameter.data.to(DTYPES[identity.dtype])
     with observer.phase("preparing kernels"):
         replica = Replica(workload.module, identity, memory=memory)

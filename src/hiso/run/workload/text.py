@@ -14,9 +14,10 @@ from torch import nn
 from hiso.core.fingerprint import hash_names
 from hiso.core.identity import Identity
 from hiso.core.method.base import Method
+from hiso.core.replica.replica import DTYPES
 from hiso.data.batches import Shard
 from hiso.errors import SettingsError
-from hiso.run.identity import settings_identity
+from hiso.run.identity import JOINT_DIRECTIONS, settings_identity
 from hiso.run.observer import Advance, Observer
 from hiso.run.settings import Settings
 from hiso.run.workload.base import EVAL_BATCH, device_of, some
@@ -29,7 +30,9 @@ from hiso.workloads.text.encode import Encoded, encode
 from hiso.workloads.text.metrics import evaluate
 from hiso.workloads.text.models import LanguageModel
 from hiso.workloads.text.objective import Objective, Rows
+from hiso.workloads.text.quantised import quantise
 from hiso.workloads.text.task import Task
+from hiso.workloads.text.together import check_together
 from hiso.workloads.text.trained import choose
 
 
@@ -84,6 +87,8 @@ def load_words(
     with observer.phase(f"loading model {settings.model}"):
         lm = objects.load_model(settings)
         choice = choose(lm, settings.make_choice(), settings.seed)
+        if settings.frozen != "dtype":
+            quantise(lm, settings.frozen, DTYPES[settings.dtype])
         lm.model.to(device_of(settings))  # pyright: ignore[reportArgumentType]
     check_classes(lm, task)
     task = _in_style(settings, task, lm)
@@ -116,6 +121,9 @@ def load_words(
         partition=partition,
         joint=settings.joint,
     )
+    if settings.joint_directions:
+        check_together(lm)
+        identity = replace(identity, facts={**identity.facts, JOINT_DIRECTIONS: True})
     return Words(lm, task, shards, dev, test, splits.source, identity)
 
 

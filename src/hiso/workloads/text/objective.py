@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hiso.core.measure.outcome import Outcome
+from hiso.core.noise.point import Point
 from hiso.data.batches import Batch
 from hiso.errors import SettingsError
 from hiso.workloads.text.classes import check_classes
@@ -19,6 +20,7 @@ from hiso.workloads.text.encode import Encoded
 from hiso.workloads.text.grouping import group_by_length
 from hiso.workloads.text.models import LanguageModel, hidden_states, output_head, shape_logits
 from hiso.workloads.text.task import Task
+from hiso.workloads.text.together import Together
 from hiso.workloads.text.verbalizer import Verbalizer, check_labels
 
 Rows = Callable[[nn.Parameter, Tensor], Tensor]
@@ -70,6 +72,7 @@ class Objective:
         self.seconds = 0.0
         self.passes = 0
         self._rows = rows or _cast_rows
+        self._together: Together | None = None
 
     def __call__(self, batches: Sequence[Batch[Encoded]]) -> list[Outcome]:
         """The outcome of each batch; see `measure`.
@@ -83,6 +86,36 @@ class Objective:
             together = self.measure([e for batch in group for e in batch.examples])
             outcomes += together.split([len(batch.examples) for batch in group])
         return outcomes
+
+    def at_points(
+        self,
+        write: Callable[[Point], None],
+        points: Sequence[Point],
+        batches: Sequence[Batch[Encoded]],
+    ) -> list[list[Outcome]]:
+        """The outcome of each batch at each point, from one forward pass, for LoRA adapters.
+
+        Equals the outcomes of one pass after another up to rounding. The model's weights are then
+        those of the last point.
+
+        Args:
+            write: Writes the weights at a point into the model.
+            points: The points.
+            batches: The batches.
+
+        Raises:
+            SettingsError: The model trains something else than LoRA adapters, or an example is
+                longer than the model's context.
+        """
+        examples = [e for batch in batches for e in batch.examples]
+        self._together = Together(self.lm, write, points)
+        try:
+            with self._together.active():
+                found = self.measure(examples * len(points))
+        finally:
+            self._together = None
+        outcomes = iter(found.split([len(batch.examples) for batch in batches] * len(points)))
+        return [[next(outcomes) for _ in batches] for _ in points]
 
     @torch.inference_mode()
     def measure(self, examples: Sequence[Encoded]) -> Outcome:
@@ -200,6 +233,8 @@ class Objective:
             ids = np.full(shape, self.lm.padding, np.int64)
             for row, i in zip(ids, group, strict=True):
                 row[: lengths[i]] = sequences[i]
+            if self._together is not None:
+                self._together.use(group, len(sequences))
             yield group, torch.from_numpy(ids).to(self.lm.model.device)
 
     def _logits(self, at: Tensor, ids: Tensor) -> Tensor:

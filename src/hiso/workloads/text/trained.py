@@ -239,6 +239,17 @@ def _initialise(a: nn.Parameter, seed: int, number: int) -> None:
     a.data.copy_((2 * uniform - 1) / math.sqrt(a.shape[1]))
 
 
+def adapter_layers(model: nn.Module) -> list[nn.Linear]:
+    """The A and B of all LoRA adapters of a model; empty if it has none."""
+    if importlib.util.find_spec("peft") is None:
+        return []
+    from peft.tuners.lora import LoraLayer
+
+    layers = [layer for _, layer in _adapted(model) if isinstance(layer, LoraLayer)]
+    parts: list[Any] = [part[_ADAPTER] for la in layers for part in (la.lora_A, la.lora_B)]
+    return parts
+
+
 def _adapted(model: nn.Module) -> list[tuple[str, Any]]:
     """The layers with adapters, by name, in the model's order."""
     from peft.tuners.tuners_utils import BaseTunerLayer

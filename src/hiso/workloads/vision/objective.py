@@ -31,7 +31,12 @@ class ImageObjective:
 
     The loss is the cross-entropy of the right label. Logits are first converted to float32, for any
     dtype of the network.
+
+    Attributes:
+        at_points: None: a network on images measures one point per pass.
     """
+
+    at_points = None
 
     def __init__(self, module: nn.Module, *, joint: bool = True) -> None:
         """Args: the network; whether batches share one forward pass, which changes the rounding."""
