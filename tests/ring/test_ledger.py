@@ -218,7 +218,7 @@ def test_open_says_what_is_wrong_with_a_file(tmp_path):
     assert not (tmp_path / "none.db").exists()
     (tmp_path / "text.db").write_text("no database at all\n" * 100)
     for opened in (Ledger.open, Ledger.read):
-        with pytest.raises(ProtocolError, match="cannot be used as a ledger"):
+        with pytest.raises(ProtocolError, match="not what hiso wrote there"):
             opened(tmp_path / "text.db")
     with pytest.raises(StorageError, match=r"folder.db: unable to open"):
         new_ledger(tmp_path / "no" / "folder.db")

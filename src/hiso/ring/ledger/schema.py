@@ -196,7 +196,7 @@ def _of(kind: type[_T] | tuple[type[_T], ...], value: Any) -> _T:
 
 
 class Database:
-    """A connection to a ledger. All access to rows goes through it, so all errors are hiso's own.
+    """A connection to a file. All access to rows goes through it, so all errors are hiso's own.
 
     Raises:
         ProtocolError: The file is damaged: SQLite cannot read its pages, or a row holds values
@@ -302,8 +302,9 @@ def _ours(path: Path, error: sqlite3.DatabaseError) -> HisoError:
 def damaged(path: Path, problem: object) -> ProtocolError:
     """The error for a damaged file."""
     return ProtocolError(
-        f"{path} cannot be used as a ledger: {problem}. It is damaged, or not a ledger: restore "
-        "it from a copy; without a copy, a rollback to a position before the damage may help"
+        f"{path} cannot be used: {problem}. It is damaged, or not what hiso wrote there: restore "
+        "it from a copy; without a copy of a ledger, a rollback to a position before the damage "
+        "may help"
     )
 
 
@@ -314,7 +315,7 @@ def create_file(path: Path, identity: str, settings: str) -> Database:
         RunConflict: A non-empty file exists already.
         StorageError: The disk is full, or the folder does not exist.
     """
-    with _connected(path, "rwc") as db:
+    with connected(path, "rwc") as db:
         db.execute("PRAGMA journal_mode=WAL")
         with db.transaction():
             if _tables(db):
@@ -361,7 +362,7 @@ def open_file(path: Path) -> Database:
         StorageError: The file cannot be read.
     """
     _check_that_it_is_there(path)
-    with _connected(path, "rw") as db:
+    with connected(path, "rw") as db:
         _check_format(db)
         _update(db)
     return db
@@ -434,7 +435,7 @@ def _update(db: Database) -> None:
 
 
 @contextmanager
-def _connected(path: Path, mode: str) -> Iterator[Database]:
+def connected(path: Path, mode: str) -> Iterator[Database]:
     """A connection to read and write, closed if the block fails."""
     with translated(path), ExitStack() as stack:
         db = stack.enter_context(Database(path, _connect(path, f"mode={mode}")))
