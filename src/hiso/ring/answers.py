@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import time
-from contextlib import ExitStack
 from pathlib import Path
 
 from hiso.errors import ProtocolError
@@ -39,11 +38,10 @@ class Answers:
 
     def __init__(self, path: Path) -> None:
         """Opens the file, or creates it so that only its owner can read it."""
-        with translated(path), ExitStack() as stack:
+        with translated(path):
             os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
-            self._db = stack.enter_context(connected(path, "rw"))
+        with connected(path, "rw") as self._db:
             _prepare(self._db)
-            stack.pop_all()
 
     def find(self, asked: bytes) -> bytes | None:
         """The bytes of the reply to this question, or None."""
