@@ -45,7 +45,7 @@ def clients() -> list[TensorDataset]:
     return [TensorDataset(*pair) for pair in zip(x, y, strict=True)]
 
 
-def train(method: hiso.Method) -> list[float]:
+def train(method: hiso.Method) -> list[float | None]:
     """The loss of each of 100 rounds."""
     with hiso.Federation(
         network(),

@@ -180,7 +180,7 @@ class Worker:
         if (refusal := self._prepare(plan, request)) is not None:
             return refusal
         reply = self._site.answer(plan, self._clients[index])
-        log.info("round %d: loss %.4f, digest %016x", plan.round, reply.loss, reply.digest)
+        log.info("round %d: %d scalars, digest %016x", plan.round, reply.count, reply.digest)
         every = self._settings.snapshot_every
         if every and plan.round % every == 0 and plan.round:
             save_snapshot(self._snapshots, self._standing)

@@ -94,10 +94,18 @@ class Site:
         client.catch_up(plan)
         _refuse(plan, list(differences(plan, client.replica.hyper, self._expected)))
         reply = client.answer(plan)
-        if self.settings.report_loss == "rounded":
-            reply = replace(reply, loss=float(f"{reply.loss:.3g}"))
+        reply = replace(reply, loss=self._shown(reply.loss))
         self._answers.keep(reply)
         return reply
+
+    def _shown(self, loss: float | None) -> float | None:
+        match self.settings.report_loss:
+            case "none":
+                return None
+            case "rounded":
+                return None if loss is None else float(f"{loss:.3g}")
+            case "exact":
+                return loss
 
     def close(self) -> None:
         """Closes its file."""

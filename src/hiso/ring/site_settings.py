@@ -51,9 +51,9 @@ class SiteSettings(BaseModel):
         description="secret: batches are drawn with the site's own key. seed: from the run's seed, "
         "which every participant knows; then a simulation gives the same model.",
     )
-    report_loss: Literal["rounded", "exact"] = Field(
+    report_loss: Literal["rounded", "exact", "none"] = Field(
         default="rounded",
-        description="The mean loss in a reply: with three significant digits, or exact.",
+        description="The mean loss in a reply: with three significant digits, exact, or left out.",
     )
 
     @model_validator(mode="after")
