@@ -45,7 +45,7 @@ def clients() -> list[TensorDataset]:
     return [TensorDataset(*pair) for pair in zip(x, y, strict=True)]
 
 
-def train(method: hiso.Method) -> list[float | None]:
+def train(method: hiso.Method) -> list[float]:
     """The loss of each of 100 rounds."""
     with hiso.Federation(
         network(),
@@ -57,7 +57,7 @@ def train(method: hiso.Method) -> list[float | None]:
         directions=5,
         mu=1e-3,
     ) as fed:
-        return [r.loss for r in fed.rounds(100)]
+        return [r.loss for r in fed.rounds(100) if r.loss is not None]
 
 
 def main() -> None:

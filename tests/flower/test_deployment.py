@@ -98,7 +98,7 @@ def test_a_worker_that_joins_late_catches_up_by_scalars(deployment, settings):
     worker.close()
     for index in (0, 1):
         (log,) = before.glob("run-*")
-        shutil.copytree(log, deployment.folder / f"w{index}" / log.name)
+        shutil.copytree(log, deployment.folder / f"w{index}" / log.name, dirs_exist_ok=True)
     deployment.serve("late", "--rounds", 23)
     summary = deployment.summary("late")
     statuses = [deployment.status(index) for index in range(3)]

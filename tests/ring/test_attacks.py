@@ -127,6 +127,54 @@ def test_honest_runs_with_one_or_two_clients_are_guarded_as_ever(tmp_path, sampl
         until_it_diverges()
 
 
+def silent_loss(reply: Reply) -> Reply:
+    return replace(reply, loss=None)
+
+
+def lone_loss(reply: Reply) -> Reply:
+    """One of twenty reports a loss; it rises without bounds, while the others learn."""
+    return replace(reply, loss=10.0**reply.round if reply.client == EVIL else None)
+
+
+def told_by_all(server: Server, clients: Sequence[Client], attack: Attack) -> Closed:
+    for plan in server.ask():
+        assert server.tell(attack(clients[plan.client].answer(plan))).accepted
+    closed = server.close()
+    assert isinstance(closed, Closed)
+    return closed
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_without_losses_the_sizes_of_scalars_show_that_a_run_explodes(tmp_path, restart):
+    ledger = new_ledger(tmp_path / "ledger")
+    server, clients = Server(ledger, TWENTY), alike(ledger, 20)
+    for _ in range(15):
+        assert told_by_all(server, clients, silent_loss).loss is None
+    server.settings = replace(TWENTY, hyper={"lr": 4.0})
+
+    def until_it_diverges(server: Server = server) -> None:
+        for _ in range(30):
+            told_by_all(server, clients, silent_loss)
+            if restart:
+                server = Server(ledger, server.settings)
+
+    with pytest.raises(Diverged, match="size of the scalars") as caught:
+        until_it_diverges()
+    assert 15 < ledger.position < 30
+    assert caught.value.position is None
+    assert ledger.losses() == []
+    assert len(ledger.median_sizes()) == ledger.position
+    assert max(ledger.median_sizes(stop=15)) < 2 * ledger.median_sizes(stop=1)[0]
+
+
+def test_the_only_one_that_reports_a_loss_does_not_decide_for_all(tmp_path):
+    ledger = new_ledger(tmp_path / "ledger")
+    server, clients = Server(ledger, TWENTY), alike(ledger, 20)
+    for r in range(25):
+        assert told_by_all(server, clients, lone_loss).loss == 10.0**r
+    assert set(ledger.median_losses()) == {None}
+
+
 WEIGHTED = replace(TWENTY, clients=5, sample=5, weighting="examples")
 
 

@@ -16,7 +16,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from rich.console import Console
 
+from hiso.cli.display import inspection
 from hiso.errors import ProtocolError, StorageError
 from hiso.ring.answers import Answers
 from hiso.ring.client import Client
@@ -27,6 +29,7 @@ from hiso.ring.server import Server
 from hiso.ring.site import ANSWERS, KEY, Site
 from hiso.ring.site_settings import SiteSettings, Value, differences
 from hiso.ring.wire import hash_question, reply_from_bytes, reply_to_bytes
+from hiso.run.inspect import inspect_run
 
 from .standin import Curved, Plain, StandIn, client_of, new_ledger
 
@@ -160,6 +163,20 @@ def test_the_loss_is_rounded_unless_the_site_says_otherwise(tmp_path, ledger):
     assert float(f"{rounded.loss:.3g}") == rounded.loss
     told = site_with(tmp_path / "b", report_loss="exact").answer(plan, client)
     assert reply_to_bytes(told) == reply_to_bytes(exact)
+
+
+def test_a_loss_that_is_left_out_is_shown_as_unknown(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    with new_ledger(run / "ledger.sqlite") as ledger:
+        site = site_with(tmp_path / "site", report_loss="none")
+        told = rounds(Server(ledger, RULES), site, client_of(0, StandIn(ledger.identity)), 2)
+        assert [reply_from_bytes(data).loss for data in told] == [None, None]
+    found = inspect_run(run, 2)
+    assert [line["loss"] for line in found["rounds"]] == [None, None]
+    console = Console(record=True, width=120)
+    inspection(console, found | {"settings": {"method": "plain"}})
+    assert "nan" not in console.export_text()
 
 
 def test_files_are_their_owners_alone_and_the_key_stays(tmp_path):

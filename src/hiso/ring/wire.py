@@ -129,13 +129,12 @@ def reply_to_bytes(reply: Reply) -> bytes:
             raise ValueError("scalars and curvature have different shapes")
         flags = _CURVATURE * (reply.curvature is not None) | _FACTS * bool(reply.facts)
         flags |= _NO_LOSS * (reply.loss is None)
+        loss = 0.0 if reply.loss is None else reply.loss
         count = struct.pack("<H", len(reply.facts)) if reply.facts else b""
         return b"".join(
             [
                 _head(_REPLY, flags, reply, reply.asked),
-                _REPLY_BODY.pack(
-                    reply.digest, reply.loss or 0.0, reply.examples, steps, directions
-                ),
+                _REPLY_BODY.pack(reply.digest, loss, reply.examples, steps, directions),
                 *(array.astype("<f4").tobytes() for array in arrays),
                 count + pack_named(reply.facts),
             ]
