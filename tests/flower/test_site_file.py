@@ -89,6 +89,13 @@ def test_the_first_start_writes_a_file_that_shows_every_setting(tmp_path):
     assert max(map(len, text.splitlines())) <= 100
 
 
+def test_the_manual_lists_every_setting():
+    page = (Path(__file__).parents[2] / "docs" / "deploy.md").read_text()
+    for name, field in SiteSettings.model_fields.items():
+        default = str(field.get_default()).replace("()", "[]")
+        assert f"| `{name}` | `{default}` | {field.description} |\n" in page
+
+
 @pytest.mark.parametrize(
     ("toml", "said"),
     [
@@ -97,11 +104,14 @@ def test_the_first_start_writes_a_file_that_shows_every_setting(tmp_path):
         ("min_mu = 1.0\nmax_mu = 0.1", "max_mu = 0.1"),
         ('must_match = ["rounds"]', "rounds is not a setting that a plan has"),
         ('must_match = ["mu", "lr"]', "mu has no fixed value"),
+        ('must_match = ["ridge"]', "ridge has no fixed value"),
         ("batches = secret", "cannot read settings"),
     ],
 )
 def test_a_wrong_file_is_refused_before_anything_is_loaded(tmp_path, toml, said):
-    settings = parse_settings({**KEYS, "mu": "auto", "model": "no such network"})
+    settings = parse_settings(
+        {**KEYS, "mu": "auto", "model": "no such network", "method": "subspace_newton", "ridge": 0}
+    )
     (tmp_path / SITE).write_text(toml)
     with pytest.raises(SettingsError, match=said):
         Worker(settings, tmp_path, own=None, alive=lambda: None)

@@ -70,7 +70,10 @@ def _expected(settings: Settings, names: tuple[str, ...], path: Path) -> dict[st
         "mu": settings.mu,
         "scheme": settings.scheme or "forward",
     }
-    moving = {"lr"} if method.auto else set[str]()
+    examples = settings.sample * settings.batch_size
+    followed = method.follow(method.hyper, method.derived, settings.directions, examples)
+    moving = {name for name, value in followed.items() if value != method.hyper[name]}
+    moving |= {"lr"} if method.auto else set()
     moving |= {"mu", "scheme"} if settings.mu == "auto" else set()
     moving |= {"lr", "mu"} if settings.normalise else set()
     problems = [
