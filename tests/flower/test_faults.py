@@ -109,7 +109,7 @@ def test_a_reply_that_comes_twice_counts_once(deployment):
     deployment.kill("supernode2")
     deployment.serve(out, "--rounds", 1, "--sample", 3, "--round-seconds", 150)
     log, ledger = (deployment.folder / out / name for name in ("server.log", "ledger.sqlite"))
-    here = re.compile("client ([01]) is here")
+    here = re.compile("client ([01]) is connected")
     deployment.wait(
         "clients 0 and 1", lambda: log.is_file() and len(set(here.findall(log.read_text()))) == 2
     )
