@@ -53,14 +53,16 @@ class Run:
         self.server = Server(self.ledger, SETTINGS.make_rounds(SETTINGS.make_method()))
 
     def plan(self) -> Plan:
+        """With all records, as for a worker that knows none."""
         self.server.ask()
         return self.server.rejoin(0, 0)
 
     def ask(self, worker: Worker, plan: Plan | None = None) -> Envelope:
         return worker.handle(request(plan or self.plan(), self.ledger.identity.text), 0)
 
-    def round(self, worker: Worker) -> Reply:
-        answer = self.ask(worker)
+    def round(self, worker: Worker, *, hinted: bool = False) -> Reply:
+        """If `hinted`, the plan has the records that the server takes the worker to lack."""
+        answer = self.ask(worker, self.server.ask()[0] if hinted else None)
         assert answer.kind == "reply", answer.facts
         reply = reply_from_bytes(answer.body)
         assert self.server.tell(reply).accepted
@@ -162,6 +164,20 @@ def test_answers_outlive_a_rollback_a_restart_and_the_loss_of_the_key(tmp_path):
     worker = worker_in(tmp_path / "site")
     run.roll_back(0)
     assert run.round(worker).scalars.tolist() != replies[0].scalars.tolist()
+
+
+def test_old_answers_of_a_course_that_the_worker_has_left_lead_back_to_it(tmp_path):
+    worker = worker_in(tmp_path / "site")
+    first, other, again = (Run(tmp_path / name, worker) for name in ("first", "other", "again"))
+    told = [first.round(worker, hinted=True) for _ in range(3)]
+    other.server.settings = replace(other.server.settings, mu=2e-3)
+    for _ in range(2):
+        other.round(worker, hinted=True)
+    sent = worker._site.sent
+    back = [again.round(worker, hinted=True) for _ in range(3)]
+    assert [reply.asked for reply in back] == [reply.asked for reply in told]
+    assert worker._site.sent == sent
+    assert again.round(worker, hinted=True).round == 3
 
 
 def stored(folder: Path, plan: Plan) -> bytes:

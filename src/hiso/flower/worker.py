@@ -172,13 +172,16 @@ class Worker:
 
     def _round(self, request: Envelope, index: int) -> Envelope:
         plan = plan_from_bytes(request.body)
-        if (known := self._site.recall(plan)) is not None:
-            log.info("round %d: the same plan again, the same answer", plan.round)
-            return Envelope("reply", {}, known)
-        shard = self.shards[index]
-        self._site.check(plan, self._identity.method, min(shard.batch_size, shard.examples))
+        known, shard = self._site.recall(plan), self.shards[index]
+        if known is None:
+            batch = min(shard.batch_size, shard.examples)
+            self._site.check(plan, self._identity.method, batch)
         if (refusal := self._prepare(plan, request)) is not None:
             return refusal
+        if known is not None:
+            self._clients[index].catch_up(plan)  # after a reply the server relies on its position
+            log.info("round %d: the same plan again, the same answer", plan.round)
+            return Envelope("reply", {}, known)
         reply = self._site.answer(plan, self._clients[index])
         log.info("round %d: %d scalars, digest %016x", plan.round, reply.count, reply.digest)
         every = self._settings.snapshot_every

@@ -29,6 +29,8 @@ class Site:
         >>> if known is None:
         ...     site.check(plan, method, batch=16)
         ...     reply = site.answer(plan, client)
+        ... else:
+        ...     client.catch_up(plan)
 
     Attributes:
         settings: What it allows and shows.
@@ -63,7 +65,11 @@ class Site:
         return None if self._key is None else secret_seed(self._key, run)
 
     def recall(self, plan: Plan) -> bytes | None:
-        """The bytes with which this plan was answered before, or None."""
+        """The bytes with which this plan was answered before, or None.
+
+        Before they are sent again, the client should `catch_up` with the plan: from a reply the
+        server concludes where the replica stands.
+        """
         return self._answers.find(hash_question(plan))
 
     def check(self, plan: Plan, method: Method, batch: int) -> None:
