@@ -22,7 +22,6 @@ def main(settings: Path, folder: Path, watchdog: float) -> None:
             threading.Event().wait()
 
     register_module_forward_pre_hook(stand_still)
-    folder.mkdir()
     log_to(folder / LOG)
     Resident(folder, 0, watchdog).run(parse_settings(read_toml(settings)), share=True)
 

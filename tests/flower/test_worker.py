@@ -14,6 +14,7 @@ from hiso.ring.wire import plan_to_bytes, reply_from_bytes
 from hiso.run.api import simulate
 from hiso.run.settings import parse_settings
 
+from .conftest import simulated_site
 from .federation import ROOT, Deployment, write_toml
 
 pytestmark = [pytest.mark.flower, pytest.mark.timeout(300)]
@@ -36,6 +37,7 @@ def test_the_watchdog_ends_a_worker_that_hangs(site, settings, tmp_path):
     only = settings | {"clients": 1, "sample": 1, "rounds": 4}
     expected = simulate(out=tmp_path / "simulated", dev_examples=4, test_examples=4, **only)
     folder = site.folder / "w0"
+    simulated_site(folder)
     site.start(
         "worker0", "python", "-m", "tests.flower.hanging", site.folder / "settings.toml", folder,
         WATCHDOG, folder=ROOT,

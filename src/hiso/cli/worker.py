@@ -45,7 +45,7 @@ def start(
     """Load model and data, and answer the server until stopped. Stays in the foreground.
 
     Flags override the TOML file, which should be the same for server and workers, except for
-    `data`.
+    `data`. What this site allows and shows is in FOLDER/site.toml, which the first start writes.
     """
     from hiso.flower.daemon import LOG, Resident
     from hiso.flower.logs import keep_private, log_to
