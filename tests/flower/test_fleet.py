@@ -11,6 +11,8 @@ from importlib.metadata import version
 
 import pytest
 from flwr.proto import fleet_pb2, heartbeat_pb2, message_pb2
+from flwr.supercore.inflatable.inflatable_utils import pull_objects
+from flwr.superlink.grid import http_grid
 from flwr.supernode.fleet_http_client import FleetHttpClient
 
 from hiso.flower.access import Access
@@ -55,6 +57,9 @@ def test_flowers_internal_interface_is_the_one_that_fleet_py_was_written_for():
         "server_address", "insecure", "root_certificates", "interceptors", "retry_invoker",
     ]  # fmt: skip
     assert set(dir(FleetHttpClient)) >= CALLS
+    waits = inspect.signature(pull_objects).parameters
+    assert {"initial_backoff", "backoff_cap"} <= set(waits)
+    assert http_grid.pull_objects is pull_objects  # what `look_again_soon` replaces at the server
     for kind, fields in FIELDS.items():
         assert set(kind.DESCRIPTOR.fields_by_name) >= fields, kind
 

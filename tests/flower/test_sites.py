@@ -117,3 +117,20 @@ def test_texts_of_a_site_reach_the_log_as_one_line_each(caplog):
         sites.refuse(site, differences(lambda labels: GOOD, site.identity))
     assert len(caplog.messages) == 3
     assert all(said.isprintable() for said in caplog.messages)
+
+
+def test_a_new_node_is_expected_until_it_answers():
+    class Nodes:
+        def nodes(self):
+            return {7: None, 8: None}
+
+        def send(self, requests, ttl):
+            return dict.fromkeys(requests, 1)
+
+    sites = Sites(Nodes(), 3)  # pyright: ignore[reportArgumentType]
+    assert not sites.expects_more
+    sites.look()
+    for node in (7, 8):
+        assert sites.expects_more
+        sites.greet(Answer(node, Envelope("hello"), Envelope.of_error("X", "later"), 9))
+    assert not sites.expects_more

@@ -7,9 +7,12 @@ import secrets
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from flwr.app import Message
 from flwr.serverapp import Grid
+from flwr.supercore.inflatable.inflatable_utils import pull_objects
+from flwr.superlink.grid import http_grid
 
 from hiso.errors import ProtocolError
 from hiso.flower.envelope import LOST, Envelope, pack, unpack
@@ -45,6 +48,15 @@ class _Sent:
     node: int
     request: Envelope
     until: float
+
+
+def look_again_soon() -> None:
+    """Lets Flower's grid look again after 0.05 s for an answer that is still being uploaded.
+
+    It finds many in this state, because it looks often; and it then sleeps for a second, which no
+    setting changes.
+    """
+    http_grid.pull_objects = partial(pull_objects, initial_backoff=0.05, backoff_cap=1.0)
 
 
 class Post:

@@ -177,7 +177,8 @@ class Conductor:
             self._send(began, kind="fold")
             here = self._sites.by_client.keys() & self._asked.keys()
             done = [self._asked[client].done for client in here]
-            if self._asked and (all(done) or (2 * sum(done) > len(done) and self._waited)):
+            whole = all(done) and not self._sites.expects_more
+            if self._asked and (whole or (2 * sum(done) > len(done) and self._waited)):
                 break
             time.sleep(_POLL)
         self._note_sizes(end)
@@ -216,9 +217,10 @@ class Conductor:
         return time.monotonic() - self._sent > self._waiting.seconds
 
     def _is_awaited(self, client: int) -> bool:
-        lost = self._sites.lost.get(client, -math.inf)
+        lost, sites = self._sites.lost.get(client, -math.inf), self._sites
         soon = time.monotonic() - lost < self._pace.round_seconds
-        return not self._asked[client].done and (client in self._sites.by_client or soon)
+        here = client in sites.by_client or soon or sites.expects_more
+        return here and not self._asked[client].done
 
     def _send(self, began: float, kind: str = "round") -> None:
         requests: dict[int, Envelope] = {}

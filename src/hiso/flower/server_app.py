@@ -14,7 +14,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from hiso.errors import SettingsError
-from hiso.flower.exchange import MAX_ANSWER, Post
+from hiso.flower.exchange import MAX_ANSWER, Post, look_again_soon
 from hiso.flower.logs import keep_private, log_to
 from hiso.flower.rounds import Conductor, Pace, agree_on_identity
 from hiso.flower.sites import Sites
@@ -51,6 +51,7 @@ def main(grid: Grid, context: Context) -> None:
     out = Path(str(config["out"]))
     keep_private(out)
     log_to(out / LOG)
+    look_again_soon()
     pace = Pace(float(config["round-seconds"]), int(config["start-with"]))
     rollback = int(config["rollback"])
     try:

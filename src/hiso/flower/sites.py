@@ -25,6 +25,8 @@ _REFUSED_AGAIN = 30.0
 """The same, if the worker has another identity."""
 _LONGEST_IDENTITY = 2**20
 """Largest number of characters of an identity."""
+_INTRODUCTION = 10.0
+"""Longest wait for the first answer of a new node, in seconds; an idle worker looks every 3 s."""
 _LOOK = 1.0
 """Seconds between readings of Flower's list of nodes."""
 
@@ -64,6 +66,7 @@ class Sites:
         self.by_client: dict[int, Site] = {}
         self.lost: dict[int, float] = {}
         self._known: dict[int, Owner | None] = {}
+        self._new: dict[int, float] = {}
         self._again: dict[int, float] = {}
         self._refused: dict[int, str] = {}
         self._strangers: dict[int, str] = {}
@@ -77,13 +80,22 @@ class Sites:
         self._looked = now
         nodes = self._post.nodes()
         for node in self._known.keys() - nodes.keys():
+            self._new.pop(node, None)
             self.lose(node, "its node is gone", again=False)
         due = {node for node, at in self._again.items() if at <= now and node in nodes}
-        greeted = (nodes.keys() - self._known.keys()) | due
+        new = nodes.keys() - self._known.keys()
+        self._new |= dict.fromkeys(new, now)
+        greeted = new | due
         self._known = nodes
         for node in greeted:
             self._again.pop(node, None)
         self._post.send({node: Envelope("hello", {"run": self.run}) for node in greeted}, HELLO_TTL)
+
+    @property
+    def expects_more(self) -> bool:
+        """Whether a node that has just appeared has not said yet which client it is."""
+        now = time.monotonic()
+        return any(now - at < _INTRODUCTION for at in self._new.values())
 
     def lose(self, node: int, reason: str, *, again: bool) -> None:
         """Removes the worker behind a node, because it does not answer; if `again`, retries
@@ -108,6 +120,7 @@ class Sites:
     def greet(self, answer: Answer) -> None:
         """Handles an answer to `hello`."""
         facts = answer.envelope.facts
+        self._new.pop(answer.node, None)
         if answer.envelope.kind != "hello":
             reason = str(facts.get("reason", "no hello"))
             known = any(site.node == answer.node for site in self.by_client.values())
