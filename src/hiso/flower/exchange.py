@@ -56,7 +56,8 @@ def look_again_soon() -> None:
     It finds many in this state, because it looks often; and it then sleeps for a second, which no
     setting changes.
     """
-    http_grid.pull_objects = partial(pull_objects, initial_backoff=0.05, backoff_cap=1.0)
+    quick = partial(pull_objects, initial_backoff=0.05, backoff_cap=1.0)
+    http_grid.pull_objects = quick  # pyright: ignore[reportPrivateImportUsage]
 
 
 class Post:
