@@ -57,7 +57,7 @@ def train(method: hiso.Method) -> list[float]:
         directions=5,
         mu=1e-3,
     ) as fed:
-        return [r.loss for r in fed.rounds(100)]
+        return [r.loss for r in fed.rounds(100) if r.loss is not None]
 
 
 def main() -> None:

@@ -161,7 +161,7 @@ def test_what_is_no_ledger_is_left_alone(tmp_path, hiso, base):
     file.write_text("my notes " * 100)
     done = hiso("run", *flags(base), "--out", "run")
     assert done.code == 6
-    assert "cannot be used as a ledger" in done.err
+    assert "not what hiso wrote there" in done.err
     assert file.read_text() == "my notes " * 100
 
 

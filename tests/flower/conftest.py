@@ -28,6 +28,12 @@ def settings(small_run) -> dict[str, Any]:
     return small_run | {"clients": 3, "rounds": 4, "eval_every": 0, "joint": False}
 
 
+def simulated_site(folder: Path) -> None:
+    """A worker's folder with batches as a simulation draws them, so that models can be compared."""
+    folder.mkdir(mode=0o700)
+    (folder / "site.toml").write_text('batches = "seed"\n')
+
+
 @pytest.fixture(scope="session")
 def deployment(tmp_path_factory, settings) -> Iterator[Deployment]:
     folder: Path = tmp_path_factory.mktemp("f")
@@ -35,6 +41,7 @@ def deployment(tmp_path_factory, settings) -> Iterator[Deployment]:
     try:
         write_toml(folder / "settings.toml", settings)
         for index in range(3):  # they wait for the SuperLink
+            simulated_site(folder / f"w{index}")
             site.worker(index, "--share", counted=index == 0)
         site.superlink()
         yield site

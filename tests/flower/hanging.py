@@ -27,7 +27,6 @@ def main(superlink: str, settings: Path, folder: Path, watchdog: float) -> None:
             threading.Event().wait()
 
     register_module_forward_pre_hook(stand_still)
-    folder.mkdir()
     log_to(folder / LOG)
     access = Access(superlink, None, None)
     Resident(folder, 0, watchdog).run(parse_settings(read_toml(settings)), access, share=True)

@@ -96,7 +96,8 @@ def test_a_worker_that_joins_late_catches_up_by_scalars(deployment, settings):
             server.close()
     worker.close()
     for index in (0, 1):
-        shutil.copytree(before, deployment.folder / f"w{index}", dirs_exist_ok=True)
+        (log,) = before.glob("run-*")
+        shutil.copytree(log, deployment.folder / f"w{index}" / log.name, dirs_exist_ok=True)
     deployment.serve("late", "--rounds", 23)
     summary = deployment.summary("late")
     statuses = [deployment.status(index) for index in range(3)]

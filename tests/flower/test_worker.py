@@ -11,6 +11,7 @@ from hiso.flower.daemon import Resident
 from hiso.flower.envelope import Envelope
 from hiso.run.api import simulate
 
+from .conftest import simulated_site
 from .federation import ROOT, Deployment, write_toml
 
 pytestmark = [pytest.mark.flower, pytest.mark.timeout(300)]
@@ -33,6 +34,7 @@ def test_the_watchdog_ends_a_worker_that_hangs(site, settings, tmp_path):
     only = settings | {"clients": 1, "sample": 1, "rounds": 4, "clip": 3.0}
     expected = simulate(out=tmp_path / "simulated", dev_examples=4, test_examples=4, **only)
     folder = site.folder / "w0"
+    simulated_site(folder)
     site.superlink()
     site.start(
         "hanging", "python", "-m", "tests.flower.hanging", site.address(),

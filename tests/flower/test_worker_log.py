@@ -18,6 +18,8 @@ from hiso.flower.worker import Worker
 from hiso.ring.ledger.ledger import Ledger
 from hiso.ring.messages import Plan, Reply
 from hiso.ring.server import Closed, Server
+from hiso.ring.site import Site
+from hiso.ring.site_settings import SiteSettings
 from hiso.ring.wire import plan_to_bytes, reply_from_bytes
 from hiso.run.settings import parse_settings
 
@@ -30,12 +32,13 @@ SETTINGS = parse_settings(
 )  # fmt: skip
 
 
-class Site:
+class Both:
     """A worker for both clients and the server's side of a run, in one process."""
 
     def __init__(self, folder: Path) -> None:
         (folder / "worker").mkdir(parents=True)
-        self.worker = Worker(SETTINGS, folder / "worker", own=None, alive=lambda: None)
+        site = Site(folder / "worker", SiteSettings(batches="seed"))
+        self.worker = Worker(SETTINGS, folder / "worker", own=None, alive=lambda: None, site=site)
         self.ledger = Ledger.create(folder / "server.sqlite", self.worker._identity, {})
         rounds = SETTINGS.make_rounds(SETTINGS.make_method())
         self.server = Server(self.ledger, rounds)
@@ -66,8 +69,8 @@ class Site:
 
 
 @pytest.fixture
-def site(tmp_path) -> Site:
-    site = Site(tmp_path / "site")
+def site(tmp_path) -> Both:
+    site = Both(tmp_path / "site")
     for _ in range(3):
         site.round()
     return site
@@ -75,7 +78,7 @@ def site(tmp_path) -> Site:
 
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory) -> int:
-    site = Site(tmp_path_factory.mktemp("whole"))
+    site = Both(tmp_path_factory.mktemp("whole"))
     for _ in range(5):
         site.round()
     return site.digest()
@@ -85,7 +88,7 @@ def expected(tmp_path_factory) -> int:
 def full_disk(folder: Path) -> Iterator[None]:
     """No file may grow beyond what the largest log beside a ledger has."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    size = max(path.stat().st_size for path in folder.rglob("*-wal"))
+    size = max(path.stat().st_size for path in folder.rglob("ledger.sqlite-wal"))
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
         yield

@@ -1,4 +1,4 @@
-"""What one client tries against everybody else's run, and that it comes to nothing."""
+"""What one client tries against everybody else's run, and a server against a site's examples."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,8 +18,9 @@ from hypothesis.extra import numpy as hnp
 from rich.console import Console
 
 from hiso.cli.display import inspection
-from hiso.core.keys import choose
+from hiso.core.keys import batch_rows, choose
 from hiso.core.plain import LONGEST
+from hiso.data.batches import Batch, Shard
 from hiso.errors import Diverged, ProtocolError
 from hiso.ring.accept.cuts import LARGEST_SIZE, Clip, Cut, sizes
 from hiso.ring.accept.quarantine import FAULTS, WINDOW, Fault, Pause, Quarantine, sample_clients
@@ -28,6 +30,8 @@ from hiso.ring.ledger.ledger import Ledger
 from hiso.ring.messages import Reply
 from hiso.ring.round_settings import RoundSettings
 from hiso.ring.server import Aborted, Closed, Server
+from hiso.ring.site import KEY, Site
+from hiso.ring.site_settings import SiteSettings
 from hiso.ring.wire import hash_question, reply_from_bytes, reply_to_bytes
 from hiso.run.inspect import inspect_run
 
@@ -123,6 +127,54 @@ def test_honest_runs_with_one_or_two_clients_are_guarded_as_ever(tmp_path, sampl
         until_it_diverges()
 
 
+def silent_loss(reply: Reply) -> Reply:
+    return replace(reply, loss=None)
+
+
+def lone_loss(reply: Reply) -> Reply:
+    """One of twenty reports a loss; it rises without bounds, while the others learn."""
+    return replace(reply, loss=10.0**reply.round if reply.client == EVIL else None)
+
+
+def told_by_all(server: Server, clients: Sequence[Client], attack: Attack) -> Closed:
+    for plan in server.ask():
+        assert server.tell(attack(clients[plan.client].answer(plan))).accepted
+    closed = server.close()
+    assert isinstance(closed, Closed)
+    return closed
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_without_losses_the_sizes_of_scalars_show_that_a_run_explodes(tmp_path, restart):
+    ledger = new_ledger(tmp_path / "ledger")
+    server, clients = Server(ledger, TWENTY), alike(ledger, 20)
+    for _ in range(15):
+        assert told_by_all(server, clients, silent_loss).loss is None
+    server.settings = replace(TWENTY, hyper={"lr": 4.0})
+
+    def until_it_diverges(server: Server = server) -> None:
+        for _ in range(30):
+            told_by_all(server, clients, silent_loss)
+            if restart:
+                server = Server(ledger, server.settings)
+
+    with pytest.raises(Diverged, match="size of the scalars") as caught:
+        until_it_diverges()
+    assert 15 < ledger.position < 30
+    assert caught.value.position is None
+    assert ledger.losses() == []
+    assert len(ledger.median_sizes()) == ledger.position
+    assert max(ledger.median_sizes(stop=15)) < 2 * ledger.median_sizes(stop=1)[0]
+
+
+def test_the_only_one_that_reports_a_loss_does_not_decide_for_all(tmp_path):
+    ledger = new_ledger(tmp_path / "ledger")
+    server, clients = Server(ledger, TWENTY), alike(ledger, 20)
+    for r in range(25):
+        assert told_by_all(server, clients, lone_loss).loss == 10.0**r
+    assert set(ledger.median_losses()) == {None}
+
+
 WEIGHTED = replace(TWENTY, clients=5, sample=5, weighting="examples")
 
 
@@ -175,7 +227,7 @@ def test_a_log_from_before_there_were_cuts_replays_and_goes_on(tmp_path):
     ledger.follow([weighed_then], 0)
     with closing(sqlite3.connect(ledger.path)) as db:
         db.execute("DROP TABLE cuts")
-        for table in ("abandoned_cuts", "faults", "abandoned_faults"):
+        for table in ("abandoned_cuts", "faults", "abandoned_faults", "owners"):
             db.execute(f"DROP TABLE {table}")
     ledger.close()
     for opened in (Ledger.read, Ledger.open):
@@ -549,3 +601,77 @@ def test_samples_without_pauses_keep_their_bits(seed, round, paused, sample, nee
     assert fill == sorted(paused)[: max(0, rules.min_replies - (10 - len(paused)))]
     if not paused & set(plain):
         assert asked == plain
+
+
+EXAMPLES, BATCH, FROZEN_ROUNDS = 200, 16, 300
+
+
+class Frozen(Shard[float]):
+    """A client whose examples are points; the loss of each is its squared distance."""
+
+    def __init__(self, seed: int) -> None:
+        points = np.random.default_rng(5).uniform(-2, 2, EXAMPLES)
+        super().__init__(0, points.tolist(), BATCH, seed)
+
+    @property
+    def losses(self) -> np.ndarray:
+        """Of each example, at weights that never move."""
+        return np.mean(np.square(np.array(self.encoded)[:, None] - np.zeros(8)), axis=1)
+
+
+def frozen_run(path: Path, **settings: Any) -> tuple[np.ndarray, list[Reply], int]:
+    """The examples' losses, what a server with lr = 0 hears from a site, and the run's seed."""
+    ledger = new_ledger(path / "ledger", Plain(lr=0.0))
+    (path / KEY).write_bytes(bytes(range(32)))
+    site, replica = Site(path, SiteSettings(**settings)), StandIn(ledger.identity)
+    shard, secret = Frozen(ledger.identity.seed), site.batch_seed(ledger.run)
+
+    def losses(batches: Sequence[Batch[float]]) -> list[float]:
+        points = [np.array(batch.examples)[:, None] for batch in batches]
+        return [float(np.mean((replica.x - at) ** 2)) for at in points]
+
+    client = Client(0, shard if secret is None else shard.keyed(secret), replica, losses)
+    server = Server(ledger, RoundSettings(clients=1, sample=1, steps=1, directions=1, mu=1e-3))
+    replies: list[Reply] = []
+    for _ in range(FROZEN_ROUNDS):
+        (plan,) = server.ask()
+        replies.append(site.answer(plan, client))
+        assert server.tell(replies[-1]).accepted
+        server.close()
+    with ledger:
+        return shard.losses, replies, ledger.identity.seed
+
+
+def attack(replies: Sequence[Reply], seed: int, ridge: float) -> np.ndarray:
+    """Each example's loss by least squares, from the batches that the run's seed gives; `ridge`
+    draws towards the mean of the reported losses."""
+    rows = np.zeros((len(replies), replies[0].examples))
+    for line, reply in zip(rows, replies, strict=True):
+        size = reply.examples
+        line[batch_rows(seed, 0, reply.round, 0, size=size, batch_size=BATCH)] = 1 / BATCH
+    told = np.array([reply.loss for reply in replies])
+    damped = np.vstack([rows, ridge * np.eye(rows.shape[1])])
+    wanted = np.concatenate([told - told.mean(), np.zeros(rows.shape[1])])
+    return told.mean() + np.linalg.lstsq(damped, wanted)[0]
+
+
+def test_public_batches_and_exact_losses_give_away_every_examples_loss(tmp_path):
+    """The model is frozen, so the batches' mean losses are linear in the examples' losses."""
+    truth, replies, seed = frozen_run(tmp_path, batches="seed", report_loss="exact")
+    assert np.abs(attack(replies, seed, 0.0) - truth).max() < 1e-6
+    assert truth.std() > 1
+
+
+@pytest.mark.parametrize("report", ["rounded", "exact"])
+def test_secret_batches_leave_an_attacker_with_guesses(tmp_path, report):
+    """Guessing the mean for every example errs by the losses' standard deviation. Plain least
+    squares errs by more, and even with the best damping, chosen by looking at the truth, the error
+    is not 2 % below that."""
+    truth, replies, seed = frozen_run(tmp_path, report_loss=report)
+
+    def error(ridge: float) -> float:
+        return float(np.sqrt(np.mean((attack(replies, seed, ridge) - truth) ** 2)))
+
+    guess = float(truth.std())
+    assert error(0.0) > guess
+    assert min(error(ridge) for ridge in np.logspace(-4, 3, 30)) > 0.98 * guess

@@ -11,7 +11,14 @@ from hiso.core.keys import choose
 from hiso.core.record import Record
 from hiso.data.batches import Shard
 from hiso.data.partition import partition
-from hiso.ring.accept.divergence import GUARD_ROUNDS, STUCK_ROUNDS, excess, last_good, stuck
+from hiso.ring.accept.divergence import (
+    GUARD_ROUNDS,
+    STUCK_ROUNDS,
+    excess,
+    last_good,
+    median_loss,
+    stuck,
+)
 
 
 def first_excess(losses: list[float], factor: float = 3.0) -> int | None:
@@ -82,6 +89,15 @@ def test_stuck_is_where_nothing_changes_a_loss_that_is_no_good_one():
     assert stuck([2.3], zeros, 0.0) is None
     assert stuck([2.3], zeros[1:], 2.3) is None
     assert stuck([2.3], [*zeros[1:], record(5, 0.1)], 2.3) is None
+    assert stuck([], zeros, None)  # nobody reports a loss
+    assert stuck([], [*zeros[1:], record(5, 0.1)], None) is None
+
+
+def test_a_median_loss_needs_more_than_half_of_the_replies():
+    assert median_loss([1.0, None, 3.0]) == 2.0
+    assert median_loss([1.0, None]) is None
+    assert median_loss([None]) is None
+    assert median_loss([]) is None
 
 
 def test_the_last_good_round_moved_and_began_with_a_normal_loss():

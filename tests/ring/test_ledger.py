@@ -21,7 +21,7 @@ from hiso.ring.ledger.ledger import Ledger
 from hiso.ring.ledger.runfile import Change, Evaluation
 from hiso.ring.messages import Reply
 from hiso.ring.round_settings import RoundSettings
-from hiso.ring.server import Server
+from hiso.ring.server import Closed, Server
 
 from ..identities import identity_of
 from .standin import Plain, clients_of, log_bytes, new_ledger, one_round
@@ -218,7 +218,7 @@ def test_open_says_what_is_wrong_with_a_file(tmp_path):
     assert not (tmp_path / "none.db").exists()
     (tmp_path / "text.db").write_text("no database at all\n" * 100)
     for opened in (Ledger.open, Ledger.read):
-        with pytest.raises(ProtocolError, match="cannot be used as a ledger"):
+        with pytest.raises(ProtocolError, match="not what hiso wrote there"):
             opened(tmp_path / "text.db")
     with pytest.raises(StorageError, match=r"folder.db: unable to open"):
         new_ledger(tmp_path / "no" / "folder.db")
@@ -230,8 +230,8 @@ def test_open_says_what_is_wrong_with_a_file(tmp_path):
         new_ledger(tmp_path / "other.db")
     new_ledger(tmp_path / "newer.db").close()
     with closing(sqlite3.connect(tmp_path / "newer.db")) as db, db:
-        db.execute("PRAGMA user_version=3")
-    with pytest.raises(ProtocolError, match=r"format 3, this hiso reads formats up to 2.*newer"):
+        db.execute("PRAGMA user_version=9")
+    with pytest.raises(ProtocolError, match=r"format 9, this hiso reads formats up to 3.*newer"):
         Ledger.open(tmp_path / "newer.db")
 
 
@@ -257,10 +257,47 @@ def test_a_ledger_of_format_1_is_read_and_goes_on(tmp_path):
             ledger.verify()
             ledger.rollback(1)
     with closing(sqlite3.connect(path)) as db:
-        assert db.execute("PRAGMA user_version").fetchone() == (2,)
+        assert db.execute("PRAGMA user_version").fetchone() == (3,)
         assert db.execute("SELECT facts FROM replies").fetchall()[0] == (None,)
         (kept,) = db.execute("SELECT count(*) FROM abandoned_replies WHERE facts IS NULL")
         assert kept == (6,)
+
+
+def test_a_ledger_of_format_2_keeps_its_replies_and_takes_those_without_a_loss(tmp_path):
+    """Format 2 had a loss in every reply."""
+    path = tmp_path / "old.db"
+    with new_ledger(path) as ledger:
+        server, clients = Server(ledger, RULES), clients_of(ledger, 5)
+        one_round(server, clients)
+        before = told_by(ledger)
+    with closing(sqlite3.connect(path)) as db, db:
+        (made,) = db.execute("SELECT sql FROM sqlite_master WHERE name = 'replies'").fetchone()
+        db.execute("ALTER TABLE replies RENAME TO newer")
+        db.execute("DROP INDEX replies_by_client")
+        db.execute(made.replace("loss REAL", "loss REAL NOT NULL"))
+        db.execute("INSERT INTO replies SELECT * FROM newer")
+        db.execute("DROP TABLE newer")
+        db.execute("CREATE INDEX replies_by_client ON replies (client, round)")
+        db.execute("PRAGMA user_version=2")
+    for opened in (Ledger.read, Ledger.open):
+        with opened(path, method=Plain) as ledger:
+            ledger.verify()
+            assert told_by(ledger) == before
+    with Ledger.open(path, method=Plain) as ledger:
+        server = Server(ledger, RULES)
+        for plan in server.ask():
+            server.tell(replace(clients[plan.client].answer(plan), loss=None))
+        closed = server.close()
+        assert isinstance(closed, Closed)
+        assert closed.loss is None
+        assert ledger.rounds()[1].loss is None
+        assert {row.loss for row in ledger.replies(1)} == {None}
+        assert ledger.median_losses()[1] is None
+        ledger.rollback(0)
+
+
+def told_by(ledger: Ledger) -> list[tuple[int, int, float | None, bytes]]:
+    return [(row.round, row.client, row.loss, row.scalars.tobytes()) for row in ledger.replies()]
 
 
 def test_readers_see_whole_rounds_while_the_writer_goes_on(ledger):

@@ -82,7 +82,7 @@ def replies(draw: st.DrawFn) -> Reply:
         digest=draw(st.integers(0, 2**64 - 1)),
         scalars=numbers(),
         curvature=numbers() if draw(st.booleans()) else None,
-        loss=draw(st.floats()),
+        loss=draw(st.none() | st.floats()),
         examples=draw(st.integers(0, 2**64 - 1)),
         facts=draw(st.dictionaries(st.sampled_from(["t", "µ"]), st.floats(-8.0, 8.0, width=32))),
     )

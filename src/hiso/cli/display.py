@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import accumulate
@@ -114,8 +113,8 @@ class Watcher:
         assert self._rounds is not None
         self._bytes += done.bytes_up + done.bytes_down
         rate = "" if done.seconds is None else f" · {done.seconds:.2f} s/round"
-        loss = math.nan if done.loss is None else done.loss
-        facts = f"loss {loss:.3f}{self._metric} · {size(self._bytes)}{rate}"
+        loss = "loss not reported" if done.loss is None else f"loss {done.loss:.3f}"
+        facts = f"{loss}{self._metric} · {size(self._bytes)}{rate}"
         # Rounds of an earlier process would distort the estimate of the remaining time.
         completed = max(self._first, done.round + 1)
         self._progress.update(self._rounds, completed=completed, facts=facts)

@@ -61,7 +61,7 @@ def start(
     Needs --ca and --key, or --insecure. Waits for a SuperLink that is not there (yet, or any more).
 
     Flags override the TOML file, which should be the same for server and workers, except for
-    `data`.
+    `data`. What this site allows and shows is in FOLDER/site.toml, which the first start writes.
     """
     if find_spec("flwr") is None:
         raise LoadError("hiso worker needs Flower: pip install 'hiso[flower]'")

@@ -27,6 +27,12 @@ def raw_bits(seed: int, domain: str, coordinates: Sequence[int], count: int) -> 
     return np.random.Philox(key=key).random_raw(count)
 
 
+def secret_seed(key: bytes, run: str) -> int:
+    """The seed of a run's batches at a site that draws them with a key of its own."""
+    digest = hashlib.blake2b(run.encode(), key=key, digest_size=32, person=b"hiso-batches")
+    return int.from_bytes(digest.digest())
+
+
 def permutation(seed: int, domain: str, *coordinates: int, size: int) -> NDArray[np.int64]:
     """A uniform permutation of `range(size)`, int64."""
     return np.argsort(raw_bits(seed, domain, coordinates, size), kind="stable")

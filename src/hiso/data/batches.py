@@ -42,6 +42,10 @@ class Shard(Generic[E]):
         self.client, self.encoded, self.batch_size = client, encoded, batch_size
         self._seed = seed
 
+    def keyed(self, seed: int) -> Shard[E]:
+        """The same examples, with batches drawn from another seed."""
+        return Shard(self.client, self.encoded, self.batch_size, seed)
+
     @property
     def examples(self) -> int:
         """Number of examples."""

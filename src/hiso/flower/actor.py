@@ -13,6 +13,8 @@ from pathlib import Path
 
 from hiso.flower.envelope import Envelope
 from hiso.flower.worker import Worker
+from hiso.ring.site import Site
+from hiso.ring.site_settings import SiteSettings
 from hiso.run.settings import parse_settings
 
 
@@ -23,6 +25,11 @@ def answer(request: Envelope, client: int, settings: str) -> Envelope:
 
 @cache
 def _worker(settings: str) -> Worker:
-    """The worker of this process; its copies of logs are in the machine's temporary folder."""
+    """The worker of this process; its copies of logs are in the machine's temporary folder.
+
+    Batches and losses are those of a simulation in one process.
+    """
     folder = Path(tempfile.mkdtemp(prefix="hiso-actor-"))
-    return Worker(parse_settings(json.loads(settings)), folder, own=None, alive=lambda: None)
+    site = Site(folder, SiteSettings(batches="seed", report_loss="exact"))
+    parsed = parse_settings(json.loads(settings))
+    return Worker(parsed, folder, own=None, alive=lambda: None, site=site)

@@ -192,7 +192,8 @@ class _ToLog(Silent):
         """See `Observer.round`."""
         if done.round >= self._first:
             clients = ", ".join(map(str, done.clients))
+            loss = "not reported" if done.loss is None else f"{done.loss:.4f}"
             log.info(
-                "round %d: loss %.4f, clients %s, %.1f s, %d B up, %d B down",
-                done.round, done.loss, clients, done.seconds, done.bytes_up, done.bytes_down,
+                "round %d: loss %s, clients %s, %.1f s, %d B up, %d B down",
+                done.round, loss, clients, done.seconds, done.bytes_up, done.bytes_down,
             )  # fmt: skip

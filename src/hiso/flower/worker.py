@@ -2,7 +2,8 @@
 
 It keeps running while messages and servers come and go. For each run it has a folder
 with a copy of the log and snapshots: an ordinary run folder, which `hiso inspect` and `hiso eval`
-can read. So a worker that was stopped or killed can resume at its position.
+can read. So a worker that was stopped or killed can resume at its position. What the site decides,
+and what it has answered, is in the worker's folder too, for all runs (`hiso.ring.site`).
 """
 
 from __future__ import annotations
@@ -24,9 +25,11 @@ from hiso.core.noise.point import Point
 from hiso.core.replica.replica import Replica
 from hiso.errors import HisoError, ProtocolError
 from hiso.flower.envelope import BEHIND, UNKNOWN_RUN, Envelope
+from hiso.flower.site_file import open_site
 from hiso.ring.client import Client
 from hiso.ring.ledger.ledger import Ledger
 from hiso.ring.messages import Plan
+from hiso.ring.site import Site
 from hiso.ring.wire import plan_from_bytes, reply_to_bytes
 from hiso.run.folder import RunFolder
 from hiso.run.identity import check_identity, deployed
@@ -59,6 +62,7 @@ class Worker:
         own: int | None,
         alive: Callable[[], None],
         probe: Probing = "forward",
+        site: Site | None = None,
     ) -> None:
         """Loads model and data, and continues the last run of this worker.
 
@@ -69,11 +73,12 @@ class Worker:
             alive: Called whenever work has advanced.
             probe: How scalars are computed. Clients within `backward_clients` of the settings use
                 backward passes in any case.
+            site: What the site decides; by default, what `site.toml` in the folder says.
 
         Raises:
             LoadError: Model or data cannot be loaded.
             SettingsError: The data do not fit the settings, or `check_backward` refuses the
-                settings.
+                settings; or `site.toml` is wrong.
             RunConflict: The last run was made with another model or other settings.
             ProtocolError: The copy of the log is damaged.
         """
@@ -81,6 +86,7 @@ class Worker:
         self._method, self._probe = settings.make_method(), probe
         if probe == "backward":
             check_backward(self._method, settings.memory)
+        self._site = open_site(folder, settings) if site is None else site
         self.superseded = threading.Event()
         self._ledger: Ledger | None = None
         self._replica: Replica | None = None
@@ -153,6 +159,7 @@ class Worker:
             if self.position:
                 save_snapshot(RunFolder(self._ledger.path.parent).snapshots, self._standing)
             self._ledger.close()
+        self._site.close()
 
     @property
     def _standing(self) -> Replica:
@@ -166,10 +173,18 @@ class Worker:
 
     def _round(self, request: Envelope, index: int) -> Envelope:
         plan = plan_from_bytes(request.body).for_client(index)
+        known, shard = self._site.recall(plan), self.shards[index]
+        if known is None:
+            batch = min(shard.batch_size, shard.examples)
+            self._site.check(plan, self._identity.method, batch)
         if (refusal := self._prepare(plan, request)) is not None:
             return refusal
-        reply = self._clients[index].answer(plan)
-        log.info("round %d: loss %.4f, digest %016x", plan.round, reply.loss, reply.digest)
+        if known is not None:
+            self._clients[index].catch_up(plan)  # after a reply the server relies on its position
+            log.info("round %d: the same plan again, the same answer", plan.round)
+            return Envelope("reply", {}, known)
+        reply = self._site.answer(plan, self._clients[index])
+        log.info("round %d: %d scalars, digest %016x", plan.round, reply.count, reply.digest)
         every = self._settings.snapshot_every
         if every and plan.round % every == 0 and plan.round:
             save_snapshot(self._snapshots, self._standing)
@@ -266,10 +281,11 @@ class Worker:
         adjust = adjustments(self._settings, self._workload)
         able = self._settings.clients if self._probe == "backward" else 0
         able = max(able, self._settings.backward_clients)
+        secret = self._site.batch_seed(ledger.run)
         self._clients = {
             index: Client(
                 index,
-                shard,
+                shard if secret is None else shard.keyed(secret),
                 replica,
                 self._losses,
                 keep=ledger.follow,

@@ -88,7 +88,8 @@ def _losses(run: Run) -> Ends:
     """Early and late mean losses of the clients that replied."""
     found: dict[int, list[float]] = {}
     for reply in run.log.replies if run.log else []:
-        found.setdefault(reply.client, []).append(reply.loss)
+        if reply.loss is not None:
+            found.setdefault(reply.client, []).append(reply.loss)
     ends: dict[int, tuple[float | None, float]] = {}
     for client, losses in sorted(found.items()):
         few = -(-len(losses) // 5)

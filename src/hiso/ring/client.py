@@ -14,7 +14,6 @@ from hiso.core.measure.probe import Probe
 from hiso.core.record import Record
 from hiso.core.replica.sequence import check_sequence
 from hiso.errors import ProtocolError, SettingsError
-from hiso.ring.limits import Limits, Told
 from hiso.ring.messages import Plan, Reply
 from hiso.ring.passes import AtPoints, Backward, Losses, Writable, measure
 from hiso.ring.wire import hash_question
@@ -73,9 +72,9 @@ class Replica(Writable, Protocol):
 class Client:
     """One client: `answer` computes the reply to a plan.
 
-    A repeated plan gets the same reply, without a new measurement; if the measurement was
-    interrupted, it starts again. Clients in one process may share a replica: records that the
-    replica has already folded are skipped.
+    A repeated plan is measured again, and gets the same reply. Clients in one process may share a
+    replica: records that the replica has already folded are skipped. What a site allows, and what
+    it has answered, is kept by `hiso.ring.site.Site`.
 
     An engine in which clients share forward passes replaces `answer` by three steps: `begin`
     returns the probe of a plan, the engine tells the probe all its losses, and `finish` returns
@@ -89,8 +88,6 @@ class Client:
         index: Index i of the client.
         shard: The client's data.
         replica: The replica.
-        limits: What it lets a server ask.
-        told: What it has answered so far; keep it, for a client that is made again.
     """
 
     def __init__(
@@ -104,8 +101,6 @@ class Client:
         backward: Backward | None = None,
         at_points: AtPoints | None = None,
         adjust: NDArray[np.float64] | None = None,
-        limits: Limits | None = None,
-        told: Told | None = None,
     ) -> None:
         """A client at the position of its replica.
 
@@ -122,9 +117,6 @@ class Client:
                 `losses`.
             adjust: Added to the labels' scores in every measurement, float64 [C]: for logit
                 adjustment, the `log_shares` of the client's own labels. None for no adjustment.
-            limits: What the client lets a server ask; by default, 2^24 scalars a round.
-            told: What the client has answered before, which counts for its limits; by default,
-                nothing.
 
         Raises:
             SettingsError: The client has no examples, `check_backward` refuses the method, or both
@@ -138,7 +130,6 @@ class Client:
             check_backward(replica.identity.method)
             if adjust is not None:
                 raise SettingsError(f"client {index}: a backward pass cannot use adjusted scores")
-        self.limits, self.told = limits or Limits(), told or Told()
         self._adjust = adjust
         self.index, self.shard, self.replica = index, shard, replica
         self._losses, self._keep, self._backward = losses, keep, backward
@@ -146,7 +137,6 @@ class Client:
         self._asked = b""
         self._probe: Probe | None = None
         self._digest = 0
-        self._reply: Reply | None = None
 
     def answer(self, plan: Plan) -> Reply:
         """Folds missing records, measures the scalars of the plan, and returns the reply.
@@ -182,27 +172,18 @@ class Client:
     def begin(self, plan: Plan) -> Probe:
         """Folds missing records, and returns the probe of the plan's round.
 
-        After `finish`, the same plan returns the finished probe, whose `ask()` is None.
-
         Raises:
-            ProtocolError: The plan asks for more than the client's limits allow, and nothing was
-                allocated, folded or measured; or as `catch_up`.
+            ProtocolError: As `catch_up`.
         """
-        asked = hash_question(plan)
-        if self._reply is not None and self._probe is not None and self._reply.asked == asked:
-            return self._probe
-        self._check_limits(plan)
         self.catch_up(plan)
-        self._digest = int(self.replica.digest())
-        self._asked, self._reply = asked, None
+        self._digest, self._asked = int(self.replica.digest()), hash_question(plan)
         replica = self.replica
         method = replica.identity.method
         self._probe = plan.probe(method, replica.hyper, replica.derived, self._adjust)
         return self._probe
 
     def finish(self) -> Reply:
-        """The reply, after the probe was told all its losses. A second call returns the same
-        reply.
+        """The reply, after the probe was told all its losses.
 
         Raises:
             RuntimeError: There is no probe, or it still asks for losses.
@@ -210,34 +191,18 @@ class Client:
         probe = self._probe
         if probe is None or probe.ask() is not None:
             raise RuntimeError(f"client {self.index} has no finished probe to reply with")
-        if self._reply is None:
-            self._reply = Reply(
-                run=self.replica.identity.run,
-                round=probe.round,
-                client=self.index,
-                asked=self._asked,
-                digest=self._digest,
-                scalars=probe.scalars.copy(),
-                curvature=None if probe.curvature is None else probe.curvature.copy(),
-                loss=float(probe.loss),
-                examples=self.shard.examples,
-                facts=dict(probe.facts),
-            )
-            before = self.told
-            self.told = Told(before.scalars + self._reply.count, max(before.position, probe.round))
-        return self._reply
-
-    def _check_limits(self, plan: Plan) -> None:
-        identity = self.replica.identity
-        kinds = 2 if identity.method.measures_curvature else 1
-        count = plan.steps * plan.directions * kinds + len(identity.method.facts)
-        batch = min(identity.batch_size or self.shard.examples, self.shard.examples)
-        problems = list(self.limits.problems(plan, scalars=count, batch=batch, told=self.told))
-        if problems:
-            raise ProtocolError(
-                f"client {self.index} refuses the plan of round {plan.round}: "
-                + "; ".join(problems)
-            )
+        return Reply(
+            run=self.replica.identity.run,
+            round=probe.round,
+            client=self.index,
+            asked=self._asked,
+            digest=self._digest,
+            scalars=probe.scalars.copy(),
+            curvature=None if probe.curvature is None else probe.curvature.copy(),
+            loss=float(probe.loss),
+            examples=self.shard.examples,
+            facts=dict(probe.facts),
+        )
 
     def catch_up(self, plan: Plan) -> None:
         """Folds the plan's records that the replica lacks; then the replica is at the plan's

@@ -158,7 +158,8 @@ class Reply:
         digest: The replica's digest before the round, unsigned 64 bits.
         scalars: g, float32 [τ, P].
         curvature: κ, float32 [τ, P], or None.
-        loss: Mean loss of the client's first batch of the round, for display and for the guard.
+        loss: Mean loss of the client's first batch of the round, for display and for the guard;
+            None if the site does not report it.
         examples: Size of the client's data set, the weight of an example-weighted mean.
         facts: Other numbers that the method sends, float32 by name.
     """
@@ -170,7 +171,7 @@ class Reply:
     digest: int
     scalars: NDArray[np.float32]
     curvature: NDArray[np.float32] | None
-    loss: float
+    loss: float | None
     examples: int
     facts: Mapping[str, float] = field(default_factory=dict[str, float])
 

@@ -7,17 +7,26 @@ be killed at any time: a new server on the same ledger produces the same log.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hiso.core.plain import plain
 from hiso.core.record import MAX_ROUND, Record
 from hiso.errors import Diverged, ProtocolError, SettingsError
-from hiso.ring.accept.cuts import CLIP_ROUNDS, Clip, Cut, example_cuts
-from hiso.ring.accept.divergence import GUARD_ROUNDS, STUCK_ROUNDS, excess, last_good, stuck
+from hiso.ring.accept.cuts import CLIP_ROUNDS, Clip, Cut, example_cuts, sizes
+from hiso.ring.accept.divergence import (
+    GUARD_ROUNDS,
+    SIZE_FACTOR,
+    STUCK_ROUNDS,
+    excess,
+    last_good,
+    median_loss,
+    stuck,
+)
 from hiso.ring.accept.quarantine import Kind, Pause, Quarantine, sample_clients
 from hiso.ring.accept.quorum import Agreement, agree
 from hiso.ring.accept.replies import is_whole, reply_problems
@@ -43,7 +52,8 @@ class Closed:
     Attributes:
         record: Its record.
         clients: Clients whose replies were used, ascending.
-        loss: The mean loss of these clients before the round's step, weighted like the scalars.
+        loss: The mean loss of these clients before the round's step, weighted like the scalars;
+            None if no client reports it.
         digest: The quorum's digest of the replica before the record.
         set_aside: For each client whose replica differs, since which round and what to do.
         bytes_up: 4 bytes for each scalar (g, κ) of the valid replies.
@@ -54,7 +64,7 @@ class Closed:
 
     record: Record
     clients: list[int]
-    loss: float
+    loss: float | None
     digest: int
     set_aside: dict[int, str]
     bytes_up: int
@@ -274,8 +284,8 @@ class Server:
             `min_replies` replies remain.
 
         Raises:
-            Diverged: The clients' median loss is far too high. Nothing was recorded, and the round
-                is closed.
+            Diverged: The clients' median loss is far too high, or the size of their scalars if
+                most do not report losses. Nothing was recorded, and the round is closed.
             RuntimeError: No round is open.
         """
         if not self._plans:
@@ -308,8 +318,8 @@ class Server:
         if self._opened.clip:
             counted, clipped = self._clip().apply(good, self._opened.clip)
             cuts += clipped
-        loss = float(np.average([reply.loss for reply in good], weights=weights))
-        self._guard(first.round, median(reply.loss for reply in good))
+        loss = _mean_loss(good, weights)
+        self._guard(first.round, good)
         record = aggregate(
             first.round,
             counted,
@@ -409,16 +419,25 @@ class Server:
             self._clips = Clip((row.round, row) for row in rows if row.set_aside is None)
         return self._clips
 
-    def _guard(self, round: int, loss: float) -> None:
-        first = self._median_losses(stop=GUARD_ROUNDS)
-        last = [*self._median_losses(start=round - GUARD_ROUNDS + 1), loss]
-        if problem := excess(first, last, self._opened.divergence_factor):
+    def _guard(self, round: int, good: Sequence[Reply]) -> None:
+        factor, start = self._opened.divergence_factor, round - GUARD_ROUNDS + 1
+        loss = median_loss([reply.loss for reply in good])
+        if loss is not None:
+            first = self._median_losses(stop=GUARD_ROUNDS)
+            problem = excess(first, [*self._median_losses(start), loss], factor)
+        else:
+            first = self.ledger.median_sizes(stop=GUARD_ROUNDS)
+            now = median(sizes(reply)["scalars"] for reply in good)
+            last = [*self.ledger.median_sizes(start), now]
+            factor = factor and SIZE_FACTOR * factor
+            problem = excess(first, last, factor, "size of the scalars")
+        if problem:
             text = f"round {round}: {problem}. Nothing of the round was recorded."
             raise self.diverged(Diverged(text, round=round))
 
     def _check_that_it_moves(self) -> None:
         end = self.ledger.position
-        first, last = self._median_losses(stop=GUARD_ROUNDS), self._median_losses(start=end - 1)
+        first, last = self._median_losses(stop=GUARD_ROUNDS), self.ledger.median_losses(end - 1)
         records = self.ledger.records(end - STUCK_ROUNDS)
         if last and (problem := stuck(first, records, last[0])):
             raise self.diverged(Diverged(f"{problem}."))
@@ -444,3 +463,14 @@ class Server:
             round=error.round,
             client=error.client,
         )
+
+
+def _mean_loss(replies: Sequence[Reply], weights: NDArray[np.float64]) -> float | None:
+    """The weighted mean of the losses that are reported; None if none is."""
+    told = [
+        (r.loss, w) for r, w in zip(replies, weights.tolist(), strict=True) if r.loss is not None
+    ]
+    if not told:
+        return None
+    losses, counted = zip(*told, strict=True)
+    return float(np.average(losses, weights=counted))

@@ -8,9 +8,9 @@ result again gives the same bytes.
             steps u32 · directions u32 · mu f64 · changes u16 · records u32
             each change, by ascending name:  length u8 · name (UTF-8) · value f64
             each record:  length u32 · its canonical bytes
-    reply   "HRPL" · format u16 · flags u16 (1: curvature, 2: facts)
+    reply   "HRPL" · format u16 · flags u16 (1: curvature, 2: facts, 4: no loss)
             run 32 bytes · asked 32 bytes · round u32 · client u32
-            digest u64 · loss f64 · examples u64 · steps u32 · directions u32
+            digest u64 · loss f64 (0 if there is none) · examples u64 · steps u32 · directions u32
             scalars f32[steps, directions] · curvature f32[steps, directions], if flagged
             if flagged:  facts u16 · each, by ascending name:  length u8 · name (UTF-8) · value f32
 
@@ -35,7 +35,7 @@ _HEAD = struct.Struct("<4sHH32s32sII")
 _PLAN_BODY = struct.Struct("<IIdHI")
 _REPLY_BODY = struct.Struct("<QdQII")
 _CENTRAL, _OWN = 1, 2
-_CURVATURE, _FACTS = 1, 2
+_CURVATURE, _FACTS, _NO_LOSS = 1, 2, 4
 
 
 def plan_to_bytes(plan: Plan) -> bytes:
@@ -128,11 +128,13 @@ def reply_to_bytes(reply: Reply) -> bytes:
         if {array.shape for array in arrays} != {(steps, directions)}:
             raise ValueError("scalars and curvature have different shapes")
         flags = _CURVATURE * (reply.curvature is not None) | _FACTS * bool(reply.facts)
+        flags |= _NO_LOSS * (reply.loss is None)
+        loss = 0.0 if reply.loss is None else reply.loss
         count = struct.pack("<H", len(reply.facts)) if reply.facts else b""
         return b"".join(
             [
                 _head(_REPLY, flags, reply, reply.asked),
-                _REPLY_BODY.pack(reply.digest, reply.loss, reply.examples, steps, directions),
+                _REPLY_BODY.pack(reply.digest, loss, reply.examples, steps, directions),
                 *(array.astype("<f4").tobytes() for array in arrays),
                 count + pack_named(reply.facts),
             ]
@@ -165,7 +167,7 @@ def reply_from_bytes(data: bytes) -> Reply:
             digest=digest,
             scalars=values[0],
             curvature=values[1] if arrays == 2 else None,
-            loss=loss,
+            loss=None if flags & _NO_LOSS else loss,
             examples=examples,
             facts=facts,
         )

@@ -338,7 +338,7 @@ class Settings(Values):
         return self.model_copy(update=known | ({"lr": "auto"} if method.auto else {}))
 
 
-AnyValues = TypeVar("AnyValues", bound=Values)
+AnyValues = TypeVar("AnyValues", bound=BaseModel)
 
 HYPER = ("lr", "nu", "eps", "floor", "beta", "ridge", "feed")
 """Settings that belong to the method."""
@@ -418,7 +418,9 @@ def parse(kind: type[AnyValues], values: Mapping[str, Any], source: str) -> AnyV
         raise SettingsError(f"{source}:\n" + "\n".join(f"  {line}" for line in lines)) from error
 
 
-def _problems(kind: type[Values], values: Mapping[str, Any], error: ValidationError) -> list[str]:
+def _problems(
+    kind: type[BaseModel], values: Mapping[str, Any], error: ValidationError
+) -> list[str]:
     """All problems: first with single settings, then with the combination of the others."""
     lines: list[str] = []
     bad: set[str] = set()

@@ -1,6 +1,7 @@
 """Detects a diverging run from the losses and scalars of past rounds.
 
-The loss of a round is here the median of its clients' losses. So fewer than half of the clients
+The loss of a round is here the median of its clients' losses. Where half of the clients or more do
+not report theirs, the size of their scalars takes its place. So fewer than half of the clients
 cannot stop a run, or hide that it diverges, by reporting a loss of 1e30. With two replies the
 median is the mean, and with one it is that loss: there a single client decides for its round. But
 the guard also takes medians over rounds.
@@ -21,12 +22,24 @@ _CONVERGED = 0.1
 """A loss below this share of the first rounds' loss is good, even if no direction changes it."""
 
 
+SIZE_FACTOR = 10.0
+"""Sizes of scalars may grow by this factor more than losses may: they also grow in good runs."""
+
+
+def median_loss(losses: Sequence[float | None]) -> float | None:
+    """The median of the losses that were reported, if that is more than half; otherwise None."""
+    told = [loss for loss in losses if loss is not None]
+    return statistics.median(told) if 2 * len(told) > len(losses) else None
+
+
 def normal_loss(losses: Sequence[float]) -> float:
     """The median of the losses of the first rounds (at least one loss)."""
     return statistics.median(losses[:GUARD_ROUNDS])
 
 
-def excess(first: Sequence[float], last: Sequence[float], factor: float | None) -> str | None:
+def excess(
+    first: Sequence[float], last: Sequence[float], factor: float | None, what: str = "loss"
+) -> str | None:
     """A problem text if the last rounds' losses are too large against the first; else None.
 
     Compares medians over `GUARD_ROUNDS` rounds: if clients' labels are skewed, the loss of one
@@ -37,6 +50,7 @@ def excess(first: Sequence[float], last: Sequence[float], factor: float | None) 
         last: Losses of the last rounds, this one included, at most `GUARD_ROUNDS`.
         factor: Largest allowed ratio of the medians, squared until `first` is complete; None for
             no limit.
+        what: What the numbers are: losses, or sizes of scalars.
     """
     if factor is None or not first:
         return None
@@ -46,15 +60,15 @@ def excess(first: Sequence[float], last: Sequence[float], factor: float | None) 
     if now <= factor * abs(normal):
         return None
     return (
-        f"the loss is {last[-1]:.6g}, and the median of the last {len(last)} rounds, "
+        f"the {what} is {last[-1]:.6g}, and the median of the last {len(last)} rounds, "
         f"{now:.6g}, is more than {factor:g} times the median {normal:.6g} of the first "
         f"{len(first)}"
     )
 
 
-def stuck(first: Sequence[float], last: Sequence[Record], loss: float) -> str | None:
-    """A problem text if the weights have not moved for several rounds while the loss is high; else
-    None.
+def stuck(first: Sequence[float], last: Sequence[Record], loss: float | None) -> str | None:
+    """A problem text if the weights have not moved for several rounds while the loss is high, or
+    not known; else None.
 
     Weights that have exploded may give a loss that is finite, even small, but constant. A constant
     loss near zero is no problem: the model has learned everything in its data.
@@ -62,11 +76,17 @@ def stuck(first: Sequence[float], last: Sequence[Record], loss: float) -> str | 
     Args:
         first: Losses of the first rounds.
         last: The last records, at most `STUCK_ROUNDS`.
-        loss: The loss of the last round.
+        loss: The loss of the last round; None if it is not known.
     """
     if len(last) < STUCK_ROUNDS or any(record.coefficient.any() for record in last):
         return None
-    if loss <= _CONVERGED * abs(normal_loss(first)):
+    if loss is None:
+        return (
+            f"in the last {STUCK_ROUNDS} rounds no direction has changed a loss, and sites do not "
+            "report theirs: the weights have blown up, mu is too small for the dtype, or all is "
+            "learned"
+        )
+    if first and loss <= _CONVERGED * abs(normal_loss(first)):
         return None
     return (
         f"in the last {STUCK_ROUNDS} rounds no direction has changed the loss, {loss:.6g}: the "

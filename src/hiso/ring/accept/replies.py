@@ -64,7 +64,8 @@ def reply_problems(
     elif reply.curvature is not None:
         yield "curvature was sent, but the method has no use for it"
     yield from _fact_problems(reply.facts, method.facts)
-    if not (isinstance(reply.loss, float) and abs(reply.loss) <= LARGEST_LOSS):
+    told = isinstance(reply.loss, float) and abs(reply.loss) <= LARGEST_LOSS
+    if not told and reply.loss is not None:
         yield f"loss {_short(reply.loss)} is not a finite number in the range of float32"
     if not is_whole(reply.examples, 1, MAX_EXAMPLES):
         yield f"examples {_short(reply.examples)} is not an integer in [1, {MAX_EXAMPLES}]"

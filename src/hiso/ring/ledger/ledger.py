@@ -12,7 +12,8 @@ from hiso.core.identity import Identity, canonical_json
 from hiso.core.method.derived import Derived, State, remember_all
 from hiso.core.record import Record
 from hiso.errors import ProtocolError
-from hiso.ring.accept.cuts import Cut
+from hiso.ring.accept.cuts import Cut, sizes
+from hiso.ring.accept.divergence import median_loss
 from hiso.ring.accept.quarantine import Fault, Kind
 from hiso.ring.ledger.runfile import RunFile
 from hiso.ring.ledger.schema import (
@@ -38,8 +39,8 @@ class RoundRow:
 
     Attributes:
         round: The round.
-        loss: Mean loss of the valid clients before the round's step; None in a client's copy of
-            the log.
+        loss: Mean loss of the valid clients before the round's step; None if none reported it, and
+            in a client's copy of the log.
         bytes_up: Bytes of scalars sent up.
         bytes_down: Bytes of scalars sent down, catch-up included.
         seconds: Wall time by name, as measured by the engine.
@@ -161,7 +162,7 @@ class Ledger(RunFile):
         *,
         digest: int,
         set_aside: Mapping[int, str],
-        loss: float,
+        loss: float | None,
         bytes_up: int,
         bytes_down: int,
         seconds: Mapping[str, float],
@@ -175,7 +176,7 @@ class Ledger(RunFile):
             replies: All valid replies of the round; their clients' position is now this round.
             digest: The quorum's digest of the replica before the record, unsigned 64 bits.
             set_aside: For each client whose reply was not used, the reason.
-            loss: Mean loss of the clients whose replies were used.
+            loss: Mean loss of the clients whose replies were used; None if it is not known.
             bytes_up: Bytes of scalars sent up.
             bytes_down: Bytes of scalars sent down, catch-up included.
             seconds: Wall time by name.
@@ -329,23 +330,32 @@ class Ledger(RunFile):
         return self._db.rows(real, query, start, self.position if stop is None else stop)
 
     def median_losses(self, start: int = 0, stop: int | None = None) -> list[float | None]:
-        """Median loss of the replies that count, of rounds `start` to `stop` (exclusive).
+        """`median_loss` of the replies that count, of rounds `start` to `stop` (exclusive).
 
-        None for a round whose replies are not here, as in a client's copy of the log.
+        None also for a round whose replies are not here, as in a client's copy of the log.
         """
         query = """
             SELECT r.round, p.loss FROM records r
             LEFT JOIN replies p ON p.round = r.round AND p.set_aside IS NULL
             WHERE r.round >= ? AND r.round < ? ORDER BY r.round"""
-        losses: dict[int, list[float]] = {}
+        losses: dict[int, list[float | None]] = {}
 
         def add(number: Any, loss: Any) -> None:
-            told = losses.setdefault(integer(number), [])
-            if loss is not None:
-                told.append(real(loss))
+            losses.setdefault(integer(number), []).append(optional(real)(loss))
 
         self._db.rows(add, query, start, self.position if stop is None else stop)
-        return [median(told) if told else None for told in losses.values()]
+        return [median_loss(told) for told in losses.values()]
+
+    def median_sizes(self, start: int = 0, stop: int | None = None) -> list[float]:
+        """Median size of the scalars in the replies that count (`cuts.sizes`), of rounds `start`
+        to `stop` (exclusive).
+        """
+        end = self.position if stop is None else stop
+        found: dict[int, list[float]] = {}
+        for row in self.replies(start, end):
+            if row.set_aside is None:
+                found.setdefault(row.round, []).append(sizes(row)["scalars"])
+        return [median(told) for told in found.values()]
 
     def faults(self, start: int = 0) -> list[Fault]:
         """Every fault of a client from round `start` on, by round, then attempt, then client."""

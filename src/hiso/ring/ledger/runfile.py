@@ -87,7 +87,7 @@ class ReplyRow:
     Attributes:
         round: The round.
         client: The client.
-        loss: Mean loss of the client's first batch of the round.
+        loss: Mean loss of the client's first batch of the round; None if it was not reported.
         scalars: The measured directional derivatives g, float32 [τ, P].
         curvature: κ, float32 [τ, P], or None.
         facts: What else the reply told, by name.
@@ -96,7 +96,7 @@ class ReplyRow:
 
     round: int
     client: int
-    loss: float
+    loss: float | None
     scalars: NDArray[np.float32]
     curvature: NDArray[np.float32] | None
     facts: dict[str, float]
@@ -261,12 +261,15 @@ class RunFile:
             db.execute("DELETE FROM owners WHERE client = ?", (client,))
         return owner
 
-    def replies(self, start: int = 0) -> Iterator[ReplyRow]:
-        """Every valid reply to a committed round, from `start` on, by round, then client."""
+    def replies(self, start: int = 0, stop: int | None = None) -> Iterator[ReplyRow]:
+        """Every valid reply to rounds `start` to `stop` (exclusive; by default the end of the
+        log), by round, then client.
+        """
         query = """
             SELECT round, client, loss, set_aside, facts, steps, directions, scalars, curvature
-            FROM replies WHERE round >= ? ORDER BY round, client"""
-        return iter(self._db.rows(_reply_row, query, start))
+            FROM replies WHERE round >= ? AND round < ? ORDER BY round, client"""
+        end = self.position if stop is None else stop
+        return iter(self._db.rows(_reply_row, query, start, end))
 
     def record_evaluation(self, position: int, split: str, metrics: Mapping[str, float]) -> None:
         """Stores the metrics of the replica at `position`; replaces earlier ones of the same
@@ -330,7 +333,7 @@ def _reply_row(
     return ReplyRow(
         round=integer(round),
         client=integer(client),
-        loss=real(loss),
+        loss=optional(real)(loss),
         scalars=table(scalars),
         curvature=optional(table)(curvature),
         facts={} if facts is None else numbers(facts),

@@ -2,8 +2,9 @@
 
 The file is SQLite in WAL mode with synchronous=FULL: a commit is on the disk when it returns, and
 the writer never blocks readers. `PRAGMA application_id` marks the file as a ledger, and `PRAGMA
-user_version` is the format number. Format 1 had no facts; `open_file` converts such a file to
-format 2. Digests are 16 hex digits, scalars little-endian float32.
+user_version` is the format number. Format 1 had no facts, and in format 2 every reply had a loss;
+`open_file` converts such files to format 3. Digests are 16 hex digits, scalars little-endian
+float32.
 
 While a writer has the file open, the last commits may be in the file `…-wal` next to it; SQLite
 uses `…-shm` for locking. When the writer closes, the file itself holds the complete run.
@@ -24,7 +25,7 @@ from typing import Any, Self, TypeVar
 
 from hiso.errors import HisoError, ProtocolError, RunConflict, StorageError
 
-FORMAT = 2
+FORMAT = 3
 _APPLICATION = int.from_bytes(b"HISO", "big")
 
 # Tables whose rows belong to a round or position, and the column with this number. `rollback`
@@ -37,6 +38,25 @@ ROLLED_BACK = {
     "cuts": "round",
     "faults": "round",
 }
+
+_REPLIES = """
+CREATE TABLE replies (
+    round INTEGER NOT NULL,
+    client INTEGER NOT NULL,
+    attempt INTEGER NOT NULL,
+    set_aside TEXT,             -- why it does not count; NULL if it does
+    digest TEXT NOT NULL,
+    loss REAL,                  -- NULL if the client does not report it
+    examples INTEGER NOT NULL,
+    steps INTEGER NOT NULL,
+    directions INTEGER NOT NULL,
+    scalars BLOB NOT NULL,      -- g, <f4[steps, directions]
+    curvature BLOB,             -- kappa, same format
+    facts TEXT,                 -- JSON: name -> number; NULL if there are none
+    PRIMARY KEY (round, client)
+);
+CREATE INDEX replies_by_client ON replies (client, round);
+"""
 
 _TABLES = """
 CREATE TABLE run (identity TEXT NOT NULL, settings TEXT NOT NULL);
@@ -51,22 +71,6 @@ CREATE TABLE records (
     seconds TEXT NOT NULL,      -- JSON: name -> seconds
     time REAL NOT NULL          -- Unix time of the commit
 );
-CREATE TABLE replies (
-    round INTEGER NOT NULL,
-    client INTEGER NOT NULL,
-    attempt INTEGER NOT NULL,
-    set_aside TEXT,             -- why it does not count; NULL if it does
-    digest TEXT NOT NULL,
-    loss REAL NOT NULL,
-    examples INTEGER NOT NULL,
-    steps INTEGER NOT NULL,
-    directions INTEGER NOT NULL,
-    scalars BLOB NOT NULL,      -- g, <f4[steps, directions]
-    curvature BLOB,             -- kappa, same format
-    facts TEXT,                 -- JSON: name -> number; NULL if there are none
-    PRIMARY KEY (round, client)
-);
-CREATE INDEX replies_by_client ON replies (client, round);
 CREATE TABLE aborts (
     round INTEGER NOT NULL,
     attempt INTEGER NOT NULL,
@@ -202,7 +206,7 @@ def _of(kind: type[_T] | tuple[type[_T], ...], value: Any) -> _T:
 
 
 class Database:
-    """A connection to a ledger. All access to rows goes through it, so all errors are hiso's own.
+    """A connection to a file. All access to rows goes through it, so all errors are hiso's own.
 
     Raises:
         ProtocolError: The file is damaged: SQLite cannot read its pages, or a row holds values
@@ -308,8 +312,9 @@ def _ours(path: Path, error: sqlite3.DatabaseError) -> HisoError:
 def damaged(path: Path, problem: object) -> ProtocolError:
     """The error for a damaged file."""
     return ProtocolError(
-        f"{path} cannot be used as a ledger: {problem}. It is damaged, or not a ledger: restore "
-        "it from a copy; without a copy, a rollback to a position before the damage may help"
+        f"{path} cannot be used: {problem}. It is damaged, or not what hiso wrote there: restore "
+        "it from a copy; without a copy of a ledger, a rollback to a position before the damage "
+        "may help"
     )
 
 
@@ -320,14 +325,14 @@ def create_file(path: Path, identity: str, settings: str) -> Database:
         RunConflict: A non-empty file exists already.
         StorageError: The disk is full, or the folder does not exist.
     """
-    with _connected(path, "rwc") as db:
+    with connected(path, "rwc") as db:
         db.execute("PRAGMA journal_mode=WAL")
         with db.transaction():
             if _tables(db):
                 raise RunConflict(
                     f"{path} exists already: resume its run, or choose another folder"
                 )
-            for statement in (_TABLES + _LATER).split(";\n"):
+            for statement in (_TABLES + _REPLIES + _LATER).split(";\n"):
                 db.execute(statement)
             db.execute("INSERT INTO run VALUES (?, ?)", (identity, settings))
             seal(db)
@@ -367,7 +372,7 @@ def open_file(path: Path) -> Database:
         StorageError: The file cannot be read.
     """
     _check_that_it_is_there(path)
-    with _connected(path, "rw") as db:
+    with connected(path, "rw") as db:
         _check_format(db)
         _update(db)
     return db
@@ -426,21 +431,31 @@ def _check_format(db: Database) -> None:
 
 
 def _update(db: Database) -> None:
-    """Adds what older ledgers lack: the tables of `_LATER`, and in format 1 a column for facts."""
+    """Adds what older ledgers lack: the tables of `_LATER`, a column for facts in format 1, and
+    replies without a loss in formats 1 and 2.
+    """
     known = db.one(integer, "SELECT count(*) FROM sqlite_master WHERE name = 'owners'")
     if known and db.one(integer, "PRAGMA user_version") == FORMAT:
         return
     with db.transaction():
         for statement in _LATER.split(";\n"):
             db.execute(statement)
-        if db.one(integer, "PRAGMA user_version") < FORMAT:  # unless another process did it
+        version = db.one(integer, "PRAGMA user_version")  # another process may have changed it
+        if version < 2:
             db.execute("ALTER TABLE replies ADD COLUMN facts TEXT")
             db.execute("ALTER TABLE abandoned_replies ADD COLUMN facts TEXT")
+        if version < 3:
+            db.execute("ALTER TABLE replies RENAME TO older_replies")
+            db.execute("DROP INDEX replies_by_client")
+            for statement in _REPLIES.split(";\n"):
+                db.execute(statement)
+            db.execute("INSERT INTO replies SELECT * FROM older_replies")
+            db.execute("DROP TABLE older_replies")
             db.execute(f"PRAGMA user_version={FORMAT}")
 
 
 @contextmanager
-def _connected(path: Path, mode: str) -> Iterator[Database]:
+def connected(path: Path, mode: str) -> Iterator[Database]:
     """A connection to read and write, closed if the block fails."""
     with translated(path), ExitStack() as stack:
         db = stack.enter_context(Database(path, _connect(path, f"mode={mode}")))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import logging
 import warnings
@@ -56,8 +57,7 @@ def quantise(lm: LanguageModel, kind: Kind, compute: torch.dtype) -> None:
 def _quantised(layer: nn.Linear, kind: Kind, compute: torch.dtype) -> nn.Module:
     with warnings.catch_warnings():  # on import: what bitsandbytes cannot do on this machine
         warnings.simplefilter("ignore")
-        import bitsandbytes as bnb
-
+        bnb: Any = importlib.import_module("bitsandbytes")
     shape, biased = (layer.in_features, layer.out_features), layer.bias is not None
     weight: Any
     if kind == "int8":
