@@ -119,9 +119,10 @@ def test_a_reply_that_comes_twice_counts_once(without_worker_2):
 
     deployment.processes["worker1"].send_signal(signal.SIGSTOP)  # so the round stays open
     try:
-        fronts = [deployment.front(index, "hold") for index in range(2)]
-        for front in fronts:
-            deployment.wait("plan", (front / "holding").exists)
+        fronts = []
+        for index in range(2):  # the second one comes while the first one has the plan
+            fronts.append(deployment.front(index, "hold"))
+            deployment.wait("plan", (fronts[-1] / "holding").exists)
         for front in fronts:
             (front / "go").touch()
         deployment.wait("refusal", refusals)
