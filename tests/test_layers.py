@@ -103,7 +103,7 @@ def test_no_module_needs_itself_to_load():
 def test_third_parties_are_declared():
     declared = {re.split(r"[^\w-]", line)[0].replace("-", "_") for line in requires("hiso") or []}
     used = {name.partition(".")[0] for path in FILES for name in imports_of(path)}
-    brought = {"huggingface_hub", "llvmlite", "pandas", "cryptography"}  # by others, such as flwr
+    brought = {"huggingface_hub", "llvmlite", "pandas", "cryptography", "httpx"}  # by others: flwr
     called = {"sklearn": "scikit_learn"}
     used = {called.get(name, name) for name in used} - {"hiso", *sys.stdlib_module_names, *brought}
     assert used <= declared
