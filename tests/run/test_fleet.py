@@ -81,6 +81,7 @@ def test_a_worker_answers_as_the_simulation_does(tmp_path, base, how):
     settings = parse_settings(base | ({} if how == "probe" else {"backward_clients": 4}))
     folder, probe = tmp_path / "worker", "backward" if how == "probe" else "forward"
     folder.mkdir()
+    (folder / "site.toml").write_text('batches = "seed"\n')
     worker = Worker(settings, folder, own=None, alive=lambda: None, probe=probe)
     identity = worker.hello(0, None).facts["identity"]
     method = settings.make_method()

@@ -244,6 +244,7 @@ def test_a_worker_trains_what_the_simulation_does(tmp_path, base):
     expected = simulate(out=tmp_path / "run", **given)
     settings, folder = parse_settings(given), tmp_path / "worker"
     folder.mkdir()
+    (folder / "site.toml").write_text('batches = "seed"\n')
     worker = Worker(settings, folder, own=None, alive=lambda: None)
     hello = worker.hello(0, None).facts
     assert hello["weights"] == expected["trainable_weights"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import logging
 import math
 import re
 from collections.abc import Iterable, Sequence
@@ -28,6 +29,7 @@ from hiso.workloads.text.models import LanguageModel
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # PEFT imports it, if it is there
 _ADAPTER = "default"
 _ALL = "all-linear"
 """PEFT's word for all linear layers except the output head."""
