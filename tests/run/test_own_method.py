@@ -176,6 +176,7 @@ def test_workers_find_it_too(tmp_path, base, ours):
     given = base | {"method": "ours.methods:Lion", "task": "ours.methods:films", "joint": False}
     simulate(out=tmp_path / "run", **given)
     (tmp_path / "worker").mkdir()
+    (tmp_path / "worker" / "site.toml").write_text('batches = "seed"\n')
 
     def start() -> Worker:
         ours()
