@@ -87,6 +87,8 @@ def load_words(
     with observer.phase(f"loading model {settings.model}"):
         lm = objects.load_model(settings)
         choice = choose(lm, settings.make_choice(), settings.seed)
+        if settings.joint_directions:
+            check_together(lm)  # in float32 and on the CPU
         if settings.frozen != "dtype":
             quantise(lm, settings.frozen, DTYPES[settings.dtype])
         lm.model.to(device_of(settings))  # pyright: ignore[reportArgumentType]
@@ -122,7 +124,6 @@ def load_words(
         joint=settings.joint,
     )
     if settings.joint_directions:
-        check_together(lm)
         identity = replace(identity, facts={**identity.facts, JOINT_DIRECTIONS: True})
     return Words(lm, task, shards, dev, test, splits.source, identity)
 

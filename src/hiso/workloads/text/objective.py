@@ -104,8 +104,7 @@ class Objective:
             batches: The batches.
 
         Raises:
-            SettingsError: The model trains something else than LoRA adapters, or an example is
-                longer than the model's context.
+            SettingsError: An example is longer than the model's context.
         """
         examples = [e for batch in batches for e in batch.examples]
         self._together = Together(self.lm, write, points)

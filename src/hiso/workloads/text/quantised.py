@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import logging
 import warnings
 from typing import Any, Literal
 
@@ -49,15 +48,14 @@ def quantise(lm: LanguageModel, kind: Kind, compute: torch.dtype) -> None:
             f"frozen = {kind}: {lm.name} has no frozen linear layer with a multiple of {_BLOCK} "
             "inputs. Set frozen = dtype, or train less of the model"
         )
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it names its kernels and casts
-    for name, layer in frozen:
-        lm.model.set_submodule(name, _quantised(layer, kind, compute))
-
-
-def _quantised(layer: nn.Linear, kind: Kind, compute: torch.dtype) -> nn.Module:
     with warnings.catch_warnings():  # on import: what bitsandbytes cannot do on this machine
         warnings.simplefilter("ignore")
-        bnb: Any = importlib.import_module("bitsandbytes")
+        bnb = importlib.import_module("bitsandbytes")
+    for name, layer in frozen:
+        lm.model.set_submodule(name, _quantised(bnb, layer, kind, compute))
+
+
+def _quantised(bnb: Any, layer: nn.Linear, kind: Kind, compute: torch.dtype) -> nn.Module:
     shape, biased = (layer.in_features, layer.out_features), layer.bias is not None
     weight: Any
     if kind == "int8":

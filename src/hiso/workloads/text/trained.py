@@ -29,7 +29,7 @@ from hiso.workloads.text.models import LanguageModel
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # PEFT imports it, if it is there
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # PEFT imports it, and it is talkative
 _ADAPTER = "default"
 _ALL = "all-linear"
 """PEFT's word for all linear layers except the output head."""
