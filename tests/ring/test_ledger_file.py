@@ -115,6 +115,21 @@ def test_whatever_bit_flips_no_reader_ends_with_an_error_of_a_library(path, open
     assert damaged > 60
 
 
+def test_a_page_that_says_that_it_has_fewer_records_is_noticed(path):
+    with closing(sqlite3.connect(path)) as db:
+        (page,) = db.execute("SELECT rootpage FROM sqlite_master WHERE name = 'records'").fetchone()
+        (size,) = db.execute("PRAGMA page_size").fetchone()
+    data = bytearray(path.read_bytes())
+    cells = (page - 1) * size + 4  # the low byte of the number of rows in this page
+    assert data[cells] == ROUNDS
+    data[cells] -= 1
+    path.write_bytes(data)
+    with Ledger.read(path) as ledger:
+        assert ledger.position == ROUNDS - 1
+        with pytest.raises(ProtocolError, match=path.name):
+            ledger.verify()
+
+
 @pytest.mark.parametrize("size", [0, 1, 100, 4096, 5000, 20000])
 @pytest.mark.parametrize("opened", [Ledger.open, Ledger.read], ids=["open", "read"])
 def test_a_file_that_is_cut_short_is_named(path, size, opened):

@@ -20,6 +20,7 @@ from hiso.ring.ledger.schema import (
     ROLLED_BACK,
     Database,
     blob,
+    check_pages,
     check_seal,
     columns,
     damaged,
@@ -413,10 +414,11 @@ class Ledger(RunFile):
             )
 
     def verify(self) -> None:
-        """Recomputes the chain from the bytes of every record, and the hash of the settings.
+        """Recomputes the chain from the bytes of every record, and the hash of the settings, and
+        checks that the file's pages lost no row: without its last rows a chain is still right.
 
         Raises:
-            ProtocolError: The message names the first damaged round, or the settings.
+            ProtocolError: The message names the first damaged round, the settings or the page.
         """
         chain = self.root
         query = "SELECT round, bytes, chain FROM records ORDER BY round"
@@ -438,6 +440,7 @@ class Ledger(RunFile):
                     position=expected,
                 )
         check_seal(self._db)
+        check_pages(self._db)
 
 
 _BYTES = columns(integer, integer)

@@ -359,6 +359,17 @@ def check_seal(db: Database) -> None:
         raise damaged(db.path, "identity or settings were changed")
 
 
+def check_pages(db: Database) -> None:
+    """Checks that every row of the file is where SQLite put it, and that none is left out.
+
+    Raises:
+        ProtocolError: The counts or the order of rows in the pages are not right.
+    """
+    problem = db.rows(text, "PRAGMA quick_check(1)")
+    if problem != ["ok"]:
+        raise damaged(db.path, "; ".join(problem))
+
+
 def _run_hash(db: Database) -> str:
     texts = db.one(columns(text, text), "SELECT identity, settings FROM run")
     return hashlib.sha256("\n".join(texts).encode()).hexdigest()
