@@ -10,7 +10,15 @@ import time
 from pathlib import Path
 
 from hiso.errors import ProtocolError
-from hiso.ring.ledger.schema import Database, blob, connected, integer, translated
+from hiso.ring.ledger.schema import (
+    Database,
+    blob,
+    columns,
+    connected,
+    integer,
+    text,
+    translated,
+)
 from hiso.ring.messages import Reply
 from hiso.ring.wire import reply_to_bytes
 
@@ -42,6 +50,10 @@ class Answers:
             os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
         with connected(path, "rw") as self._db:
             _prepare(self._db)
+            query = "SELECT run, max(round), sum(scalars) FROM answers GROUP BY run"
+            found = self._db.rows(columns(text, integer, integer), query)
+        self._reached = {run: reached for run, reached, _ in found}
+        self._sent = sum(sent for _, _, sent in found)
 
     def find(self, asked: bytes) -> bytes | None:
         """The bytes of the reply to this question, or None."""
@@ -56,16 +68,17 @@ class Answers:
         row = (reply.asked, reply.run, reply.round, reply.count)
         with self._db.transaction():
             self._db.insert("answers", (*row, reply_to_bytes(reply), time.time()))
+        self._reached[reply.run] = max(reply.round, self.reached(reply.run))
+        self._sent += reply.count
 
     @property
     def sent(self) -> int:
         """float32 numbers in all replies, over all runs."""
-        return self._db.one(integer, "SELECT coalesce(sum(scalars), 0) FROM answers")
+        return self._sent
 
     def reached(self, run: str) -> int:
         """The last round of a run that was answered; 0 before the first."""
-        query = "SELECT coalesce(max(round), 0) FROM answers WHERE run = ?"
-        return self._db.one(integer, query, run)
+        return self._reached.get(run, 0)
 
     def close(self) -> None:
         """Closes the file."""

@@ -26,17 +26,19 @@ def inspect_run(path: Path, last: int) -> dict[str, Any]:
     with Ledger.read(folder.ledger) as ledger:
         ledger.verify()
         up, down = ledger.traffic()
-        records = ledger.records()
         end = ledger.position
         start = max(0, end - last)
+        scalars, size = 0, 0
+        for record in ledger.each_record():
+            scalars, size = scalars + record.scalars, size + len(record.to_bytes())
         digest, at = _digest(folder, ledger)
         refusals = ledger.refusals()
         facts = {
             "run": ledger.run,
             "rounds": end,
             "rounds_in_all": ledger.settings.get("rounds"),
-            "scalars": sum(record.scalars for record in records),
-            "log_bytes": sum(len(record.to_bytes()) for record in records),
+            "scalars": scalars,
+            "log_bytes": size,
             "bytes_up": up,
             "bytes_down": down,
             "chain": ledger.chain_at(end).hex(),
@@ -60,7 +62,9 @@ def inspect_run(path: Path, last: int) -> dict[str, Any]:
             "evaluations": [encode_line(e) for e in ledger.evaluations()],
             "rounds": [
                 {**encode_line(done), "coefficients": record.coefficient.tolist()}
-                for done, record in zip(rounds_of(ledger, start), records[start:], strict=True)
+                for done, record in zip(
+                    rounds_of(ledger, start), ledger.records(start), strict=True
+                )
             ],
         }
 

@@ -44,7 +44,7 @@ def summarise(
         bytes_down=down,
         paper=sum(
             paper_bytes(1, record.steps, int(record.direction.max()) + 1)
-            for record in ledger.records()
+            for record in ledger.each_record()
         ),
         messages=ledger.message_bytes(),
         answered=ledger.answered(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -134,6 +134,12 @@ class Ledger(RunFile):
             raise damaged(self.path, f"some of the rounds {start} to {stop - 1} are missing")
         return [record for _, record in rows]
 
+    def each_record(self, start: int = 0, stop: int | None = None) -> Iterator[Record]:
+        """The same records as `records`, with few of them in memory at a time."""
+        stop = self.position if stop is None else min(stop, self.position)
+        for first in range(max(start, 0), stop, _CHUNK):
+            yield from self.records(first, min(first + _CHUNK, stop))
+
     def hyper_at(self, position: int | None = None) -> dict[str, float]:
         """Hyper-parameters before the record at `position`, by default before the next record.
 
@@ -148,13 +154,13 @@ class Ledger(RunFile):
                 f'the identity in {self.path} names no "method": {{"hyper": …}} of numbers '
                 f"({error!r}): it was not made for a federated run, or is damaged"
             ) from error
-        for record in self.records(0, position):
+        for record in self.each_record(0, position):
             hyper |= record.changes
         return hyper
 
     def derived_at(self, what: Derived[State], start: State, position: int | None = None) -> State:
         """The values derived from the records before `position`, by default from all records."""
-        return remember_all(what, self.records(0, position), start)
+        return remember_all(what, self.each_record(0, position), start)
 
     def commit(
         self,
@@ -421,8 +427,7 @@ class Ledger(RunFile):
             ProtocolError: The message names the first damaged round, the settings or the page.
         """
         chain = self.root
-        query = "SELECT round, bytes, chain FROM records ORDER BY round"
-        for expected, (number, data, stored) in enumerate(self._db.rows(_as_it_is, query)):
+        for expected, (number, data, stored) in enumerate(self._stored()):
             problem = None
             try:
                 record = Record.from_bytes(blob(data))
@@ -442,7 +447,18 @@ class Ledger(RunFile):
         check_seal(self._db)
         check_pages(self._db)
 
+    def _stored(self) -> Iterator[tuple[Any, ...]]:
+        """Round, bytes and chain hash of every row, whatever they are, in the order of rounds."""
+        query = """
+            SELECT round, bytes, chain FROM records WHERE round > ? ORDER BY round LIMIT ?"""
+        last = -(2**63)
+        while rows := self._db.rows(_as_it_is, query, last, _CHUNK):
+            yield from rows
+            last = rows[-1][0]
 
+
+_CHUNK = 10_000
+"""Number of records in memory where all are read one after the other."""
 _BYTES = columns(integer, integer)
 _FAULT = columns(integer, integer, integer, text)
 _FIGURES = columns(optional(real), integer, integer)

@@ -154,7 +154,7 @@ class RunFile:
 
     @classmethod
     def read(cls, path: Path | str, *, method: type[Method] | None = None) -> Self:
-        """A copy of the ledger's present state in memory: it never changes and cannot be written.
+        """A copy of the ledger's present state: it never changes and cannot be written.
 
         Reading does not block writers and creates no files, so the medium may be read-only.
 

@@ -390,7 +390,7 @@ def open_file(path: Path) -> Database:
 
 
 def read_file(path: Path) -> Database:
-    """A read-only copy in memory of a ledger file's present state.
+    """A read-only copy of a ledger file's present state, in a temporary file of SQLite's.
 
     Copying blocks no other process and creates no files, so the medium may be read-only.
 
@@ -477,16 +477,18 @@ def connected(path: Path, mode: str) -> Iterator[Database]:
 
 @contextmanager
 def _copied(path: Path) -> Iterator[Database]:
-    """A copy in memory, closed if the block fails."""
+    """A copy in a temporary file, which SQLite keeps in memory if it is small; closed if the block
+    fails.
+    """
     with translated(path), ExitStack() as stack:
-        memory = sqlite3.connect(":memory:", isolation_level=None)
-        db = stack.enter_context(Database(path, memory))
-        _copy(path.resolve(), memory)
+        copy = sqlite3.connect("", isolation_level=None)
+        db = stack.enter_context(Database(path, copy))
+        _copy(path.resolve(), copy)
         yield db
         stack.pop_all()
 
 
-def _copy(path: Path, memory: sqlite3.Connection) -> None:
+def _copy(path: Path, copy: sqlite3.Connection) -> None:
     """Copies everything that was committed.
 
     If `…-wal` is empty, only the file itself is read, and read again if a writer opened it
@@ -495,23 +497,23 @@ def _copy(path: Path, memory: sqlite3.Connection) -> None:
     wal, shm = Path(f"{path}-wal"), Path(f"{path}-shm")
     while not _size(wal):
         before = path.stat()
-        _backup(path, "mode=ro&immutable=1", memory)
+        _backup(path, "mode=ro&immutable=1", copy)
         now = path.stat()
         same = (now.st_mtime_ns, now.st_size) == (before.st_mtime_ns, before.st_size)
         if same and not _size(wal):
             return
     if shm.exists():  # another process writes, or was killed
-        _backup(path, "mode=ro", memory)
+        _backup(path, "mode=ro", copy)
         return
     with TemporaryDirectory() as folder:  # for files copied from another place
         for file in (path, wal):
             shutil.copyfile(file, Path(folder) / file.name)
-        _backup(Path(folder) / path.name, "mode=rw", memory)
+        _backup(Path(folder) / path.name, "mode=rw", copy)
 
 
-def _backup(path: Path, options: str, memory: sqlite3.Connection) -> None:
+def _backup(path: Path, options: str, copy: sqlite3.Connection) -> None:
     with closing(_connect(path, options)) as connection:
-        connection.backup(memory)
+        connection.backup(copy)
 
 
 def _connect(path: Path, options: str) -> sqlite3.Connection:
