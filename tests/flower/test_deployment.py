@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import stat
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +20,8 @@ from hiso.ring.server import Server
 from hiso.ring.wire import plan_to_bytes, reply_from_bytes
 from hiso.run.api import simulate
 from hiso.run.settings import parse_settings
+
+from .federation import BIN
 
 pytestmark = [pytest.mark.flower, pytest.mark.timeout(600)]
 
@@ -121,3 +125,15 @@ def test_a_worker_stops_gracefully_and_goes_on(deployment, settings, hiso):
     assert (after["run"], after["position"]) == (before["run"], before["position"])
     assert os.environ.get("HF_HUB_OFFLINE")
     assert Path(folder / "worker.log").read_text().count("is ready") >= 2
+
+
+def test_a_run_that_was_stopped_is_no_error(deployment):
+    """And the same command continues it; a supervisor can tell it from a failure."""
+    deployment.serve("stopped", "--rounds", 1000)
+    deployment.wait("round", lambda: deployment.position("stopped") >= 1)
+    run = re.findall(r"`flwr stop (\d+)`", deployment.output("serve"))[-1]
+    subprocess.run([BIN / "flwr", "stop", run], env=deployment.env, check=True)
+    assert deployment.processes["serve"].wait(60) == 130
+    more = f"rounds={deployment.position('stopped') + 3}"
+    deployment.start("serve", "hiso", "serve", "--out", "stopped", "--change", more)
+    assert deployment.summary("stopped")["digest"] is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -98,6 +99,9 @@ def serve(
         return
     submission.watch()
     outcome, summary = submission.outcome(), folder.read_summary()
+    if outcome.status == "finished:stopped":
+        print("stopped: every finished round is kept; start again to resume", file=sys.stderr)
+        raise typer.Exit(130)
     if outcome.status != "finished:completed" or summary is None:
         raise ProtocolError(
             f"the run did not finish (status in Flower: {outcome.status}): see {folder.path / LOG}"

@@ -1,0 +1,45 @@
+"""The units of deploy/systemd/, as systemd-analyze reads them."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from .federation import ROOT
+
+UNITS = ["hiso-superlink", "hiso-proxy", "hiso-serve@first", "hiso-worker@site0"]
+
+
+@pytest.fixture
+def root(tmp_path) -> Path:
+    """A system with the units, and with what they start."""
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("needs systemd-analyze")
+    shutil.copytree(ROOT / "deploy" / "systemd", tmp_path / "etc" / "systemd" / "system")
+    shutil.copytree(ROOT / "deploy", tmp_path / "opt" / "hiso" / "deploy")
+    command = tmp_path / "opt" / "hiso" / ".venv" / "bin" / "hiso"
+    command.parent.mkdir(parents=True)
+    command.write_text("#!/bin/sh\n")
+    command.chmod(0o755)
+    for name in ("sysinit.target", "basic.target", "shutdown.target"):
+        (tmp_path / "etc" / "systemd" / "system" / name).write_text("[Unit]\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_a_unit_is_valid_and_sandboxed(root, unit):
+    def analyze(*words: str) -> str:
+        command = ["systemd-analyze", "--root", root, "--no-pager", *words, f"{unit}.service"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    assert analyze("verify", "--man=no") == ""
+    said = analyze("security", "--offline=true", "--threshold=20")
+    found = re.search(r"exposure level for .*: ([\d.]+)", said)
+    assert found is not None
+    assert float(found[1]) <= 1.5
