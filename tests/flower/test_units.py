@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -30,16 +31,39 @@ def root(tmp_path) -> Path:
     return tmp_path
 
 
+def analyze(root: Path, unit: str, *words: str) -> str:
+    command = ["systemd-analyze", "--root", root, "--no-pager", *words, f"{unit}.service"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def settings(root: Path, unit: str) -> dict[str, bool]:
+    """Which of the settings that systemd-analyze knows are on."""
+    said = analyze(root, unit, "security", "--offline=true", "--threshold=20", "--json=short")
+    return {one["json_field"]: one["set"] for one in json.loads(said)}
+
+
 @pytest.mark.parametrize("unit", UNITS)
 def test_a_unit_is_valid_and_sandboxed(root, unit):
-    def analyze(*words: str) -> str:
-        command = ["systemd-analyze", "--root", root, "--no-pager", *words, f"{unit}.service"]
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout + done.stderr
-
-    assert analyze("verify", "--man=no") == ""
-    said = analyze("security", "--offline=true", "--threshold=20")
+    assert analyze(root, unit, "verify", "--man=no") == ""
+    said = analyze(root, unit, "security", "--offline=true", "--threshold=20")
     found = re.search(r"exposure level for .*: ([\d.]+)", said)
     assert found is not None
     assert float(found[1]) <= 1.5
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_only_a_worker_may_run_code_that_it_writes(root, unit):
+    """The kernels are compiled when they are used; what the sandbox says overrides a unit."""
+    assert settings(root, unit)["MemoryDenyWriteExecute"] == (unit != "hiso-worker@site0")
+
+
+def test_what_an_operator_edits_overrides_the_sandbox(root):
+    """As `systemctl edit` stores it; files are read in the order of their names."""
+    unit = "hiso-worker@site0"
+    assert settings(root, unit)["PrivateDevices"]
+    edited = root / "etc" / "systemd" / "system" / f"{unit}.service.d"
+    edited.mkdir()
+    (edited / "override.conf").write_text("[Service]\nPrivateDevices=no\n")
+    assert not settings(root, unit)["PrivateDevices"]
