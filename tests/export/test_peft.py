@@ -66,7 +66,7 @@ def test_the_folder_is_small_and_its_card_runs(tmp_path, base, tiny_model, capsy
     assert (tmp_path / "peft" / "adapter_model.safetensors").stat().st_size < 10_000
     assert done["position"] == 4
     config = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
-    assert (config["r"], config["lora_alpha"]) == (8, 16)
+    assert (config["r"], config["lora_alpha"]) == (8, 64)
     assert config["target_modules"] == ["q_proj", "v_proj"]
     assert config["base_model_name_or_path"] is None
     card = (tmp_path / "peft" / "README.md").read_text()

@@ -189,7 +189,7 @@ def test_adapters_are_small_and_the_cards_say_what_was_trained(tmp_path, base, t
     assert summary["trainable_weights"] == 2 * 2 * (32 + 32 + 32 + 16)
     export_adapter(tmp_path / "run", tmp_path / "adapter")
     card = json.loads((tmp_path / "adapter" / "hiso_adapter.json").read_text())
-    assert card["train"] == {"kind": "lora", "rank": 2, "alpha": 16}
+    assert card["train"] == {"kind": "lora", "rank": 2, "alpha": 64}
     assert card["base"]["targets"] == ["q_proj", "v_proj"]
     apply(tmp_path / "adapter", tmp_path / "model", base=tiny_model)
     told = (tmp_path / "model" / "README.md").read_text()

@@ -12,7 +12,7 @@ from hiso.errors import SettingsError
 WORDS = ("full", "lora", "ia3", "bias", "norm", "head")
 _LAST = re.compile(r"last-([1-9]\d*)")
 _REGEX = "regex:"
-RANK, ALPHA = 8, 16
+RANK, ALPHA = 8, 64
 
 
 @dataclass(frozen=True, kw_only=True)
