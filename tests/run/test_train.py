@@ -193,7 +193,7 @@ def test_adapters_are_small_and_the_cards_say_what_was_trained(tmp_path, base, t
     assert card["base"]["targets"] == ["q_proj", "v_proj"]
     apply(tmp_path / "adapter", tmp_path / "model", base=tiny_model)
     told = (tmp_path / "model" / "README.md").read_text()
-    assert "`lora` (rank 2, alpha 16, q_proj, v_proj)" in told
+    assert "`lora` (rank 2, alpha 64, q_proj, v_proj)" in told
 
 
 def test_a_merge_gives_the_scores_of_the_adapters(folders):
