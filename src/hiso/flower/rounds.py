@@ -338,9 +338,10 @@ class Conductor:
                     reason = f"{are(clients)} asked, and the answer is of client {reply.client}"
                     raise ProtocolError(reason)
                 missing.discard(reply.client)
+                if clients or self._is_of(answer.node, reply.client):
+                    self._tell(reply, late=not clients)
                 if not clients and reply.client in self._asked:
                     self._asked[reply.client].up += len(data)
-                self._tell(reply, late=not clients)
         except ProtocolError as error:
             for client in missing if clients else [None]:
                 self._server.refuse(client, number, str(error))
@@ -354,6 +355,11 @@ class Conductor:
                 self._refuse(client, reason)
         for client in missing:
             self._asked[client].request = None
+
+    def _is_of(self, node: int, client: int) -> bool:
+        """Whether the node speaks for the client now; others are not believed."""
+        site = self._sites.by_client.get(client)
+        return site is not None and site.node == node
 
     def _tell(self, reply: Reply, *, late: bool) -> None:
         verdict, asked = self._server.tell(reply), self._asked.get(reply.client)

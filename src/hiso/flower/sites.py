@@ -51,9 +51,9 @@ class Sites:
     """Sends `hello` to new nodes, and keeps the clients behind them.
 
     A client is identified by the number that its worker reports, never by a node's id; a worker
-    may report several. If two nodes report the same client, the key that owns the number decides (see `Owners`). Where no key
-    does, or both nodes have it, the last report counts, because a site with a new
-    folder may have another id.
+    may report several. If two nodes report the same client, the key that owns the number decides
+    (see `Owners`). Where no key does, or both nodes have it, the last report counts, because a site
+    with a new folder may have another id.
 
     Attributes:
         run: Id of the run, when it is known.

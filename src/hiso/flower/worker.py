@@ -23,15 +23,18 @@ from hiso.core.measure.backward import Probing, check_backward
 from hiso.core.measure.outcome import Outcome
 from hiso.core.noise.point import Point
 from hiso.core.replica.replica import Replica
+from hiso.core.record import MAX_STREAM
 from hiso.errors import HisoError, ProtocolError
 from hiso.flower.envelope import BEHIND, MAX_REPLIES, UNKNOWN_RUN, Envelope, join
 from hiso.flower.site_file import open_site
+from hiso.ring.accept.replies import is_whole
 from hiso.ring.client import Client
 from hiso.ring.ledger.ledger import Ledger
 from hiso.ring.messages import Plan
 from hiso.ring.site import Site
 from hiso.ring.wire import plan_from_bytes, reply_to_bytes
 from hiso.run.folder import RunFolder
+from hiso.run.formatting import are
 from hiso.run.identity import check_identity, deployed
 from hiso.run.observer import Advance, Silent
 from hiso.run.settings import Settings
@@ -109,9 +112,13 @@ class Worker:
     def handle(self, request: Envelope, clients: Sequence[int]) -> Envelope:
         """The answer of a node that has these clients to a request; it may be an error."""
         try:
-            asked = request.facts.get("clients", list(clients))
-            if not isinstance(asked, list) or not set(asked) <= set(clients) & set(self.shards):
-                raise ProtocolError(f"clients {list(clients)} are here, not {asked!r:.200}")
+            here = [client for client in clients if client in self.shards]
+            asked = request.facts.get("clients", here)
+            known = isinstance(asked, list) and all(
+                is_whole(client, 0, MAX_STREAM) and client in here for client in asked
+            )
+            if not (known and asked):
+                raise ProtocolError(f"{are(here)} here, and {asked!r:.200} is asked for")
             match request.kind:
                 case "hello":
                     return self.hello(clients, request.facts.get("run"))
