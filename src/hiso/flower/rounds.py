@@ -337,11 +337,12 @@ class Conductor:
                 if clients and reply.client not in missing:
                     reason = f"{are(clients)} asked, and the answer is of client {reply.client}"
                     raise ProtocolError(reason)
-                missing.discard(reply.client)
-                if clients or self._is_of(answer.node, reply.client):
-                    self._tell(reply, late=not clients)
+                if not clients and not self._is_of(answer.node, reply.client):
+                    raise ProtocolError(f"a late reply of client {reply.client} from another node")
                 if not clients and reply.client in self._asked:
                     self._asked[reply.client].up += len(data)
+                missing.discard(reply.client)
+                self._tell(reply, late=not clients)
         except ProtocolError as error:
             for client in missing if clients else [None]:
                 self._server.refuse(client, number, str(error))

@@ -22,8 +22,8 @@ from hiso.core.identity import Identity
 from hiso.core.measure.backward import Probing, check_backward
 from hiso.core.measure.outcome import Outcome
 from hiso.core.noise.point import Point
-from hiso.core.replica.replica import Replica
 from hiso.core.record import MAX_STREAM
+from hiso.core.replica.replica import Replica
 from hiso.errors import HisoError, ProtocolError
 from hiso.flower.envelope import BEHIND, MAX_REPLIES, UNKNOWN_RUN, Envelope, join
 from hiso.flower.site_file import open_site
