@@ -7,7 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hiso.core.record import Record, chain_root
+from hiso.core.record import (
+    CHANGES_AT,
+    Record,
+    chain_of,
+    chain_root,
+    round_of,
+    scalars_of,
+)
 from hiso.errors import ProtocolError
 
 floats = st.floats(width=32, allow_nan=False, allow_infinity=False)
@@ -43,6 +50,22 @@ def test_bytes_round_trip(record):
     assert np.array_equal(again.coefficient, record.coefficient)
     assert dict(again.changes) == {k: np.float32(v) for k, v in record.changes.items()}
     assert dict(again.facts) == {k: np.float32(v) for k, v in record.facts.items()}
+
+
+@given(records())
+def test_what_is_read_from_the_bytes_alone(record):
+    data = record.to_bytes()
+    assert (round_of(data), scalars_of(data)) == (record.round, record.scalars)
+    assert chain_of(bytes(32), data) == record.chain(bytes(32))
+    changed = int.from_bytes(data[CHANGES_AT : CHANGES_AT + 2], "little")
+    assert changed == len(record.changes)
+
+
+@given(st.binary(max_size=40))
+def test_noise_is_no_record(noise):
+    for read in (round_of, Record.from_bytes):
+        with pytest.raises(ProtocolError):
+            read(noise)
 
 
 @given(records(), st.data())

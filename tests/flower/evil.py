@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from hiso.flower.access import Access
-from hiso.flower.envelope import Envelope
+from hiso.flower.envelope import Envelope, join, split
 from hiso.flower.fleet import Fleet
 from hiso.flower.logs import log_to
 from hiso.flower.network import Network
@@ -65,10 +65,10 @@ LIES: list[Callable[[Reply], bytes]] = [
 
 
 def spoiled(answer: Envelope) -> Envelope:
-    if answer.kind != "reply":
+    if answer.kind != "replies":
         return answer
-    reply = reply_from_bytes(answer.body)
-    return Envelope("reply", {}, LIES[reply.round % len(LIES)](reply))
+    reply = reply_from_bytes(*split(answer.body))
+    return Envelope("replies", {}, join([LIES[reply.round % len(LIES)](reply)]))
 
 
 def main(superlink: str, folder: Path, settings: Path, way: str) -> None:
@@ -78,12 +78,12 @@ def main(superlink: str, folder: Path, settings: Path, way: str) -> None:
 
     def answer(request: Envelope) -> Future[Envelope]:
         future = Future[Envelope]()
-        honest = worker.handle(request, CLIENT)
+        honest = worker.handle(request, [CLIENT])
         given = spoiled(honest) if way == "lie" else honest
         if request.kind != "hello":
             with (folder / "sizes").open("a") as sizes:
                 print(len(given.to_bytes()), len(request.to_bytes()), file=sizes)
-        if given.kind == "reply" and way == "hold":
+        if given.kind == "replies" and way == "hold":
             threading.Thread(target=hold, args=(future, given), daemon=True).start()
         else:
             future.set_result(given)

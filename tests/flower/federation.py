@@ -141,7 +141,7 @@ class Deployment:
         )  # fmt: skip
         self.wait("SuperLink", lambda: self.output("superlink").count(ready) > before)
 
-    def worker(self, index: int, *arguments: object, counted: bool = False) -> None:
+    def worker(self, index: int | str, *arguments: object, counted: bool = False) -> None:
         """With `counted`, its way to the SuperLink leads through the proxy."""
         self.start(
             f"worker{index}", "hiso", "worker", "start", self.folder / "settings.toml",
@@ -204,7 +204,7 @@ class Deployment:
         with closing(sqlite3.connect(self.folder / out / "ledger.sqlite")) as db:
             return db.execute(query, (client,)).fetchone()
 
-    def status(self, index: int) -> dict[str, Any]:
+    def status(self, index: int | str) -> dict[str, Any]:
         """What a worker says of itself; nothing if it does not run."""
         try:
             return read_status(self.folder / f"w{index}")

@@ -29,7 +29,7 @@ def main(superlink: str, settings: Path, folder: Path, watchdog: float) -> None:
     register_module_forward_pre_hook(stand_still)
     log_to(folder / LOG)
     access = Access(superlink, None, None)
-    Resident(folder, 0, watchdog).run(parse_settings(read_toml(settings)), access, share=True)
+    Resident(folder, [0], watchdog).run(parse_settings(read_toml(settings)), access, share=True)
 
 
 if __name__ == "__main__":

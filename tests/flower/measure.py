@@ -1,9 +1,10 @@
 """Seconds a round over Flower without any forward passes, and bytes really sent.
 
-    python -m tests.flower.measure [--sites 2 10 50] [--rounds 10]
+    python -m tests.flower.measure [--sites 2 10 50] [--each 1] [--sample K] [--rounds 10]
 
 One SuperLink, the server, and a process that answers for all N sites without measuring anything
-(`stub.py`): what is left is Flower and hiso's messages. Bytes are counted by hiso (scalars,
+(`stub.py`), with `--each` clients at each site, of which `--sample` in all are asked in a round (by
+default all): what is left is Flower and hiso's messages. Bytes are counted by hiso (scalars,
 messages), by Flower (sent), and by a proxy between the first site and the SuperLink: everything
 that TCP carries, HTTP headers, polling and heartbeats included. All of a run, hello and last
 catch-up too, is divided by rounds and sites. Memory is that of a process whose only work is one
@@ -35,12 +36,12 @@ _RARE, _IDLE = 70.0, 30.0
 """Seconds until an idle site looks for messages rarely; and over which it is measured."""
 
 
-def answer_for(first: int, stop: int, address: str, folder: Path) -> None:
+def answer_for(first: int, stop: int, each: int, address: str, folder: Path) -> None:
     """Answers for sites [first, stop), in this process, until it is killed."""
     settings = parse_settings(read_toml(folder / "settings.toml"))
     identity = settings_identity(settings, settings.make_method(), 2)
-    for client in range(first, stop):
-        Stub(address, folder / f"w{client}", client, identity)
+    for site in range(first, stop):
+        Stub(address, folder / f"w{site}", range(site * each, (site + 1) * each), identity)
     signal.pause()
 
 
@@ -49,23 +50,25 @@ def busy_seconds(process: psutil.Process) -> float:
     return sum(process.cpu_times()[:2])
 
 
-def measure(sites: int, rounds: int) -> dict[str, float]:
+def measure(sites: int, each: int, sample: int | None, rounds: int) -> dict[str, float]:
     folder = Path(tempfile.mkdtemp(prefix="hb"))
     site = Deployment(folder)
     module, proxy = "tests.flower.measure", site.proxy
     try:
-        settings = {"method": "hiso", "clients": sites, "sample": sites, "rounds": rounds}
+        clients = sites * each
+        settings = {"method": "hiso", "clients": clients, "sample": sample or clients}
+        settings |= {"rounds": rounds}
         write_toml(folder / "settings.toml", settings)
         site.superlink()
         counted, rest = site.address(counted=True), site.address()
         site.start(
-            "worker0", "python", "-m", module, "--answer", 0, 1, counted, folder, folder=ROOT
+            "worker0", "python", "-m", module, "--answer", 0, 1, each, counted, folder, folder=ROOT
         )
         site.start(
-            "worker", "python", "-m", module, "--answer", 1, sites, rest, folder, folder=ROOT
+            "worker", "python", "-m", module, "--answer", 1, sites, each, rest, folder, folder=ROOT
         )
         site.wait(
-            "sites", lambda: (folder / "superlink.out").read_text().count("Activated") >= sites, 300
+            "sites", lambda: (folder / "superlink.out").read_text().count("Activated") >= sites, 600
         )
         time.sleep(_RARE)
         one = psutil.Process(site.processes["worker0"].pid)
@@ -84,6 +87,8 @@ def measure(sites: int, rounds: int) -> dict[str, float]:
         used = busy_seconds(link) - used[0], busy_seconds(rest_of_them) - used[1]
         return {
             "sites": sites,
+            "clients": clients,
+            "sample": sample or clients,
             "round_s": statistics.median(seconds),
             "longest_round_s": max(seconds),
             "superlink_processor_s": used[0] / rounds,
@@ -95,6 +100,7 @@ def measure(sites: int, rounds: int) -> dict[str, float]:
             "tcp_bytes_up": (proxy.up - before[0]) / rounds,
             "tcp_bytes_down": (proxy.down - before[1]) / rounds,
             "server_mib": summary["peak_memory_bytes"] / 2**20,
+            "superlink_mib": link.memory_info().rss / 2**20,
         }
     except BaseException:
         print(site.logs(5))
@@ -109,10 +115,13 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--sites", type=int, nargs="+", default=[2, 10, 50])
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--answer", nargs=4, help=argparse.SUPPRESS)
+    parser.add_argument("--each", type=int, default=1)
+    parser.add_argument("--sample", type=int)
+    parser.add_argument("--answer", nargs=5, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.answer:
-        first, stop, address, folder = arguments.answer
-        answer_for(int(first), int(stop), address, Path(folder))
+        first, stop, each, address, folder = arguments.answer
+        answer_for(int(first), int(stop), int(each), address, Path(folder))
     for count in arguments.sites:
-        print(json.dumps(measure(count, arguments.rounds)), flush=True)
+        figures = measure(count, arguments.each, arguments.sample, arguments.rounds)
+        print(json.dumps(figures), flush=True)

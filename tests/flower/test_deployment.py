@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from hiso.core.identity import Identity
-from hiso.flower.envelope import Envelope
+from hiso.flower.envelope import Envelope, split
 from hiso.flower.worker import Worker
 from hiso.ring.ledger.ledger import Ledger
 from hiso.ring.server import Server
@@ -82,7 +82,7 @@ def test_a_worker_that_joins_late_catches_up_by_scalars(deployment, settings):
     before = deployment.folder / "before"
     before.mkdir()
     worker = Worker(parse_settings(settings), before, own=None, alive=lambda: None)
-    identity = worker.hello(0, None).facts["identity"]
+    identity = worker.hello([0], None).facts["identity"]
     out = deployment.folder / "late"
     out.mkdir()
     parsed = parse_settings(settings | {"rounds": 23})
@@ -95,8 +95,8 @@ def test_a_worker_that_joins_late_catches_up_by_scalars(deployment, settings):
         while ledger.position < 20:
             for plan in server.ask():
                 request = Envelope("round", {"identity": identity}, plan_to_bytes(plan))
-                answer = worker.handle(request, plan.client)
-                assert server.tell(reply_from_bytes(answer.body)).accepted
+                answer = worker.handle(request, [plan.client])
+                assert server.tell(reply_from_bytes(*split(answer.body))).accepted
             server.close()
     worker.close()
     for index in (0, 1):

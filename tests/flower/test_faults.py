@@ -88,7 +88,7 @@ def test_a_worker_that_lies_changes_nothing(without_worker_2):
     assert set_aside.keys() == {1}
     assert "has digest" in set_aside[1][2]
     reasons = [reason for _, _, reason in refusals]
-    expected = ["nan", "is not the open one", "malformed", "answered as client 0"]
+    expected = ["nan", "is not the open one", "malformed", "the answer is of client 0"]
     assert len(reasons) == len(expected), reasons
     for reason, part in zip(reasons, expected, strict=True):
         assert part in reason
@@ -104,7 +104,9 @@ def test_a_worker_that_lies_changes_nothing(without_worker_2):
 
 
 def test_a_reply_that_comes_twice_counts_once(without_worker_2):
-    """In the middle of a round client 2 shows up at another node, so it is asked again."""
+    """In the middle of a round client 2 shows up at another node, so it is asked again, and only
+    the answer of that node counts.
+    """
     deployment, out = without_worker_2, "twice"
     deployment.serve(out, "--rounds", 1, "--sample", 3, "--round-seconds", 150)
     log, ledger = (deployment.folder / out / name for name in ("server.log", "ledger.sqlite"))
@@ -129,7 +131,7 @@ def test_a_reply_that_comes_twice_counts_once(without_worker_2):
     finally:
         deployment.processes["worker1"].send_signal(signal.SIGCONT)
     deployment.summary(out)
-    assert refusals() == [(2, 0, "client 2 has answered already")]
+    assert refusals() == [(None, 0, "a late reply of client 2 from another node")]
     with Ledger.open(ledger) as opened:
         (row,) = opened.rounds()
     assert (row.clients, row.set_aside) == ([0, 1, 2], {})

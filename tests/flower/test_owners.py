@@ -48,43 +48,43 @@ def ledger(tmp_path):
 def test_the_first_key_owns_a_number_over_restarts_until_it_is_released(ledger):
     owners = Owners()
     owners.keep_in(ledger)
-    assert owners.claim(1, A)
-    assert owners.claim(2, A)  # a gateway answers for several clients
-    assert not owners.claim(1, B)
-    assert not owners.claim(1, None)
-    assert owners.claim(0, None)
-    assert owners.claim(0, B)
+    assert owners.claim([1], A)
+    assert owners.claim([2], A)  # a gateway answers for several clients
+    assert not owners.claim([1], B)
+    assert not owners.claim([1], None)
+    assert owners.claim([0], None)
+    assert owners.claim([0], B)
 
     again = Owners()
     again.keep_in(ledger)
-    assert again.claim(1, replace(A, site="renamed"))
-    assert not again.claim(1, B)
+    assert again.claim([1], replace(A, site="renamed"))
+    assert not again.claim([1], B)
     assert ledger.release(1) == A
     assert ledger.release(1) is None
     later = Owners()
     later.keep_in(ledger)
-    assert later.claim(1, B)
-    assert not later.claim(1, A)
+    assert later.claim([1], B)
+    assert not later.claim([1], A)
     assert ledger.owners() == {0: B, 1: B, 2: A}
 
 
 def test_a_number_claimed_before_there_is_a_ledger_is_kept_in_it(ledger):
     owners = Owners()
-    assert owners.claim(1, A)
-    assert not owners.claim(1, B)
+    assert owners.claim([1], A)
+    assert not owners.claim([1], B)
     owners.keep_in(ledger)
     assert ledger.owners() == {1: A}
-    assert not owners.claim(1, B)
-    assert owners.claim(2, B)
+    assert not owners.claim([1], B)
+    assert owners.claim([2], B)
     assert ledger.owners() == {1: A, 2: B}
 
 
 def test_a_refused_claim_is_told_once_in_the_log_and_by_inspect(ledger, tmp_path, caplog):
     owners = Owners()
     owners.keep_in(ledger)
-    owners.claim(1, A)
+    owners.claim([1], A)
     for _ in range(5):
-        assert not owners.claim(1, B)
+        assert not owners.claim([1], B)
     ((client, round, reason),) = ledger.refusals()
     assert (client, round) == (1, None)
     assert all(part in reason for part in (A.key, A.site, B.key, B.site, "--release 1"))
@@ -108,7 +108,7 @@ def test_ledgers_of_before_get_the_table(ledger):
         db.execute("DROP TABLE owners")
     db.close()
     with Ledger.open(path) as opened:
-        opened.own(1, A)
+        opened.own({1: A})
         assert opened.owners() == {1: A}
 
 
@@ -134,7 +134,7 @@ def test_a_node_with_another_key_does_not_take_the_place_of_a_client(caplog):
     sites._known = {7: A, 8: B, 9: None, 10: A}
 
     def hello(node: int, client: int) -> None:
-        facts = {"client": client, "position": 0, "run": None, "chain": "", "weights": 5}
+        facts = {"clients": [client], "position": 0, "run": None, "chain": "", "weights": 5}
         facts |= {"identity": GOOD.text}
         sites.greet(Answer(node, Envelope("hello"), Envelope("hello", facts), 100))
 

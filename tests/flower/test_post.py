@@ -95,8 +95,8 @@ def test_nobody_can_guess_what_the_id_of_a_message_is_made_of(echo):
 def test_an_answer_above_one_mebibyte_is_not_read(echo, excess, monkeypatch):
     post = Post(echo)
     post.send({7: Envelope("round")}, ttl=60)
-    empty = len(Envelope("reply").to_bytes())
-    good = Envelope("reply", {}, bytes(MAX_ANSWER - empty + excess))
+    empty = len(Envelope("replies").to_bytes())
+    good = Envelope("replies", {}, bytes(MAX_ANSWER - empty + excess))
     echo.answers = [pack(good)]
     if excess:  # reading would fail
         monkeypatch.setattr("hiso.flower.exchange.unpack", None)

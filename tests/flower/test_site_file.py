@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from hiso.errors import SettingsError
-from hiso.flower.envelope import Envelope
+from hiso.flower.envelope import Envelope, split
 from hiso.flower.site_file import SITE, open_site
 from hiso.flower.worker import Worker
 from hiso.ring.answers import Answers
@@ -58,13 +58,13 @@ class Run:
         return self.server.rejoin(0, 0)
 
     def ask(self, worker: Worker, plan: Plan | None = None) -> Envelope:
-        return worker.handle(request(plan or self.plan(), self.ledger.identity.text), 0)
+        return worker.handle(request(plan or self.plan(), self.ledger.identity.text), [0])
 
     def round(self, worker: Worker, *, hinted: bool = False) -> Reply:
         """If `hinted`, the plan has the records that the server takes the worker to lack."""
         answer = self.ask(worker, self.server.ask()[0] if hinted else None)
-        assert answer.kind == "reply", answer.facts
-        reply = reply_from_bytes(answer.body)
+        assert answer.kind == "replies", answer.facts
+        reply = reply_from_bytes(*split(answer.body))
         assert self.server.tell(reply).accepted
         self.server.close()
         return reply
@@ -136,7 +136,9 @@ def test_a_refused_plan_is_answered_with_the_reason_and_moves_nothing(tmp_path):
     assert worker.position == 2
     run.server.settings = replace(run.server.settings, scheme="forward")
     run.server.drop()
-    assert reply_from_bytes(run.ask(worker).body).asked == first[1].asked  # an old answer is free
+    assert (
+        reply_from_bytes(*split(run.ask(worker).body)).asked == first[1].asked
+    )  # an old answer is free
     for _ in range(3):
         last = run.round(worker)
     worker.close()
@@ -157,7 +159,7 @@ def test_answers_outlive_a_rollback_a_restart_and_the_loss_of_the_key(tmp_path):
     (tmp_path / "site" / KEY).unlink()
     worker = worker_in(tmp_path / "site")
     for plan, reply in zip(plans, replies, strict=True):
-        assert run.ask(worker, plan).body == stored(tmp_path / "site", plan)
+        assert split(run.ask(worker, plan).body) == [stored(tmp_path / "site", plan)]
         assert run.round(worker).scalars.tolist() == reply.scalars.tolist()
     worker.close()
     (tmp_path / "site" / ANSWERS).unlink()
@@ -196,7 +198,7 @@ def die_before_sending(folder: Path, body: bytes, identity: str) -> None:
 
     Answers.keep = keep_and_die
     worker = Worker(SETTINGS, folder, own=None, alive=lambda: None)
-    worker.handle(Envelope("round", {"identity": identity}, body), 0)
+    worker.handle(Envelope("round", {"identity": identity}, body), [0])
 
 
 def test_a_worker_killed_between_keeping_and_sending_sends_the_same_bytes_later(tmp_path):
@@ -215,9 +217,9 @@ def test_a_worker_killed_between_keeping_and_sending_sends_the_same_bytes_later(
     (tmp_path / "site" / KEY).unlink()  # measured again, the answer would be another
     worker = worker_in(tmp_path / "site")
     answer = run.ask(worker, plan)
-    assert answer.kind == "reply"
-    assert answer.body == stored(tmp_path / "site", plan)
-    assert run.server.tell(reply_from_bytes(answer.body)).accepted
+    assert answer.kind == "replies"
+    assert split(answer.body) == [stored(tmp_path / "site", plan)]
+    assert run.server.tell(reply_from_bytes(*split(answer.body))).accepted
     run.server.close()
     assert run.round(worker).round == 2
 

@@ -57,7 +57,7 @@ TEXTS = {
 def greeted(text: Any, client: Any = 1) -> Sites:
     sites = Sites(None, 3)  # pyright: ignore[reportArgumentType]
     facts = {
-        "client": client,
+        "clients": [client],
         "position": 0,
         "run": None,
         "chain": "",

@@ -41,7 +41,7 @@ def test_the_watchdog_ends_a_worker_that_hangs(site, settings, tmp_path):
         site.folder / "settings.toml", folder, WATCHDOG, folder=ROOT,
     )  # fmt: skip
     site.serve("run", "--round-seconds", 200)
-    stuck = {"client": 0, "connected": True, "doing": "round", "last_error": ""}
+    stuck = {"clients": [0], "connected": True, "doing": "round", "last_error": ""}
     site.wait("hang", lambda: stuck.items() <= site.status(0).items())
     site.wait("end of the worker", lambda: site.processes["hanging"].poll() == 1, 120)
     assert site.status(0) == {}
@@ -59,7 +59,7 @@ def test_the_watchdog_ends_a_worker_that_hangs(site, settings, tmp_path):
 
 
 def test_a_request_that_comes_again_waits_for_the_same_answer(tmp_path):
-    resident = Resident(tmp_path, 0, WATCHDOG)
+    resident = Resident(tmp_path, [0], WATCHDOG)
     first = resident.answer(Envelope("round", {"a": 1}, b"plan"))
     assert resident.answer(Envelope("round", {"a": 1}, b"plan")) is first
     assert resident.answer(Envelope("round", {"a": 1}, b"newer")) is not first

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from hiso.core.kernels.numba_backend import NumbaKernels
-from hiso.flower.envelope import Envelope
+from hiso.flower.envelope import Envelope, split
 from hiso.flower.worker import Worker
 from hiso.ring.ledger.ledger import Ledger
 from hiso.ring.messages import Plan, Reply
@@ -48,13 +48,13 @@ class Both:
         stands = 0 if self.worker._ledger is None else self.worker._ledger.position
         plan = self.server.rejoin(plan.client, min(stands, plan.round))
         request = Envelope("round", {"identity": self.ledger.identity.text}, plan_to_bytes(plan))
-        return self.worker.handle(request, plan.client)
+        return self.worker.handle(request, [plan.client])
 
     def round(self) -> None:
         for plan in self.server.ask():
             answer = self.ask(plan)
-            assert answer.kind == "reply", answer.facts
-            assert self.server.tell(reply_from_bytes(answer.body)).accepted
+            assert answer.kind == "replies", answer.facts
+            assert self.server.tell(reply_from_bytes(*split(answer.body))).accepted
         assert isinstance(self.server.close(), Closed)
 
     def fails(self) -> None:
@@ -137,8 +137,8 @@ def test_records_that_cannot_be_folded_are_not_logged(site):
     object.__setattr__(bad, "records", (evil,))
     object.__setattr__(bad, "chain", evil.chain(site.ledger.chain_at(2)))
     request = Envelope("round", {}, plan_to_bytes(bad))
-    assert site.worker.handle(request, plan.client).kind == "error"
+    assert site.worker.handle(request, [plan.client]).kind == "error"
     assert site.worker._log.position == 2
-    reply = reply_from_bytes(site.ask(plan).body)
+    reply = reply_from_bytes(*split(site.ask(plan).body))
     assert isinstance(reply, Reply)
     assert np.isfinite(reply.scalars).all()

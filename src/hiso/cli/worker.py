@@ -19,7 +19,7 @@ Folder = Annotated[Path, typer.Argument(help="The worker's folder.", show_defaul
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Hold one client's data and answer the server, through Flower.",
+    help="Hold the data of a client, or of several, and answer the server, through Flower.",
 )
 
 
@@ -28,7 +28,12 @@ app = typer.Typer(
 def start(
     settings: dict[str, Any],
     file: Annotated[Path, typer.Argument(help="TOML file of settings.", show_default=False)],
-    client: Annotated[int, typer.Option(min=0, help="Number of this client, from 0.")],
+    client: Annotated[
+        str,
+        typer.Option(
+            metavar="N", help="Number of this client, from 0; or those of several: 0-29 or 2,5,7."
+        ),
+    ],
     folder: Annotated[
         Path, typer.Option(help="The worker's folder; created if it does not exist.")
     ],
@@ -46,7 +51,10 @@ def start(
     ] = False,
     share: Annotated[
         bool,
-        typer.Option("--share", help="Use only this client's share of the data."),
+        typer.Option(
+            "--share",
+            help="Use only this client's share of the data; for data that are the same everywhere.",
+        ),
     ] = False,
     probe: Annotated[
         Literal["forward", "backward"],
@@ -72,8 +80,7 @@ def start(
 
     given, _ = merge_file(file, settings)
     parsed = parse_settings(given)
-    if client >= parsed.clients:
-        raise typer.BadParameter(f"must be below clients = {parsed.clients}", param_hint="--client")
+    clients = _numbers(client, parsed.clients)
     if insecure == (ca is not None) or (ca is None) != (key is None):
         raise typer.BadParameter("give --ca and --key, or --insecure", param_hint="--insecure")
     if not re.fullmatch(r"[^/\s]+:\d+", superlink):
@@ -81,7 +88,25 @@ def start(
     keep_private(folder)
     log_to(folder / LOG)
     access = Access(superlink, ca, key)
-    Resident(folder, client, watchdog).run(parsed, access, share=share, probe=probe)
+    Resident(folder, clients, watchdog).run(parsed, access, share=share, probe=probe)
+
+
+def _numbers(text: str, below: int) -> list[int]:
+    """The client numbers in a text such as "3" or "0-29,31"."""
+    found: set[int] = set()
+    for part in text.split(","):
+        if not (match := re.fullmatch(r"\s*(\d{1,9})(?:-(\d{1,9}))?\s*", part)):
+            raise typer.BadParameter(
+                "must be a number, or like 0-29 or 2,5,7", param_hint="--client"
+            )
+        first, last = int(match[1]), int(match[2] or match[1])
+        if not first <= last < below:
+            raise typer.BadParameter(
+                f"{part.strip()} does not lie within 0-{below - 1}, as clients = {below}",
+                param_hint="--client",
+            )
+        found.update(range(first, last + 1))
+    return sorted(found)
 
 
 @app.command()

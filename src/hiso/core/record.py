@@ -29,7 +29,16 @@ from hiso.errors import ProtocolError
 FORMAT = 1
 _MAGIC = b"HISO"
 _HEADER = struct.Struct("<4sHHIIH")
+CHANGES_AT = _HEADER.size - 2
+"""Offset of the number of changes in a record's bytes."""
 _CURVATURE, _FACTS = 1, 2
+_COLUMNS = {
+    "step": np.dtype(np.uint16),
+    "stream": np.dtype(np.uint32),
+    "direction": np.dtype(np.uint16),
+    "coefficient": np.dtype(np.float32),
+    "curvature": np.dtype(np.float32),
+}
 MAX_ROUND = MAX_STREAM = 2**32 - 1
 MAX_STEP = MAX_DIRECTION = 2**16 - 1
 
@@ -76,18 +85,17 @@ class Record:
     def _problems(self) -> Iterable[str]:
         if not 0 <= self.round <= MAX_ROUND:
             yield f"the round must lie in [0, {MAX_ROUND}]"
-        dtypes = {"step": "u2", "stream": "u4", "direction": "u2", "coefficient": "f4"}
-        if self.curvature is not None:
-            dtypes["curvature"] = "f4"
-        for name, dtype in dtypes.items():
-            array: NDArray[Any] = getattr(self, name)
-            if array.dtype != np.dtype(dtype) or array.shape != self.coefficient.shape:
+        for name, dtype in _COLUMNS.items():
+            array: NDArray[Any] | None = getattr(self, name)
+            if array is None:  # curvature
+                continue
+            if array.dtype != dtype or array.shape != self.coefficient.shape:
                 yield f"{name} is {array.dtype}{list(array.shape)}, not {dtype}[{self.terms}]"
-            elif dtype == "f4" and not np.isfinite(array).all():
+            elif dtype.kind == "f" and not np.isfinite(array).all():
                 yield f"{name} is not finite"
         if self.coefficient.ndim != 1 or not self.coefficient.size:
             yield "a record needs at least one term"
-        elif self.step[0] != 0 or not np.isin(np.diff(self.step.astype(np.int64)), (0, 1)).all():
+        elif self.step[0] != 0 or (self.step[1:] - self.step[:-1] > 1).any():  # unsigned
             yield "local steps must ascend from 0 without gaps"
         for what, named in (("change", self.changes), ("fact", self.facts)):
             for name, value in named.items():
@@ -139,19 +147,12 @@ class Record:
         data = bytes(data)
         try:
             magic, version, flags, number, terms, changed = _HEADER.unpack_from(data)
-            if magic != _MAGIC:
-                raise ProtocolError("these bytes are not a hiso record")
-            if version != FORMAT:
-                raise ProtocolError(
-                    f"record format {version} is not the one this hiso writes ({FORMAT}): "
-                    "use the version of hiso that made the run"
-                )
+            _check_format(magic, version)
             changes, at = unpack_named(data, _HEADER.size, changed)
             columns: list[NDArray[Any]] = []
-            dtypes = ["<u2", "<u4", "<u2", "<f4"] + ["<f4"] * (flags & _CURVATURE)
-            for dtype in dtypes:
-                column = np.frombuffer(data, dtype, terms, at)
-                columns.append(column.astype(column.dtype.newbyteorder("="), copy=False))
+            for dtype in list(_COLUMNS.values())[: 4 + (flags & _CURVATURE)]:
+                column = np.frombuffer(data, dtype.newbyteorder("<"), terms, at)
+                columns.append(column.astype(dtype, copy=False))
                 at += column.nbytes
             facts: dict[str, float] = {}
             if flags & _FACTS:
@@ -166,7 +167,54 @@ class Record:
 
     def chain(self, previous: bytes) -> bytes:
         """Chain hash of the log that ends with this record, 32 bytes."""
-        return hashlib.sha256(previous + self.to_bytes()).digest()
+        return chain_of(previous, self.to_bytes())
+
+
+def chain_of(previous: bytes, data: bytes) -> bytes:
+    """Chain hash of the log that ends with the record of these bytes, 32 bytes."""
+    return hashlib.sha256(previous + data).digest()
+
+
+def round_of(data: bytes) -> int:
+    """The round of the record of these bytes, of which only the header is read.
+
+    Raises:
+        ProtocolError: They are no record of this format.
+    """
+    if len(data) < _HEADER.size:
+        raise ProtocolError(f"{len(data)} bytes are too few for a record")
+    magic, version, _, number, _, _ = _HEADER.unpack_from(data)
+    _check_format(magic, version)
+    return number
+
+
+def scalars_of(data: bytes) -> int:
+    """`Record.scalars` of the record of these bytes, whose terms are not read.
+
+    Raises:
+        ProtocolError: They are too short for a record.
+    """
+    try:
+        _, _, flags, _, terms, changed = _HEADER.unpack_from(data)
+        count, width = terms + changed, 12
+        if flags & _CURVATURE:
+            count, width = count + terms, 16
+        if flags & _FACTS:
+            _, at = unpack_named(data, _HEADER.size, changed)
+            count += struct.unpack_from("<H", data, at + terms * width)[0]
+    except (struct.error, ValueError) as error:
+        raise ProtocolError(f"record of {len(data)} bytes is malformed: {error}") from error
+    return count
+
+
+def _check_format(magic: bytes, version: int) -> None:
+    if magic != _MAGIC:
+        raise ProtocolError("these bytes are not a hiso record")
+    if version != FORMAT:
+        raise ProtocolError(
+            f"record format {version} is not the one this hiso writes ({FORMAT}): "
+            "use the version of hiso that made the run"
+        )
 
 
 def pack_named(values: Mapping[str, float]) -> bytes:

@@ -20,7 +20,7 @@ from hiso.run.settings import parse_settings
 
 def answer(request: Envelope, client: int, settings: str) -> Envelope:
     """The answer of `client`; `settings` is the same JSON as at the server."""
-    return _worker(settings).handle(request, client)
+    return _worker(settings).handle(request, [client])
 
 
 @cache

@@ -14,6 +14,7 @@ import queue
 import signal
 import threading
 import time
+from collections.abc import Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from hiso.flower.network import Network
 from hiso.flower.status import write_status
 from hiso.flower.worker import Superseded, Worker
 from hiso.run.folder import locked
+from hiso.run.formatting import are
 from hiso.run.settings import Settings
 from hiso.run.summary import peak_memory
 
@@ -50,9 +52,9 @@ class Resident:
             runs.
     """
 
-    def __init__(self, folder: Path, client: int, watchdog: float) -> None:
-        """Args: the folder; the client's number; seconds without progress after which it ends."""
-        self.folder, self._client, self._watchdog = folder, client, watchdog
+    def __init__(self, folder: Path, clients: Sequence[int], watchdog: float) -> None:
+        """Args: the folder; the clients' numbers; seconds without progress after which it ends."""
+        self.folder, self._clients, self._watchdog = folder, tuple(clients), watchdog
         self._started, self._since = time.time(), time.time()
         self._jobs: queue.Queue[_Job] = queue.Queue()
         self._job: _Job | None = None
@@ -71,9 +73,9 @@ class Resident:
         Args:
             settings: The settings.
             access: The SuperLink.
-            share: Use only the client's share of the data; for data that are the same at all
-                clients.
-            probe: How the client computes its scalars.
+            share: Use only the clients' shares of the data; for data that are the same at all
+                sites.
+            probe: How the clients compute their scalars.
 
         Raises:
             RunConflict: Another worker runs in the folder.
@@ -88,14 +90,14 @@ class Resident:
             self._trace = trace
             self._tell()
             fleet = Fleet(access, self.folder)
-            own = None if share else self._client
+            own = None if share else self._clients
             self._worker = Worker(settings, self.folder, own=own, alive=self._alive, probe=probe)
             self._alive()
             faulthandler.cancel_dump_traceback_later()
             self._network = Network(fleet, self.answer, self._tell)
             thread = threading.Thread(target=self._connect, daemon=True)
             thread.start()
-            log.info("client %d is ready, process %d", self._client, os.getpid())
+            log.info("%s ready, process %d", are(self._clients), os.getpid())
             try:
                 self._compute()
             finally:
@@ -140,7 +142,7 @@ class Resident:
             self._tell()
             try:
                 self._alive()
-                answer = self._worker.handle(job.request, self._client)
+                answer = self._worker.handle(job.request, self._clients)
             except Exception as error:
                 log.exception("a defect in hiso or in a library")
                 answer = Envelope.of_error(type(error).__name__, f"a defect: {error!r}")
@@ -161,7 +163,7 @@ class Resident:
         if request.kind == "hello":
             assert self._worker is not None
             answer = Future[Envelope]()
-            answer.set_result(self._worker.handle(request, self._client))
+            answer.set_result(self._worker.handle(request, self._clients))
             return answer
         with self._lock:
             for job in [self._job, *self._jobs.queue]:
@@ -183,7 +185,7 @@ class Resident:
         worker, network = self._worker, self._network
         doing = "loading" if worker is None else self._job.request.kind if self._job else "waiting"
         return {
-            "client": self._client,
+            "clients": list(self._clients),
             "process": os.getpid(),
             "started": self._started,
             "doing": doing,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,9 +17,11 @@ from flwr.app import ConfigRecord, RecordDict
 
 from hiso.errors import HisoError, ProtocolError
 
-FORMAT = 2
+FORMAT = 3
 MAX_BYTES = 256 * 2**20
 """Largest accepted envelope; a log of a million rounds with P = 5 takes half of it."""
+MAX_REPLIES = 900_000
+"""Bytes of replies in one message; nginx and the server refuse more than 1 MB."""
 RESTARTED = "WorkerRestarted"
 """Kind of error: the worker was restarted before it had answered."""
 BUSY = "WorkerBusy"
@@ -30,6 +33,7 @@ UNKNOWN_RUN = "UnknownRun"
 BEHIND = "Behind"
 """Kind of error: the worker lacks records before the sent ones; it reports its position."""
 _HEAD = struct.Struct("<4sHI")
+_LENGTH = struct.Struct("<I")
 
 
 @dataclass(frozen=True)
@@ -37,10 +41,10 @@ class Envelope:
     """One message.
 
     Attributes:
-        kind: The kind of message. Requests: "hello", "round", "fold". Answers: "hello", "reply",
-            "folded", "error".
+        kind: The kind of message. Requests: "hello", "round", "fold". Answers: "hello",
+            "replies", "folded", "error".
         facts: Any JSON values.
-        body: The bytes of a plan, a reply, or records.
+        body: The bytes of a plan; or replies, see `join`.
     """
 
     kind: str
@@ -83,6 +87,29 @@ class Envelope:
         except (struct.error, ValueError, KeyError, TypeError, RecursionError) as error:
             raise ProtocolError(f"envelope of {len(data)} bytes is malformed: {error}") from error
         return cls(kind, facts, data[end:])
+
+
+def join(parts: Iterable[bytes]) -> bytes:
+    """One body of several parts: of each its length (u32), then its bytes."""
+    return b"".join(_LENGTH.pack(len(part)) + part for part in parts)
+
+
+def split(body: bytes) -> list[bytes]:
+    """The parts of which `join` made the body.
+
+    Raises:
+        ProtocolError: The body is cut short.
+    """
+    parts: list[bytes] = []
+    at = 0
+    while at < len(body):
+        start = at + _LENGTH.size
+        length = int.from_bytes(body[at:start], "little")
+        at = start + length
+        if at > len(body):
+            raise ProtocolError("the replies of a message are cut short")
+        parts.append(body[start:at])
+    return parts
 
 
 def _refuse(name: str) -> None:

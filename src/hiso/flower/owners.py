@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import logging
+from collections.abc import Iterable
 from functools import lru_cache
 
 from cryptography.hazmat.primitives.serialization import (
@@ -34,20 +35,23 @@ class Owners:
 
     def keep_in(self, ledger: Ledger) -> None:
         """Uses the owners in the ledger, and adds those of numbers claimed before it existed."""
-        for client, owner in self._by_client.items():
-            ledger.own(client, owner)
+        ledger.own(self._by_client)
         self._by_client, self._ledger = ledger.owners(), ledger
 
-    def claim(self, client: int, by: Owner | None) -> bool:
-        """Whether a node with this registered key, if it has one, may speak for a client.
+    def claim(self, clients: Iterable[int], by: Owner | None) -> list[int]:
+        """Those of the clients for which a node with this registered key, if any, may speak.
 
         A refused claim is noted once for each key, in the log and in the ledger.
         """
-        owner = self._by_client.get(client)
-        if owner is None and by is not None:
-            self._by_client[client] = by
+        given = list(clients)
+        if by is not None and (new := {c: by for c in given if c not in self._by_client}):
+            self._by_client |= new
             if self._ledger is not None:
-                self._ledger.own(client, by)
+                self._ledger.own(new)
+        return [client for client in given if self._may(client, by)]
+
+    def _may(self, client: int, by: Owner | None) -> bool:
+        owner = self._by_client.get(client)
         if owner is None or (by is not None and by.key == owner.key):
             return True
         if (client, by) not in self._denied:

@@ -7,21 +7,24 @@ import math
 import re
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from hiso.core.identity import Identity
 from hiso.core.plain import plain
+from hiso.core.record import MAX_STREAM
 from hiso.errors import ProtocolError, RunConflict, SettingsError
-from hiso.flower.envelope import BEHIND, BUSY, LOST, RESTARTED, UNKNOWN_RUN, Envelope
+from hiso.flower.envelope import BEHIND, BUSY, LOST, RESTARTED, UNKNOWN_RUN, Envelope, split
 from hiso.flower.exchange import Answer, Post
 from hiso.flower.sites import Site, Sites
 from hiso.flower.waiting import Waiting
 from hiso.ring.accept.quarantine import FAULTS, WINDOW
 from hiso.ring.accept.replies import is_whole
-from hiso.ring.messages import Plan
+from hiso.ring.messages import Plan, Reply
 from hiso.ring.server import Aborted, Closed, Server
 from hiso.ring.wire import plan_to_bytes, reply_from_bytes
+from hiso.run.formatting import are, named
 from hiso.run.identity import check_identity
 
 log = logging.getLogger(__name__)
@@ -59,10 +62,10 @@ def agree_on_identity(
     """
     while True:
         _greet(post, sites)
-        for site in list(sites.by_client.values()):
+        for site in sites.all():
             if wrong := differences(expected, site.identity):
                 reason = wrong + " (here, then there). Give both the same settings"
-                sites.refuse(site, f"client {site.client} was set up for another run: {reason}")
+                sites.refuse(site, f"set up for another run: {reason}")
         votes = Counter(site.identity for site in sites.by_client.values())
         for identity, count in votes.most_common(1):
             if count >= start_with:
@@ -111,6 +114,7 @@ class Conductor:
         self._post, self._sites, self._server, self._pace = post, sites, server, pace
         self._ledger = server.ledger
         self._asked: dict[int, _Asked] = {}
+        self._open: dict[int, tuple[Envelope, list[int]]] = {}  # by id(request): for which clients
         self._accepted = 0
         self._waiting = Waiting(pace.round_seconds)
         self._sent = math.inf  # when the first plans of the open round were sent
@@ -129,7 +133,8 @@ class Conductor:
         Raises:
             Diverged: The round's loss has exploded. Nothing was recorded.
         """
-        began = self._begin({plan.client: _Asked(plan) for plan in self._server.ask()})
+        plans = self._server.ask(self._position_of)
+        began = self._begin({plan.client: _Asked(plan) for plan in plans})
         number = self._ledger.position
         while not self._is_over(began):
             for answer in self._hear():
@@ -161,19 +166,21 @@ class Conductor:
         began, digests, end = self._begin({}), dict[int, int](), self._ledger.position
         while time.monotonic() - began < self._pace.round_seconds:
             for answer in self._hear():
-                if (client := self._asked_by(answer)) is None:
+                if not (clients := self._asked_by(answer)):
                     continue
-                asked, facts = self._asked[client], answer.envelope.facts
-                asked.done = True
-                asked.up += answer.size
+                facts = answer.envelope.facts
                 digest = str(facts.get("digest"))
-                if facts.get("position") == end and re.fullmatch("[0-9a-f]{16}", digest):
-                    digests[client] = int(digest, 16)
-                else:
-                    log.warning("client %d at the end: %s", client, plain(facts.get("reason")))
-            for client, site in self._sites.by_client.items():
-                if client not in self._asked:
-                    self._asked[client] = _Asked(self._server.rest(client, self._stands(site)))
+                good = facts.get("position") == end and re.fullmatch("[0-9a-f]{16}", digest)
+                for client in clients:
+                    self._asked[client].done = True
+                    if good:
+                        digests[client] = int(digest, 16)
+                if not good:
+                    log.warning("%s at the end: %s", named(clients), plain(facts.get("reason")))
+            for site in self._sites.all():
+                if new := [client for client in site.clients if client not in self._asked]:
+                    plan = self._server.rest(new[0], self._stands(site))
+                    self._asked |= {client: _Asked(plan) for client in new}
             self._send(began, kind="fold")
             here = self._sites.by_client.keys() & self._asked.keys()
             done = [self._asked[client].done for client in here]
@@ -189,15 +196,16 @@ class Conductor:
 
     def _hear(self) -> list[Answer]:
         answers = _greet(self._post, self._sites)
-        for site in list(self._sites.by_client.values()):
+        for site in [site for site in self._sites.all() if not site.belongs]:
             try:
                 check_identity(self._ledger.identity, site.identity)
+                site.belongs = True
             except RunConflict as error:
-                self._sites.refuse(site, f"client {site.client}: {error}")
+                self._sites.refuse(site, str(error))
         return answers
 
     def _begin(self, asked: dict[int, _Asked]) -> float:
-        self._asked, self._accepted, self._sent = asked, 0, math.inf
+        self._asked, self._open, self._accepted, self._sent = asked, {}, 0, math.inf
         self._waiting.begin()
         return time.monotonic()
 
@@ -223,36 +231,53 @@ class Conductor:
         return here and not self._asked[client].done
 
     def _send(self, began: float, kind: str = "round") -> None:
-        requests: dict[int, Envelope] = {}
+        """Sends each node one request, for all of its clients that still have to be asked."""
+        due: dict[int, list[int]] = {}
         for client, asked in self._asked.items():
             site = self._sites.by_client.get(client)
-            if (
-                asked.done
-                or site is None
-                or (asked.request is not None and asked.node == site.node)
-            ):
+            if asked.done or site is None or (asked.request and asked.node == site.node):
                 continue
             if asked.tries == _TRIES:
-                self._refuse(client, asked, f"no answer to {_TRIES} messages")
+                self._refuse(client, f"no answer to {_TRIES} messages")
                 continue
-            stands = self._stands(site)
-            if stands < asked.plan.round - len(asked.plan.records):
-                asked.plan = self._server.rejoin(client, stands)
-            facts = {"identity": self._ledger.identity.text} if site.run != asked.plan.run else {}
-            same = plan_to_bytes(asked.plan.for_client(0))  # what is equal is uploaded once
-            asked.request = Envelope(kind, facts, same)
-            asked.node, asked.tries = site.node, asked.tries + 1
-            requests[site.node] = asked.request
+            due.setdefault(site.node, []).append(client)
+        requests: dict[int, Envelope] = {}
+        for node, clients in due.items():
+            requests[node] = request = self._request(kind, clients)
+            self._open[id(request)] = (request, clients)
+            for client in clients:
+                asked = self._asked[client]
+                asked.request, asked.node, asked.tries = request, node, asked.tries + 1
         left = self._pace.round_seconds - (time.monotonic() - began)
         group = str(self._ledger.position)
         for node, size in self._post.send(requests, max(left, 5.0), group).items():
-            for client, asked in self._asked.items():
-                if asked.node == node:
-                    asked.down += size
-                    asked.sent = time.monotonic()
-                    self._sent = min(self._sent, asked.sent)
-                    if kind == "round":
-                        self._server.sent(client)
+            now = time.monotonic()
+            self._sent = min(self._sent, now)
+            self._asked[due[node][0]].down += size
+            for client in due[node]:
+                self._asked[client].sent = now
+            if kind == "round":
+                self._server.sent(*due[node])
+
+    def _request(self, kind: str, clients: list[int]) -> Envelope:
+        """A request for some clients of one site, with the records that its replica lacks."""
+        first, site = self._asked[clients[0]], self._sites.by_client[clients[0]]
+        plan, stands = first.plan, self._stands(site)
+        if stands != plan.round - len(plan.records):
+            again = self._server.rejoin if kind == "round" else self._server.rest
+            first.plan = plan = again(clients[0], stands)
+        facts: dict[str, Any] = {}
+        if site.run != plan.run:
+            facts["identity"] = self._ledger.identity.text
+        if len(clients) < len(site.clients):
+            facts["clients"] = clients
+        same = plan_to_bytes(plan.for_client(0))  # what is equal is uploaded once
+        return Envelope(kind, facts, same)
+
+    def _position_of(self, client: int) -> int:
+        """Where a client's replica stands; at the end, if it is not known."""
+        site = self._sites.by_client.get(client)
+        return self._ledger.position if site is None else self._stands(site)
 
     def _stands(self, site: Site) -> int:
         """The position of a replica on this log; 0 if it has folded another log."""
@@ -260,60 +285,96 @@ class Conductor:
         on_it = at <= ledger.position and ledger.chain_at(at).hex() == site.chain
         return at if on_it else 0
 
-    def _asked_by(self, answer: Answer) -> int | None:
-        """The client to whose open request this is the answer."""
-        return next((c for c, a in self._asked.items() if a.request is answer.request), None)
+    def _asked_by(self, answer: Answer) -> list[int]:
+        """The clients for which this answers the last request; none if it is an older one.
+
+        The size of the answer is noted at the first of them.
+        """
+        request, known = self._open.pop(id(answer.request), (None, []))
+        clients = [client for client in known if self._asked[client].request is request]
+        if clients:
+            self._asked[clients[0]].up += answer.size
+        return clients
 
     def _take(self, answer: Answer) -> None:
-        if (client := self._asked_by(answer)) is None:
-            if answer.envelope.kind == "reply":  # of an earlier round
-                self._tell(answer)
+        if not (clients := self._asked_by(answer)):
+            if answer.envelope.kind == "replies":  # of an earlier round
+                self._take_replies(answer, [])
             return
-        asked, facts = self._asked[client], answer.envelope.facts
-        asked.up += answer.size
-        if answer.envelope.kind == "reply":
-            asked.done = True
-            if site := self._sites.by_client.get(client):
-                site.position, site.run = asked.plan.round, asked.plan.run
-                site.chain = asked.plan.chain.hex()
-            self._tell(answer, client)
+        if answer.envelope.kind == "replies":
+            self._take_replies(answer, clients)
             return
+        facts = answer.envelope.facts
         kind, reason = facts.get("error"), plain(facts.get("reason"))
-        site = self._sites.by_client.get(client)
+        plan, site = self._asked[clients[0]].plan, self._sites.by_client.get(clients[0])
         if kind in (RESTARTED, BUSY, LOST):
-            asked.request = None
             self._sites.lose(answer.node, reason, again=True)
         elif kind == UNKNOWN_RUN and site is not None:
-            asked.request, site.run = None, None
+            site.run = None
         elif kind == BEHIND and site is not None and is_whole(facts.get("position"), 0, 2**32):
-            asked.request, site.position = None, facts["position"]
-            site.chain, site.run = str(facts.get("chain")), asked.plan.run
+            site.position, site.chain = facts["position"], str(facts.get("chain"))
+            site.run = plan.run
         else:
-            self._refuse(client, asked, plain(f"{kind}: {reason}"))
+            for client in clients:
+                self._refuse(client, plain(f"{kind}: {reason}"))
+            return
+        for client in clients:
+            self._asked[client].request = None
 
-    def _tell(self, answer: Answer, client: int | None = None) -> None:
+    def _take_replies(self, answer: Answer, clients: list[int]) -> None:
+        """Takes a site's replies for the `clients` that it was asked for; none if they are late.
+
+        A client about whom the answer says nothing is asked again: a site answers for as many as
+        fit into a message.
+        """
+        if clients and (site := self._sites.by_client.get(clients[0])) is not None:
+            plan = self._asked[clients[0]].plan
+            site.position, site.chain, site.run = plan.round, plan.chain.hex(), plan.run
+        missing, number = set(clients), self._ledger.position
         try:
-            reply = reply_from_bytes(answer.envelope.body)
+            for data in split(answer.envelope.body):
+                reply = reply_from_bytes(data)
+                if clients and reply.client not in missing:
+                    reason = f"{are(clients)} asked, and the answer is of client {reply.client}"
+                    raise ProtocolError(reason)
+                if not clients and not self._is_of(answer.node, reply.client):
+                    raise ProtocolError(f"a late reply of client {reply.client} from another node")
+                if not clients and reply.client in self._asked:
+                    self._asked[reply.client].up += len(data)
+                missing.discard(reply.client)
+                self._tell(reply, late=not clients)
         except ProtocolError as error:
-            self._server.refuse(client, self._ledger.position, str(error))
-            log.error("client %s is refused: %s", client, plain(error))
+            for client in missing if clients else [None]:
+                self._server.refuse(client, number, str(error))
+                log.error("client %s is refused: %s", client, plain(error))
+            for client in missing:
+                self._asked[client].done = True
             return
-        if client is not None and reply.client != client:
-            reason = f"client {client} was asked, and answered as client {reply.client}"
-            self._server.refuse(client, self._ledger.position, reason)
-            log.error("%s", reason)
-            return
-        if client is None and (late := self._asked.get(reply.client)) is not None:
-            late.up += answer.size
-        verdict = self._server.tell(reply)
+        for client, reason in _refusals(answer.envelope.facts):
+            if client in missing:
+                missing.discard(client)
+                self._refuse(client, reason)
+        for client in missing:
+            self._asked[client].request = None
+
+    def _is_of(self, node: int, client: int) -> bool:
+        """Whether the node speaks for the client now; others are not believed."""
+        site = self._sites.by_client.get(client)
+        return site is not None and site.node == node
+
+    def _tell(self, reply: Reply, *, late: bool) -> None:
+        verdict, asked = self._server.tell(reply), self._asked.get(reply.client)
+        if asked is not None and not late:
+            asked.done = True
         if verdict.accepted:
             self._accepted += 1
-            if client is not None:
-                self._waiting.accepted(time.monotonic() - self._asked[client].sent)
+            if asked is not None and not late:
+                self._waiting.accepted(time.monotonic() - asked.sent)
         else:
             log.error("client %d is refused: %s", reply.client, verdict.reason)
 
-    def _refuse(self, client: int, asked: _Asked, reason: str) -> None:
+    def _refuse(self, client: int, reason: str) -> None:
+        asked = self._asked[client]
         asked.done = True
         self._ledger.refuse(client, asked.plan.round, reason)
         log.error("client %d does not take part in round %d: %s", client, asked.plan.round, reason)
@@ -321,3 +382,11 @@ class Conductor:
     def _note_sizes(self, number: int) -> None:
         sizes = {client: (a.up, a.down) for client, a in self._asked.items() if a.down}
         self._ledger.note_messages(number, sizes)
+
+
+def _refusals(facts: Mapping[str, Any]) -> Iterator[tuple[int, str]]:
+    """The clients for which a site gives a reason instead of a reply."""
+    told = facts.get("refused")
+    for one in told if isinstance(told, list) else []:
+        if isinstance(one, list) and len(one) == 2 and is_whole(one[0], 0, MAX_STREAM):
+            yield one[0], plain(one[1])

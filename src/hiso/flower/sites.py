@@ -15,6 +15,7 @@ from hiso.flower.exchange import Answer, Post
 from hiso.flower.owners import Owners
 from hiso.ring.accept.replies import is_whole
 from hiso.ring.ledger.runfile import Owner
+from hiso.run.formatting import are, named
 
 log = logging.getLogger(__name__)
 
@@ -33,29 +34,31 @@ _LOOK = 1.0
 
 @dataclass
 class Site:
-    """A client's worker, as described by its last answer to `hello`."""
+    """A node with its replica and one or several clients, by its last answer to `hello`."""
 
     node: int
-    client: int
+    clients: tuple[int, ...]
     position: int
     chain: str
     run: str | None
     weights: int
     identity: Identity = field(repr=False)
+    belongs: bool = False
+    """Whether the identity has been found to be that of the run."""
 
 
 class Sites:
     """Sends `hello` to new nodes, and keeps the clients behind them.
 
-    A client is identified by the number that its worker reports, never by a node's id. If two
-    nodes report the same client, the key that owns the number decides (see `Owners`). Where no key
-    does, or both nodes have it, the last report counts, because a site with a new
-    folder may have another id.
+    A client is identified by the number that its worker reports, never by a node's id; a worker
+    may report several. If two nodes report the same client, the key that owns the number decides
+    (see `Owners`). Where no key does, or both nodes have it, the last report counts, because a site
+    with a new folder may have another id.
 
     Attributes:
         run: Id of the run, when it is known.
         owners: Which key owns which number.
-        by_client: The reachable sites.
+        by_client: The reachable sites; one that has several clients stands there for each.
         lost: For each lost client, when it was lost.
     """
 
@@ -64,11 +67,12 @@ class Sites:
         self.run: str | None = None
         self.owners = Owners()
         self.by_client: dict[int, Site] = {}
+        self._by_node: dict[int, Site] = {}
         self.lost: dict[int, float] = {}
         self._known: dict[int, Owner | None] = {}
         self._new: dict[int, float] = {}
         self._again: dict[int, float] = {}
-        self._refused: dict[int, str] = {}
+        self._refused: dict[tuple[int, ...], str] = {}
         self._strangers: dict[int, str] = {}
         self._looked = 0.0
 
@@ -91,6 +95,10 @@ class Sites:
             self._again.pop(node, None)
         self._post.send({node: Envelope("hello", {"run": self.run}) for node in greeted}, HELLO_TTL)
 
+    def all(self) -> list[Site]:
+        """Each site that has reachable clients."""
+        return list(self._by_node.values())
+
     @property
     def expects_more(self) -> bool:
         """Whether a node that has just appeared has not said yet which client it is."""
@@ -101,21 +109,28 @@ class Sites:
         """Removes the worker behind a node, because it does not answer; if `again`, retries
         later.
         """
-        for client, site in list(self.by_client.items()):
-            if site.node == node:
-                log.warning("client %d is unreachable: %s", client, plain(reason))
-                del self.by_client[client]
-                self.lost[client] = time.monotonic()
+        if gone := self._remove(node):
+            log.warning("%s unreachable: %s", are(gone), plain(reason))
+            self.lost |= dict.fromkeys(gone, time.monotonic())
         if again:
             self._again[node] = time.monotonic() + _AGAIN
 
     def refuse(self, site: Site, reason: str) -> None:
-        """Leaves a client out until a later `hello` gets another answer."""
-        if self._refused.get(site.client) != reason:
-            log.error("%s", plain(reason))
-        self._refused[site.client] = reason
-        self.by_client.pop(site.client, None)
+        """Leaves a site's clients out until a later `hello` gets another answer."""
+        if self._refused.get(site.clients) != reason:
+            log.error("%s: %s", named(site.clients), plain(reason))
+        self._refused[site.clients] = reason
+        self._remove(site.node)
         self._again[site.node] = time.monotonic() + _REFUSED_AGAIN
+
+    def _remove(self, node: int) -> list[int]:
+        """Forgets a node, and returns its clients, without those that other nodes took over."""
+        if (site := self._by_node.pop(node, None)) is None:
+            return []
+        gone = [client for client in site.clients if self.by_client.get(client) is site]
+        for client in gone:
+            del self.by_client[client]
+        return gone
 
     def greet(self, answer: Answer) -> None:
         """Handles an answer to `hello`."""
@@ -123,17 +138,19 @@ class Sites:
         self._new.pop(answer.node, None)
         if answer.envelope.kind != "hello":
             reason = str(facts.get("reason", "no hello"))
-            known = any(site.node == answer.node for site in self.by_client.values())
-            if not known and self._strangers.get(answer.node) != reason:
+            if answer.node not in self._by_node and self._strangers.get(answer.node) != reason:
                 log.warning("node %d is not a client: %s", answer.node, plain(reason))
                 self._strangers[answer.node] = reason
             self.lose(answer.node, reason, again=True)
             return
-        client, position, run, chain, weights, identity = (
-            facts.get(key) for key in ("client", "position", "run", "chain", "weights", "identity")
+        clients, position, run, chain, weights, identity = (
+            facts.get(key) for key in ("clients", "position", "run", "chain", "weights", "identity")
         )
         if (
-            not is_whole(client, 0, self._clients - 1)
+            not isinstance(clients, list)
+            or not clients
+            or len(clients) > self._clients
+            or not all(is_whole(client, 0, self._clients - 1) for client in clients)
             or not is_whole(position, 0, MAX_STREAM)
             or not is_whole(weights, 1, 2**63)
             or not isinstance(chain, str)
@@ -141,28 +158,32 @@ class Sites:
             or not isinstance(identity, str)
             or len(identity) > _LONGEST_IDENTITY
         ):
-            named = plain(repr(client))
-            log.error("node %d: an invalid answer to hello, client %s", answer.node, named)
+            claimed = plain(f"{clients!r:.200}")
+            log.error("node %d: an invalid answer to hello, clients %s", answer.node, claimed)
             return
+        given = tuple(sorted(set(clients)))
         try:
             found = Identity.parse(identity)
         except ProtocolError as error:
-            log.error("node %d, client %d: %s", answer.node, client, plain(error))
+            log.error("node %d, %s: %s", answer.node, named(given), plain(error))
             return
         if found.partition is not None:  # not known in a deployment, only in one process
-            log.error("node %d, client %d: an identity of a simulation", answer.node, client)
+            log.error("node %d, %s: an identity of a simulation", answer.node, named(given))
             return
         owner = self._known.get(answer.node)
-        if not self.owners.claim(client, owner):
+        if not (own := tuple(self.owners.claim(given, owner))):
             self._again[answer.node] = time.monotonic() + _REFUSED_AGAIN
             return
-        site = Site(answer.node, client, position, chain, run, weights, found)
-        before = self.by_client.get(client)
-        self.by_client[client] = site
-        self.lost.pop(client, None)
-        if before is None or before.node != site.node:
+        before = self._by_node.get(answer.node)
+        self._remove(answer.node)
+        site = Site(answer.node, own, position, chain, run, weights, found)
+        self._by_node[answer.node] = site
+        for client in own:
+            self.by_client[client] = site
+            self.lost.pop(client, None)
+        if before is None or before.clients != own:
             whose = "no registered key" if owner is None else str(owner)
             log.info(
-                "client %d is connected, at position %d, node %d, %s",
-                client, position, answer.node, whose,
+                "%s connected, at position %d, node %d, %s",
+                are(own), position, answer.node, whose,
             )  # fmt: skip

@@ -22,16 +22,19 @@ from hiso.core.identity import Identity
 from hiso.core.measure.backward import Probing, check_backward
 from hiso.core.measure.outcome import Outcome
 from hiso.core.noise.point import Point
+from hiso.core.record import MAX_STREAM
 from hiso.core.replica.replica import Replica
 from hiso.errors import HisoError, ProtocolError
-from hiso.flower.envelope import BEHIND, UNKNOWN_RUN, Envelope
+from hiso.flower.envelope import BEHIND, MAX_REPLIES, UNKNOWN_RUN, Envelope, join
 from hiso.flower.site_file import open_site
+from hiso.ring.accept.replies import is_whole
 from hiso.ring.client import Client
 from hiso.ring.ledger.ledger import Ledger
 from hiso.ring.messages import Plan
 from hiso.ring.site import Site
 from hiso.ring.wire import plan_from_bytes, reply_to_bytes
 from hiso.run.folder import RunFolder
+from hiso.run.formatting import are
 from hiso.run.identity import check_identity, deployed
 from hiso.run.observer import Advance, Silent
 from hiso.run.settings import Settings
@@ -59,7 +62,7 @@ class Worker:
         settings: Settings,
         folder: Path,
         *,
-        own: int | None,
+        own: tuple[int, ...] | None,
         alive: Callable[[], None],
         probe: Probing = "forward",
         site: Site | None = None,
@@ -69,7 +72,7 @@ class Worker:
         Args:
             settings: The settings; all participants of a run need the same settings.
             folder: The folder for its copies of logs.
-            own: The client to which the data belong; None to hold every client's share.
+            own: The clients to which the data belong; None to hold every client's share.
             alive: Called whenever work has advanced.
             probe: How scalars are computed. Clients within `backward_clients` of the settings use
                 backward passes in any case.
@@ -106,33 +109,35 @@ class Worker:
         """Position of the replica."""
         return 0 if self._replica is None else self._replica.position
 
-    def handle(self, request: Envelope, client: int) -> Envelope:
-        """The answer of one client to a request; it may be an error."""
+    def handle(self, request: Envelope, clients: Sequence[int]) -> Envelope:
+        """The answer of a node that has these clients to a request; it may be an error."""
         try:
-            if client not in self.shards:
-                raise ProtocolError(
-                    f"clients {sorted(self.shards)} are on this worker, not {client}"
-                )
+            here = [client for client in clients if client in self.shards]
+            asked = request.facts.get("clients", here)
+            known = isinstance(asked, list) and all(
+                is_whole(client, 0, MAX_STREAM) and client in here for client in asked
+            )
+            if not (known and asked):
+                raise ProtocolError(f"{are(here)} here, and {asked!r:.200} is asked for")
             match request.kind:
                 case "hello":
-                    return self.hello(client, request.facts.get("run"))
+                    return self.hello(clients, request.facts.get("run"))
                 case "round":
-                    return self._round(request, client)
+                    return self._round(request, asked)
                 case "fold":
-                    return self._fold(request, client)
+                    return self._fold(request)
                 case _:
                     raise ProtocolError(f"a worker does not know the request {request.kind!r}")
         except HisoError as error:
             log.error("%s: %s", type(error).__name__, error)
             return Envelope.of_exception(error)
 
-    def hello(self, client: int, run: str | None) -> Envelope:
-        """Client, examples, identity, and position in `run`; may be called from any thread."""
+    def hello(self, clients: Sequence[int], run: str | None) -> Envelope:
+        """Clients, identity, and position in `run`; may be called from any thread."""
         weights = self._workload.module.parameters()
         position, chain = self._stands_in(run)
         facts = {
-            "client": client,
-            "examples": self.shards[client].examples,
+            "clients": list(clients),
             "weights": sum(w.numel() for w in weights if w.requires_grad),
             "identity": self._identity.text,
             "run": run if chain else None,
@@ -171,31 +176,63 @@ class Worker:
         self._identity = deployed(self._workload.identity)
         self.shards = {shard.client: shard for shard in self._workload.shards}
 
-    def _round(self, request: Envelope, index: int) -> Envelope:
-        plan = plan_from_bytes(request.body).for_client(index)
-        known, shard = self._site.recall(plan), self.shards[index]
+    def _round(self, request: Envelope, clients: Sequence[int]) -> Envelope:
+        """Replies of these clients, or the reasons why there are none.
+
+        Ends early when the next reply might not fit into the message: the server asks again for
+        the clients that are missing.
+        """
+        plan = plan_from_bytes(request.body)
+        replies: list[bytes] = []
+        refused: dict[int, HisoError] = {}
+        for client in clients:
+            try:
+                told = self._reply(plan.for_client(client), request)
+            except Superseded:
+                raise
+            except HisoError as error:
+                log.error("%s: %s", type(error).__name__, error)
+                refused[client] = error
+                continue
+            if isinstance(told, Envelope):
+                return told
+            replies.append(told)
+            if sum(map(len, replies)) + len(told) > MAX_REPLIES:
+                break
+        if not replies:
+            return Envelope.of_exception(next(iter(refused.values())))
+        every = self._settings.snapshot_every
+        if every and plan.round % every == 0 and plan.round:
+            save_snapshot(self._snapshots, self._standing)
+        reasons = [[client, f"{type(e).__name__}: {e}"] for client, e in refused.items()]
+        return Envelope("replies", {"refused": reasons} if reasons else {}, join(replies))
+
+    def _reply(self, plan: Plan, request: Envelope) -> bytes | Envelope:
+        """The bytes of one client's reply; or an answer that stands for all clients."""
+        known, shard = self._site.recall(plan), self.shards[plan.client]
         if known is None:
             batch = min(shard.batch_size, shard.examples)
             self._site.check(plan, self._identity.method, batch)
         if (refusal := self._prepare(plan, request)) is not None:
             return refusal
+        client = self._clients[plan.client]
         if known is not None:
-            self._clients[index].catch_up(plan)  # after a reply the server relies on its position
+            client.catch_up(plan)  # after a reply the server relies on its position
             log.info("round %d: the same plan again, the same answer", plan.round)
-            return Envelope("reply", {}, known)
-        reply = self._site.answer(plan, self._clients[index])
-        log.info("round %d: %d scalars, digest %016x", plan.round, reply.count, reply.digest)
-        every = self._settings.snapshot_every
-        if every and plan.round % every == 0 and plan.round:
-            save_snapshot(self._snapshots, self._standing)
-        return Envelope("reply", {}, reply_to_bytes(reply))
+            return known
+        reply = self._site.answer(plan, client)
+        log.info(
+            "round %d, client %d: %d scalars, digest %016x",
+            plan.round, plan.client, reply.count, reply.digest,
+        )  # fmt: skip
+        return reply_to_bytes(reply)
 
-    def _fold(self, request: Envelope, index: int) -> Envelope:
+    def _fold(self, request: Envelope) -> Envelope:
         """Folds the rest of the log without measuring."""
-        plan = plan_from_bytes(request.body).for_client(index)
+        plan = plan_from_bytes(request.body)
         if (refusal := self._prepare(plan, request)) is not None:
             return refusal
-        self._clients[index].catch_up(plan)
+        next(iter(self._clients.values())).catch_up(plan)
         digest = f"{self._standing.digest():016x}"
         log.info("position %d, digest %s", self.position, digest)
         return Envelope("folded", {"position": self.position, "digest": digest})

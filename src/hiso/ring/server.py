@@ -6,8 +6,7 @@ be killed at any time: a new server on the same ledger produces the same log.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 
@@ -145,18 +144,20 @@ class Server:
         self._attempt = 0
         self._replies: dict[int, Reply] = {}
         self._invalid = set[int]()
-        self._scalars_down = Counter[int]()
+        self._scalars_down, self._reached = 0, set[int]()
 
     @property
     def hyper(self) -> dict[str, float]:
         """Hyper-parameters at the end of the log, rounded to float32."""
         return dict(self._hyper)
 
-    def ask(self) -> list[Plan]:
+    def ask(self, stands: Callable[[int], int] | None = None) -> list[Plan]:
         """Opens the next round, or the next attempt at it; a second call returns the same plans.
 
-        Each plan holds the records that its client lacks, as far as the server knows: after a
-        reply in round q, a client is at position q, before record q.
+        Args:
+            stands: The position of a client's replica; the client's plan holds the records from
+                there on. By default that of its last reply: after a reply in round q, a client is
+                at position q, before record q.
 
         Raises:
             SettingsError: The settings name a hyper-parameter that the method does not have.
@@ -169,21 +170,23 @@ class Server:
             self._paused = self._past_faults(round).after(self.ledger.faults(round)).pauses
             seed = self.ledger.identity.seed
             sampled = sample_clients(seed, round, attempt, s, self._paused)
-            stands = {client: self.ledger.client_position(client) for client in sampled}
-            records = self.ledger.records(min(stands.values()))
+            stands = stands or self.ledger.client_position
+            standing = {client: stands(client) for client in sampled}
+            records = self.ledger.records(min(standing.values()))
             common = self._plan()
             self._plans = {
                 client: replace(
                     common,
                     client=client,
-                    records=tuple(records[len(records) - (round - stands[client]) :]),
+                    records=tuple(records[len(records) - (round - standing[client]) :]),
                     stream=client + 1 if s.per_client else 0,
                     changes=changes,
                 )
                 for client in sampled
             }
             self._opened, self._attempt = s, attempt
-            self._replies, self._scalars_down, self._invalid = {}, Counter(), set()
+            self._replies, self._invalid = {}, set()
+            self._scalars_down, self._reached = 0, set()
         return list(self._plans.values())
 
     def rejoin(self, client: int, position: int) -> Plan:
@@ -204,12 +207,14 @@ class Server:
         self._plans[client] = plan
         return plan
 
-    def sent(self, client: int) -> None:
-        """Counts that a client's current plan was sent: `bytes_down` includes every sending.
+    def sent(self, *clients: int) -> None:
+        """Counts that the first client's current plan was sent, once for all of these clients.
 
-        A loop that loses no messages need not call this: a plan that was answered counts once.
+        `bytes_down` includes every sending. A loop that loses no messages need not call this: a
+        plan that was answered counts once.
         """
-        self._scalars_down[client] += self._plans[client].scalars
+        self._scalars_down += self._plans[clients[0]].scalars
+        self._reached.update(clients)
 
     def drop(self) -> None:
         """Forgets the open round, if any; the next `ask` opens it again with its current
@@ -294,8 +299,8 @@ class Server:
         first = next(iter(plans.values()))
         replies = [self._replies[client] for client in sorted(self._replies)]
         up = SCALAR_BYTES * sum(reply.count for reply in replies)
-        answered = {client: plans[client].scalars for client in self._replies}
-        down = SCALAR_BYTES * sum((answered | self._scalars_down).values())
+        unsent = self._replies.keys() - self._reached
+        down = SCALAR_BYTES * (self._scalars_down + sum(plans[c].scalars for c in unsent))
         agreed = agree(replies, plans, self._opened.min_replies, self.ledger.last_agreed)
         good = agreed.good
         if agreed.shortage is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -24,3 +25,16 @@ def figure(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}" if math.isfinite(value) else str(value)
     return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def named(clients: Sequence[int]) -> str:
+    """Client numbers in words, not more than ten of them."""
+    if len(clients) == 1:
+        return f"client {clients[0]}"
+    more = f" and {len(clients) - 10} more" if len(clients) > 10 else ""
+    return f"clients {', '.join(map(str, clients[:10]))}{more}"
+
+
+def are(clients: Sequence[int]) -> str:
+    """The same with a verb."""
+    return f"{named(clients)} {'is' if len(clients) == 1 else 'are'}"

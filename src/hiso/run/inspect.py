@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
 
+from hiso.core.record import scalars_of
 from hiso.ring.accept.quarantine import Kind, Quarantine
 from hiso.ring.ledger.ledger import Ledger
 from hiso.run.folder import RunFolder
@@ -29,8 +30,8 @@ def inspect_run(path: Path, last: int) -> dict[str, Any]:
         end = ledger.position
         start = max(0, end - last)
         scalars, size = 0, 0
-        for record in ledger.each_record():
-            scalars, size = scalars + record.scalars, size + len(record.to_bytes())
+        for data in ledger.each_bytes():
+            scalars, size = scalars + scalars_of(data), size + len(data)
         digest, at = _digest(folder, ledger)
         refusals = ledger.refusals()
         facts = {

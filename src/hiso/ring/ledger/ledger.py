@@ -10,7 +10,7 @@ from typing import Any
 
 from hiso.core.identity import Identity, canonical_json
 from hiso.core.method.derived import Derived, State, remember_all
-from hiso.core.record import Record
+from hiso.core.record import CHANGES_AT, Record, chain_of, round_of
 from hiso.errors import ProtocolError
 from hiso.ring.accept.cuts import Cut, sizes
 from hiso.ring.accept.divergence import median_loss
@@ -140,6 +140,11 @@ class Ledger(RunFile):
         for first in range(max(start, 0), stop, _CHUNK):
             yield from self.records(first, min(first + _CHUNK, stop))
 
+    def each_bytes(self) -> Iterator[bytes]:
+        """The bytes of every record, in order."""
+        for _, data, _ in self._stored():
+            yield blob(data)
+
     def hyper_at(self, position: int | None = None) -> dict[str, float]:
         """Hyper-parameters before the record at `position`, by default before the next record.
 
@@ -154,7 +159,10 @@ class Ledger(RunFile):
                 f'the identity in {self.path} names no "method": {{"hyper": …}} of numbers '
                 f"({error!r}): it was not made for a federated run, or is damaged"
             ) from error
-        for record in self.each_record(0, position):
+        query = f"""
+            SELECT bytes FROM records WHERE round < ? AND {_HAS_CHANGES} ORDER BY round"""
+        end = self.position if position is None else position
+        for record in self._db.rows(Record.from_bytes, query, end):
             hyper |= record.changes
         return hyper
 
@@ -430,10 +438,9 @@ class Ledger(RunFile):
         for expected, (number, data, stored) in enumerate(self._stored()):
             problem = None
             try:
-                record = Record.from_bytes(blob(data))
-                chain = record.chain(chain)
-                if (number, record.round) != (expected, expected):
-                    problem = f"the record in its place is that of round {record.round}"
+                round, chain = round_of(blob(data)), chain_of(chain, data)
+                if (number, round) != (expected, expected):
+                    problem = f"the record in its place is that of round {round}"
                 elif chain != stored:
                     problem = "its bytes do not give the chain hash that was stored with it"
             except (ProtocolError, TypeError) as error:
@@ -457,6 +464,7 @@ class Ledger(RunFile):
             last = rows[-1][0]
 
 
+_HAS_CHANGES = f"substr(bytes, {CHANGES_AT + 1}, 2) <> x'0000'"
 _CHUNK = 10_000
 """Number of records in memory where all are read one after the other."""
 _BYTES = columns(integer, integer)

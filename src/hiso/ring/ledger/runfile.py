@@ -242,11 +242,12 @@ class RunFile:
         kinds = columns(optional(integer), optional(integer), text)
         return self._db.rows(kinds, "SELECT client, round, reason FROM refusals ORDER BY rowid")
 
-    def own(self, client: int, owner: Owner) -> None:
-        """Stores the owner of a client number, unless it has one."""
+    def own(self, owners: Mapping[int, Owner]) -> None:
+        """Stores the owner of each of these client numbers, unless it has one."""
         with self._write() as db:
-            row = (client, owner.key, owner.site, time.time())
-            db.execute("INSERT OR IGNORE INTO owners VALUES (?, ?, ?, ?)", row)
+            for client, owner in owners.items():
+                row = (client, owner.key, owner.site, time.time())
+                db.execute("INSERT OR IGNORE INTO owners VALUES (?, ?, ?, ?)", row)
 
     def owners(self) -> dict[int, Owner]:
         """The owner of each client number that has one."""

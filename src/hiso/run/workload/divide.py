@@ -12,7 +12,10 @@ from hiso.run.settings import Settings
 
 
 def divide(
-    examples: Sequence[Labelled], encoded: Sequence[Any], settings: Settings, own: int | None
+    examples: Sequence[Labelled],
+    encoded: Sequence[Any],
+    settings: Settings,
+    own: tuple[int, ...] | None,
 ) -> tuple[list[Shard[Any]], str]:
     """Each client's shard of `encoded`, and the fingerprint of the partition.
 
@@ -20,24 +23,25 @@ def divide(
         examples: The training examples; they are divided by their labels or groups.
         encoded: The same examples encoded for the model, in the same order.
         settings: The settings.
-        own: The client that owns all of these data; None to divide them.
+        own: The clients that own all of these data; None for all clients.
 
     Raises:
         SettingsError: No such partition is possible.
     """
-    if own is None:
+    owners = range(settings.clients) if own is None else own
+    if len(owners) == 1 and own is not None:
+        parts: dict[int, Sequence[int]] = {own[0]: range(len(encoded))}
+    else:
         column = [example.group for example in examples]
         found = partition(
             examples,
-            settings.clients,
+            len(owners),
             settings.partition,
             alpha=settings.alpha,
             column=column if settings.partition == "column" else None,
             seed=settings.seed,
         )
-        parts: dict[int, Sequence[int]] = dict(enumerate(found))
-    else:
-        parts = {own: range(len(encoded))}
+        parts = dict(zip(owners, found, strict=True))
     shards = [
         Shard(client, [encoded[i] for i in part], settings.batch_size, settings.seed)
         for client, part in parts.items()

@@ -18,7 +18,7 @@ def load_workload(
     method: Method,
     observer: Observer,
     *,
-    own: int | None = None,
+    own: tuple[int, ...] | None = None,
     objects: Objects = NOTHING,
 ) -> Workload:
     """Loads model and data.
@@ -27,7 +27,7 @@ def load_workload(
         settings: The settings.
         method: The method.
         observer: Receives the progress.
-        own: The client that owns all of the data; by default they are divided among all clients.
+        own: The clients that own all of the data; by default all clients do.
         objects: The user's own objects, which replace those named by the settings.
 
     Raises:

@@ -77,7 +77,7 @@ def load_words(
     settings: Settings,
     method: Method,
     observer: Observer,
-    own: int | None,
+    own: tuple[int, ...] | None,
     objects: Objects = NOTHING,
 ) -> Words:
     """See `hiso.run.workload.load.load_workload`."""

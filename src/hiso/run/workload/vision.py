@@ -50,7 +50,9 @@ class Images:
         return objective.evaluate(examples, advance, biases)
 
 
-def load_images(settings: Settings, method: Method, observer: Observer, own: int | None) -> Images:
+def load_images(
+    settings: Settings, method: Method, observer: Observer, own: tuple[int, ...] | None
+) -> Images:
     """See `hiso.run.workload.load.load_workload`."""
     with observer.phase(f"loading data for {settings.task}"):
         splits = load_data_set(settings.task, settings.data)
