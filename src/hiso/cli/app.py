@@ -33,6 +33,7 @@ from hiso.cli.predict import predict
 from hiso.cli.report import report
 from hiso.cli.serve import serve
 from hiso.cli.theory import theory
+from hiso.cli.watch import watch
 from hiso.errors import (
     DISK_ERRORS,
     Diverged,
@@ -53,6 +54,7 @@ app = typer.Typer(
 )
 app.command()(compare)
 app.command()(serve)
+app.command()(watch)
 app.command()(report)
 app.command()(export)
 app.command()(apply)

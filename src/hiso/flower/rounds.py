@@ -17,6 +17,7 @@ from hiso.core.record import MAX_STREAM
 from hiso.errors import ProtocolError, RunConflict, SettingsError
 from hiso.flower.envelope import BEHIND, BUSY, LOST, RESTARTED, UNKNOWN_RUN, Envelope, split
 from hiso.flower.exchange import Answer, Post
+from hiso.flower.present import Present
 from hiso.flower.sites import Site, Sites
 from hiso.flower.waiting import Waiting
 from hiso.ring.accept.quarantine import FAULTS, WINDOW
@@ -26,6 +27,7 @@ from hiso.ring.server import Aborted, Closed, Server
 from hiso.ring.wire import plan_to_bytes, reply_from_bytes
 from hiso.run.formatting import are, named
 from hiso.run.identity import check_identity
+from hiso.run.server_status import ReplyTime
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +51,11 @@ class Pace:
 
 
 def agree_on_identity(
-    post: Post, sites: Sites, expected: Callable[[int], Identity], start_with: int
+    post: Post,
+    sites: Sites,
+    expected: Callable[[int], Identity],
+    start_with: int,
+    present: Present,
 ) -> Identity:
     """Waits for `start_with` clients with the same identity, and returns this identity.
 
@@ -59,6 +65,7 @@ def agree_on_identity(
         expected: Returns the part of the identity known from the server's own settings, for a
             given number of labels; raises a `SettingsError` for an unsuitable number.
         start_with: How many clients must have the same identity.
+        present: Is told while it waits.
     """
     while True:
         _greet(post, sites)
@@ -66,6 +73,7 @@ def agree_on_identity(
             if wrong := differences(expected, site.identity):
                 reason = wrong + " (here, then there). Give both the same settings"
                 sites.refuse(site, f"set up for another run: {reason}")
+        present.tell("waiting for clients")
         votes = Counter(site.identity for site in sites.by_client.values())
         for identity, count in votes.most_common(1):
             if count >= start_with:
@@ -110,8 +118,11 @@ class _Asked:
 class Conductor:
     """Runs the rounds of a server with the reachable clients."""
 
-    def __init__(self, post: Post, sites: Sites, server: Server, pace: Pace) -> None:
+    def __init__(
+        self, post: Post, sites: Sites, server: Server, pace: Pace, present: Present
+    ) -> None:
         self._post, self._sites, self._server, self._pace = post, sites, server, pace
+        self._present = present
         self._ledger = server.ledger
         self._asked: dict[int, _Asked] = {}
         self._open: dict[int, tuple[Envelope, list[int]]] = {}  # by id(request): for which clients
@@ -140,7 +151,9 @@ class Conductor:
             for answer in self._hear():
                 self._take(answer)
             self._send(began)
+            self._present.tell("rounds")
             time.sleep(_POLL)
+        self._note_missing()
         closed = self._server.close({"round": time.monotonic() - began})
         self._note_sizes(number)
         for client, pause in closed.paused.items():
@@ -182,6 +195,7 @@ class Conductor:
                     plan = self._server.rest(new[0], self._stands(site))
                     self._asked |= {client: _Asked(plan) for client in new}
             self._send(began, kind="fold")
+            self._present.tell("last catch-up")
             here = self._sites.by_client.keys() & self._asked.keys()
             done = [self._asked[client].done for client in here]
             whole = all(done) and not self._sites.expects_more
@@ -206,6 +220,7 @@ class Conductor:
 
     def _begin(self, asked: dict[int, _Asked]) -> float:
         self._asked, self._open, self._accepted, self._sent = asked, {}, 0, math.inf
+        self._present.asked = asked.keys()
         self._waiting.begin()
         return time.monotonic()
 
@@ -369,7 +384,10 @@ class Conductor:
         if verdict.accepted:
             self._accepted += 1
             if asked is not None and not late:
-                self._waiting.accepted(time.monotonic() - asked.sent)
+                seconds = time.monotonic() - asked.sent
+                slow = seconds > self._waiting.seconds
+                self._present.replies[reply.client] = ReplyTime(seconds, True, slow)
+                self._waiting.accepted(seconds)
         else:
             log.error("client %d is refused: %s", reply.client, verdict.reason)
 
@@ -378,6 +396,13 @@ class Conductor:
         asked.done = True
         self._ledger.refuse(client, asked.plan.round, reason)
         log.error("client %d does not take part in round %d: %s", client, asked.plan.round, reason)
+
+    def _note_missing(self) -> None:
+        """Notes which clients were sent the plan, and had not answered when the round was over."""
+        for client, asked in self._asked.items():
+            if asked.sent and not asked.done:
+                seconds = time.monotonic() - asked.sent
+                self._present.replies[client] = ReplyTime(seconds, False, self._waited)
 
     def _note_sizes(self, number: int) -> None:
         sizes = {client: (a.up, a.down) for client, a in self._asked.items() if a.down}

@@ -16,6 +16,7 @@ from flwr.serverapp import Grid, ServerApp
 from hiso.errors import SettingsError
 from hiso.flower.exchange import MAX_ANSWER, Post, look_again_soon
 from hiso.flower.logs import keep_private, log_to
+from hiso.flower.present import Present
 from hiso.flower.rounds import Conductor, Pace, agree_on_identity
 from hiso.flower.sites import Sites
 from hiso.ring.ledger.ledger import Ledger
@@ -133,13 +134,14 @@ def serve(
     method = settings.make_method()
     post = Post(grid)
     sites = Sites(post, settings.clients)
+    present = Present(out, sites)
     if seen is not None:
         with Ledger.open(folder.ledger) as ledger:
             identity, sites.run = ledger.identity, ledger.run
     else:
         log.info("waiting for %d clients", pace.start_with)
         expected = partial(settings_identity, settings, method)
-        identity = agree_on_identity(post, sites, expected, pace.start_with)
+        identity = agree_on_identity(post, sites, expected, pace.start_with, present)
     own = settings.with_hyper(method)
     with open_ledger(folder, identity, own, seen=seen, patience=_PREDECESSOR) as ledger:
         prepare(ledger, own, rollback, Silent())
@@ -148,7 +150,7 @@ def serve(
         sites.owners.keep_in(ledger)
         server = Server(ledger, settings.make_rounds(method))
         sites.run = ledger.run
-        conductor = Conductor(post, sites, server, pace)
+        conductor = Conductor(post, sites, server, pace, present)
         loop = Loop(
             folder,
             settings,
@@ -160,7 +162,10 @@ def serve(
             summarise=lambda: _summary(ledger, conductor, sites),
             attempts=_ATTEMPTS,
         )
-        return loop.run()
+        try:
+            return loop.run()
+        finally:
+            present.tell("nothing more")
 
 
 def _summary(ledger: Ledger, conductor: Conductor, sites: Sites) -> Summary:

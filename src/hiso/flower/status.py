@@ -30,7 +30,8 @@ def read_status(folder: Path) -> dict[str, Any]:
     nobody = ProtocolError(f"no worker runs in {folder}: start it with `hiso worker start`")
     try:
         facts = json.loads((folder / _STATUS).read_text())
-    except (OSError, ValueError) as error:
+        facts["process"]  # a server's status has none: see `hiso.run.server_status`
+    except (OSError, ValueError, KeyError) as error:
         raise nobody from error
     with suppress(RunConflict):
         with locked(folder, "a worker runs here"):

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
-from importlib.metadata import version
-from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -17,11 +15,11 @@ from hiso.report.curves import curves_section
 from hiso.report.gather import read_runs
 from hiso.report.groups import Group, group_runs, run_names
 from hiso.report.log_figures import scalars_section, state_section
-from hiso.report.parts import Figure, Section, Table, line_style
+from hiso.report.parts import Figure, Section, line_style
 from hiso.report.standin import state_history
 from hiso.report.tables import costs_section, results_section, settings_section
+from hiso.report.templates import asset, render
 from hiso.run.folder import write_text
-from hiso.run.formatting import figure
 from hiso.run.observer import Observer, Silent
 
 
@@ -96,34 +94,16 @@ def _sections(
 
 
 def _render(title: str, groups: Sequence[Group], sections: Sequence[Section]) -> str:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
     from plotly.offline import get_plotlyjs
 
-    environment = Environment(
-        loader=PackageLoader("hiso.report", "assets"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["figure"] = figure
-    environment.filters["aligned"] = _aligned
-    assets = files("hiso.report") / "assets"
     figures = [asdict(p) for s in sections for p in s.parts if isinstance(p, Figure)]
-    return environment.get_template("page.html").render(
+    return render(
+        "page.html",
         title=title,
-        version=version("hiso"),
         groups=groups,
         styles=[line_style(index) for index in range(len(groups))],
         sections=sections,
-        css=(assets / "page.css").read_text(),
-        script=(assets / "page.js").read_text(),
+        script=asset("page.js"),
         plotly=get_plotlyjs(),
         figures=json.dumps(figures, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"),
     )
-
-
-def _aligned(table: Table) -> list[bool]:
-    """For each column, whether it holds figures and so is right-aligned."""
-    columns = zip(*table.rows, strict=True) if table.rows else [()] * len(table.header)
-    return [all(not isinstance(c, str) or c[:1].isdigit() for c in column) for column in columns]

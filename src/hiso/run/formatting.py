@@ -16,6 +16,19 @@ def size(count: float) -> str:
     return f"{count:.2f} TB"
 
 
+def duration(seconds: float) -> str:
+    """A time in two or three digits: 19 ms, 0.8 s, 45 s, 12 min, 3.5 h, 2.1 days."""
+    if seconds < 0.0995:
+        return f"{1000 * seconds:.0f} ms"
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    for unit, longest in (("s", 120), ("min", 120), ("h", 48)):
+        if seconds < longest:
+            return f"{seconds:.1f} h" if unit == "h" else f"{seconds:.0f} {unit}"
+        seconds /= 24 if unit == "h" else 60
+    return f"{seconds:.1f} days"
+
+
 def figure(value: Any) -> str:
     """Any value in a few characters: 1,234, 0.6853, yes; – for None."""
     if value is None:

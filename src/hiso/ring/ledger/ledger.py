@@ -47,6 +47,7 @@ class RoundRow:
         seconds: Wall time by name, as measured by the engine.
         clients: Clients whose replies were used, ascending.
         set_aside: For each other client, why its reply was not used.
+        time: Unix time of the commit.
     """
 
     round: int
@@ -56,6 +57,7 @@ class RoundRow:
     seconds: dict[str, float]
     clients: list[int]
     set_aside: dict[int, str]
+    time: float
 
 
 class Ledger(RunFile):
@@ -310,18 +312,24 @@ class Ledger(RunFile):
         query = "SELECT max(round) FROM replies WHERE client = ? AND set_aside IS NULL"
         return self._db.one(optional(integer), query, client)
 
+    def last_replies(self) -> dict[int, int]:
+        """For each client that has sent a valid reply to a committed round, the last such round."""
+        query = "SELECT client, max(round) FROM replies GROUP BY client ORDER BY client"
+        return dict(self._db.rows(columns(integer, integer), query))
+
     def rounds(self, start: int = 0) -> list[RoundRow]:
         """Every committed round from `start` on, for display."""
         query = """
-            SELECT r.round, p.client, p.set_aside, r.seconds, r.loss, r.bytes_up, r.bytes_down
+            SELECT r.round, p.client, p.set_aside,
+                r.seconds, r.time, r.loss, r.bytes_up, r.bytes_down
             FROM records r LEFT JOIN replies p USING (round)
             WHERE r.round >= ? ORDER BY r.round, p.client"""
         rows: dict[int, RoundRow] = {}
 
         def add(number: int, client: Any, reason: Any, seconds: Any, *figures: Any) -> None:
             if number not in rows:
-                loss, up, down = _FIGURES(*figures)
-                rows[number] = RoundRow(number, loss, up, down, numbers(seconds), [], {})
+                at, loss, up, down = _FIGURES(*figures)
+                rows[number] = RoundRow(number, loss, up, down, numbers(seconds), [], {}, at)
             if reason is not None:
                 rows[number].set_aside[integer(client)] = text(reason)
             elif client is not None:
@@ -469,7 +477,7 @@ _CHUNK = 10_000
 """Number of records in memory where all are read one after the other."""
 _BYTES = columns(integer, integer)
 _FAULT = columns(integer, integer, integer, text)
-_FIGURES = columns(optional(real), integer, integer)
+_FIGURES = columns(real, optional(real), integer, integer)
 
 
 def _as_it_is(*row: Any) -> tuple[Any, ...]:
