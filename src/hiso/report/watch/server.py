@@ -14,7 +14,6 @@ from hiso.report.watch.page import problem_page, watch_page
 from hiso.run.watch import watch_run
 
 _HERE = "127.0.0.1"
-_HTML = [("Content-Type", "text/html; charset=utf-8"), ("Cache-Control", "no-store")]
 Start = Callable[..., Any]
 
 
@@ -63,16 +62,19 @@ def _answer(folder: Path, environ: dict[str, Any], start: Start) -> Iterable[byt
     except HisoError as error:
         if path == "/metrics":
             return _text(start, "503 Service Unavailable", str(error))
-        start("503 Service Unavailable", _HTML)
-        return [problem_page(str(folder), str(error)).encode()]
+        return _html(start, "503 Service Unavailable", problem_page(str(folder), str(error)))
     if path == "/metrics":
         from prometheus_client import make_wsgi_app
 
         from hiso.report.watch.metrics import registry_of
 
         return make_wsgi_app(registry_of(watched))(environ, start)
-    start("200 OK", _HTML)
-    return [watch_page(watched).encode()]
+    return _html(start, "200 OK", watch_page(watched))
+
+
+def _html(start: Start, status: str, page: str) -> Iterable[bytes]:
+    start(status, [("Content-Type", "text/html; charset=utf-8"), ("Cache-Control", "no-store")])
+    return [page.encode()]
 
 
 def _text(start: Start, status: str, text: str) -> Iterable[bytes]:
