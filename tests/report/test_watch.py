@@ -299,6 +299,7 @@ def test_the_page_in_a_browser(hiso, troubled, width):
         assert f"until round {FAULTS + 1 + WINDOW}" in rows[1]
         assert "<script>alert(1)</script> [bold]x[/bold] {{ 7 * 7 }}\\x1b[31m hiso_" in rows[2]
         assert page.locator("script").count() == 0
+        assert page.locator(".facts td").first.bounding_box()["width"] > 100
         assert page.locator(".curve polyline").bounding_box()["width"] > 200
         assert page.locator(".wrong").count() == 4
         assert page.evaluate("document.documentElement.scrollWidth") <= width
