@@ -18,6 +18,7 @@ from hiso.ring.wire import plan_to_bytes, reply_from_bytes
 from hiso.run.api import simulate
 from hiso.run.observer import Silent
 from hiso.run.settings import parse_settings
+from hiso.run.watch import watch_run
 from hiso.run.workload.load import load_workload
 
 from .conftest import simulated_site
@@ -44,9 +45,15 @@ def test_the_same_model_as_the_simulation_also_after_a_crash(tmp_path, settings)
         site.superlink()
         site.serve()
         site.wait("round 2", lambda: site.position("run") >= 2)
+        seen = watch_run(site.folder / "run")
+        assert seen.doing == "rounds"
+        assert [client.here for client in seen.clients] == [True] * 5
+        assert any(client.reply and client.reply.in_time for client in seen.clients)
         site.kill("worker0-2,4")
         site.worker("0-2,4", "--share")
         summary = site.summary("run")
+        seen = watch_run(site.folder / "run")
+        assert (seen.finished, seen.doing, seen.rounds) == (True, None, 8)
         assert site.status("0-2,4")["clients"] == [0, 1, 2, 4]
         messages = [site.messages("run", client) for client in range(5)]
     finally:

@@ -18,7 +18,7 @@ from playwright.sync_api import sync_playwright
 from prometheus_client.parser import text_string_to_metric_families
 
 from hiso.errors import ProtocolError
-from hiso.report.watch.words import client_table, sparkline
+from hiso.report.watch.words import Cell, client_table, fitting, sparkline
 from hiso.ring.accept.quarantine import FAULTS, WINDOW
 from hiso.ring.ledger.ledger import Ledger
 from hiso.ring.ledger.runfile import Owner
@@ -30,7 +30,9 @@ from ..ring.test_ledger import commit
 from ..terminal import NOWHERE, Terminal
 from .test_browser import CHROMIUM, NAMES
 
-HOSTILE = "<script>alert(1)</script> [bold]x[/bold] {{ 7 * 7 }}\x1b[31m\nhiso_rounds_total 99\r\u202e"
+HOSTILE = (
+    "<script>alert(1)</script> [bold]x[/bold] {{ 7 * 7 }}\x1b[31m\nhiso_rounds_total 99\r\u202e"
+)
 
 
 @pytest.fixture
@@ -40,7 +42,7 @@ def troubled(tmp_path) -> Path:
     folder.mkdir()
     with new_ledger(folder / "ledger.sqlite") as ledger:
         ledger.change({"clients": 3})
-        ledger.own(0, Owner("SHA256:abc", "north"))
+        ledger.own({0: Owner("SHA256:abc", "north")})
         for r in range(FAULTS + 1):
             commit(ledger, r)
             ledger.abort(r + 1, 0, "too few", [], up=0, down=0, faults={1: "silent"})
@@ -310,6 +312,12 @@ def test_the_page_in_a_browser(hiso, troubled, width):
         assert told == []
         assert set(requests) == {url}
         browser.close()
+
+
+def test_those_with_a_problem_come_first_where_there_is_no_room():
+    good, bad = [Cell("1")], [Cell("2", wrong=True)]
+    assert fitting([good, bad, good], 3) == ([good, bad, good], 0)
+    assert fitting([good, bad, good], 2) == ([bad, good], 1)
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,7 @@ def _live(run: Path, console: Console, watched: Watched) -> None:
 
 def _view(w: Watched, height: int | None = None) -> Group:
     """Facts and clients; with a height, the clients that fit, those with a problem first."""
-    from hiso.report.watch.words import client_table, facts, sparkline
+    from hiso.report.watch.words import client_table, facts, fitting, sparkline
 
     about = Table.grid(padding=(0, 2))
     for name, value in facts(w):
@@ -96,9 +96,8 @@ def _view(w: Watched, height: int | None = None) -> Group:
         table.add_column(name, overflow="fold", no_wrap=height is not None)
     table.columns[-1].overflow = "fold" if height is None else "ellipsis"
     room = len(rows) if height is None else max(1, height - about.row_count - 6)
-    if len(rows) > room:
-        rows = sorted(rows, key=lambda row: not any(cell.wrong for cell in row))
-    for row in rows[:room]:
+    rows, left = fitting(rows, room)
+    for row in rows:
         table.add_row(*(Text(cell.text, style="yellow" if cell.wrong else "") for cell in row))
-    more = [Text(f"{len(rows) - room} more clients", style="dim")] if len(rows) > room else []
+    more = [Text(f"{left:,} more clients", style="dim")] if left else []
     return Group(Text(w.folder, style="bold"), about, *([table] if rows else []), *more)

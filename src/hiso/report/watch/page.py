@@ -7,16 +7,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hiso.report.templates import render
-from hiso.report.watch.words import client_table, facts
+from hiso.report.watch.words import client_table, facts, fitting
 from hiso.run.watch import Watched
 
 EVERY = 5
 """Seconds after which a browser asks for the page again."""
+_ROWS = 500
+"""Most clients in the table."""
 
 
 def watch_page(w: Watched) -> str:
     """The page with the facts of this moment."""
     header, rows = client_table(w)
+    rows, more = fitting(rows, _ROWS)
     return _render(
         w.folder,
         problem="",
@@ -26,6 +29,7 @@ def watch_page(w: Watched) -> str:
         losses=w.losses,
         header=header,
         rows=rows,
+        more=more,
     )
 
 

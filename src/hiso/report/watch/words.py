@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from hiso.run.formatting import duration, figure, size
+from hiso.run.formatting import duration, figure, named, size
 from hiso.run.watch import Watched, WatchedClient
 
 _COLUMNS = ("client", "site", "state", "last reply", "reply time", "quarantine", "last trouble")
@@ -58,8 +58,7 @@ def _state(w: Watched) -> str:
         return "finished"
     if w.doing is None:
         return "not finished" if w.run else "there is no log yet"
-    asked = ", ".join(map(str, w.asked))
-    return f"a round, clients {asked}" if w.doing == "rounds" and asked else w.doing
+    return f"a round, {named(w.asked)}" if w.doing == "rounds" and w.asked else w.doing
 
 
 def client_table(w: Watched) -> tuple[list[str], list[list[Cell]]]:
@@ -69,6 +68,13 @@ def client_table(w: Watched) -> tuple[list[str], list[list[Cell]]]:
         i for i in range(len(_COLUMNS)) if i == 0 or any(row[i].text != _NOTHING for row in rows)
     ]
     return [_COLUMNS[i] for i in told], [[row[i] for i in told] for row in rows]
+
+
+def fitting(rows: list[list[Cell]], room: int) -> tuple[list[list[Cell]], int]:
+    """At most `room` rows, those with a problem first if not all fit; and how many are left out."""
+    if len(rows) > room:
+        rows = sorted(rows, key=lambda row: not any(cell.wrong for cell in row))
+    return rows[:room], max(0, len(rows) - room)
 
 
 def _row(c: WatchedClient) -> list[Cell]:
