@@ -48,6 +48,7 @@ __all__ = [
     "escape",
     "estimate_line",
     "experiment_tables",
+    "findings",
     "inspection",
     "plain_table",
     "summary_table",
@@ -246,6 +247,22 @@ def inspection(console: Console, result: dict[str, Any]) -> None:
     if rows:
         header = ("round", "loss", "clients", "coefficients", "bytes")
         console.print(_table("last rounds", rows, header))
+
+
+def findings(console: Console, found: dict[str, Any]) -> None:
+    """The output of `hiso worker check`."""
+    problems = found["problems"]
+    for name, rows in found.items():
+        if name != "problems":
+            console.print(_table(name, [(key, _words(value)) for key, value in rows.items()]))
+    for problem in problems:
+        console.print(
+            f"[bold red]{escape(problem['where'])}:[/] {escape(problem['reason'])}",
+            soft_wrap=True,
+            highlight=False,
+        )
+    count = f"{len(problems)} would stop a run" if problems else "nothing found that stops a run"
+    console.print(f"[{'red' if problems else 'green'}]{count}[/]", highlight=False)
 
 
 def diagnosis(console: Console, report: dict[str, Any]) -> None:

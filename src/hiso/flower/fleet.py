@@ -106,6 +106,30 @@ class Fleet:
             self._activate()
         self._joined, self._due = True, time.monotonic() + _BEAT
 
+    def knows_key(self) -> bool:
+        """Whether the SuperLink knows the site's key. Nothing changes there.
+
+        It looks for the key before it looks at the interval, and an interval of 0 s is refused.
+
+        Raises:
+            Away: There is no SuperLink, or it refuses requests of this version or clock.
+        """
+        request = fleet_pb2.ActivateNodeRequest(public_key=self._public, heartbeat_interval=0)
+        try:
+            self._client.ActivateNode(request)
+        except httpx.HTTPStatusError as error:
+            said = FlowerError.from_json(error.response.text)
+            match said.code if said else None:
+                case ApiErrorCode.FLEET_INVALID_HEARTBEAT_INTERVAL:
+                    return True
+                case ApiErrorCode.FLEET_NODE_ACTIVATION_FAILED:
+                    return False
+                case _:
+                    raise Away(_reason(error.response)) from error
+        except (httpx.HTTPError, ValueError) as error:
+            raise Away(f"{error!r}") from error
+        return True
+
     def pull(self) -> Request | None:
         """The next message for this site, if there is one."""
         told = self._call("PullMessages", fleet_pb2.PullMessagesRequest(node=self._me))

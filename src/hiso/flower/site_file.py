@@ -36,14 +36,25 @@ def open_site(folder: Path, settings: Settings) -> Site:
     if not path.exists():
         with storing(path):
             write_text(path, _template())
-    chosen = parse(SiteSettings, read_toml(path), str(path))
-    expected = _expected(settings, chosen.must_match, path)
+    chosen, expected = read_site(folder, settings)
     changed = chosen.model_dump(exclude_defaults=True)
     told = ", ".join(f"{name} = {value}" for name, value in changed.items())
     log.info("%s: %s", path, told or "all defaults")
     site = Site(folder, chosen, expected)
     log.info("%d scalars sent so far, over all runs", site.sent)
     return site
+
+
+def read_site(folder: Path, settings: Settings) -> tuple[SiteSettings, dict[str, Value]]:
+    """What `site.toml` in a folder decides, the defaults without such a file; and the values that
+    every plan must have. Nothing is written.
+
+    Raises:
+        SettingsError: As `open_site`.
+    """
+    path = folder / SITE
+    chosen = parse(SiteSettings, read_toml(path) if path.exists() else {}, str(path))
+    return chosen, _expected(settings, chosen.must_match, path)
 
 
 def _template() -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import closing
 from pathlib import Path
 
 from hiso.errors import ProtocolError
@@ -15,6 +16,7 @@ from hiso.ring.ledger.schema import (
     blob,
     columns,
     connected,
+    copied,
     integer,
     text,
     translated,
@@ -34,6 +36,7 @@ CREATE TABLE answers (
     time REAL NOT NULL          -- Unix time
 ) STRICT
 """
+_SENT = "SELECT coalesce(sum(scalars), 0) FROM answers"
 
 
 class Answers:
@@ -83,6 +86,19 @@ class Answers:
     def close(self) -> None:
         """Closes the file."""
         self._db.close()
+
+
+def read_sent(path: Path) -> int:
+    """`Answers.sent` of a file that a worker may be using, which is not changed; 0 without a file.
+
+    Raises:
+        ProtocolError: The file is damaged.
+        StorageError: The file cannot be read.
+    """
+    if not path.exists():
+        return 0
+    with copied(path) as db, closing(db):
+        return db.one(integer, _SENT)
 
 
 def _prepare(db: Database) -> None:

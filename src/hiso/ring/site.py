@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 from hiso.core.keys import secret_seed
@@ -99,19 +98,9 @@ class Site:
         """
         client.catch_up(plan)
         _refuse(plan, list(differences(plan, client.replica.hyper, self._expected)))
-        reply = client.answer(plan)
-        reply = replace(reply, loss=self._shown(reply.loss))
+        reply = self.settings.show(client.answer(plan))
         self._answers.keep(reply)
         return reply
-
-    def _shown(self, loss: float | None) -> float | None:
-        match self.settings.report_loss:
-            case "none":
-                return None
-            case "rounded":
-                return None if loss is None else float(f"{loss:.3g}")
-            case "exact":
-                return loss
 
     def close(self) -> None:
         """Closes its file."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from hiso.core.method.base import Method
-from hiso.ring.messages import Plan
+from hiso.ring.messages import Plan, Reply
 
 Value = float | str
 """A setting of the run that a site may insist on."""
@@ -92,6 +93,17 @@ class SiteSettings(BaseModel):
                 f"round {plan.round} lies before position {self.min_position}, and the site has "
                 f"answered up to round {reached}"
             )
+
+    def show(self, reply: Reply) -> Reply:
+        """The reply as it may leave the site: with the loss that `report_loss` allows."""
+        match self.report_loss:
+            case "none":
+                return replace(reply, loss=None)
+            case "rounded":
+                loss = None if reply.loss is None else float(f"{reply.loss:.3g}")
+                return replace(reply, loss=loss)
+            case "exact":
+                return reply
 
 
 def differences(

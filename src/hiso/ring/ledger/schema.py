@@ -399,7 +399,7 @@ def read_file(path: Path) -> Database:
         StorageError: The file cannot be read.
     """
     _check_that_it_is_there(path)
-    with _copied(path) as db:
+    with copied(path) as db:
         _check_format(db)
         _update(db)
         db.execute("PRAGMA query_only=1")
@@ -412,7 +412,7 @@ def has_tables(path: Path) -> bool:
     True for a file that is damaged or cannot be read: opening it then raises the error.
     """
     try:
-        with _copied(path) as db, db:
+        with copied(path) as db, db:
             return _tables(db) > 0
     except HisoError:
         return True
@@ -476,9 +476,9 @@ def connected(path: Path, mode: str) -> Iterator[Database]:
 
 
 @contextmanager
-def _copied(path: Path) -> Iterator[Database]:
+def copied(path: Path) -> Iterator[Database]:
     """A copy in a temporary file, which SQLite keeps in memory if it is small; closed if the block
-    fails.
+    fails. No other file is created or changed.
     """
     with translated(path), ExitStack() as stack:
         copy = sqlite3.connect("", isolation_level=None)
