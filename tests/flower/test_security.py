@@ -95,6 +95,13 @@ def test_the_documented_path_works_and_a_stranger_is_refused(secured, port):
         with pytest.raises(Away, match=reason):
             fleet.join()
         fleet.leave()
+    for key, known in (
+        (folder / "site" / "keys" / "later", True),
+        (refused["unregistered"][0], False),
+    ):
+        (folder / "asks").mkdir(exist_ok=True)
+        fleet = Fleet(Access(f"127.0.0.1:{port}", ca, key), folder / "asks")
+        assert fleet.knows_key() is known
     if port != secured.port:
         only_what_sites_need_is_reached(secured, port, ca)
     secured.wait("end of the run", lambda: secured.processes["serve"].poll() == 0, 120)

@@ -47,6 +47,7 @@ from hiso.workloads.text.examples import find_files
 from hiso.workloads.text.task import Task
 from hiso.workloads.vision.images import DATA_SETS
 
+
 @dataclass(frozen=True)
 class Problem:
     """Something that would stop a run.

@@ -23,6 +23,7 @@ from hiso.ring.ledger.ledger import Ledger
 from hiso.ring.messages import SCALAR_BYTES
 from hiso.ring.server import Server
 from hiso.run.folder import RunFolder
+from hiso.run.formatting import named
 from hiso.run.identity import settings_identity
 from hiso.run.loop import Loop
 from hiso.run.observer import Silent
@@ -196,9 +197,8 @@ class _ToLog(Silent):
     def round(self, done: Round) -> None:
         """See `Observer.round`."""
         if done.round >= self._first:
-            clients = ", ".join(map(str, done.clients))
             loss = "not reported" if done.loss is None else f"{done.loss:.4f}"
             log.info(
-                "round %d: loss %s, clients %s, %.1f s, %d B up, %d B down",
-                done.round, loss, clients, done.seconds, done.bytes_up, done.bytes_down,
+                "round %d: loss %s, %s, %.1f s, %d B up, %d B down",
+                done.round, loss, named(done.clients), done.seconds, done.bytes_up, done.bytes_down,
             )  # fmt: skip
