@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import pytest
-import typer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hiso.cli.worker import _numbers
 from hiso.errors import ProtocolError
 from hiso.flower import worker as worker_module
 from hiso.flower.envelope import Envelope, join, split
@@ -79,19 +77,6 @@ def test_a_body_that_is_cut_short_is_refused(parts, data):
     cut = data.draw(st.integers(0, len(body)).filter(lambda n: n not in whole))
     with pytest.raises(ProtocolError):
         split(body[:cut])
-
-
-@pytest.mark.parametrize(
-    ("text", "numbers"), [("3", [3]), ("0-2", [0, 1, 2]), ("7, 2-3,2", [2, 3, 7]), ("9-9", [9])]
-)
-def test_numbers_of_clients(text, numbers):
-    assert _numbers(text, 10) == numbers
-
-
-@pytest.mark.parametrize("text", ["", "a", "-1", "3-2", "10", "0-10", "1,,2", "1-2-3", "1.5"])
-def test_numbers_that_cannot_be(text):
-    with pytest.raises(typer.BadParameter):
-        _numbers(text, 10)
 
 
 class Node:

@@ -138,11 +138,17 @@ def check(
 def _parsed(file: Path, settings: dict[str, Any], client: str) -> tuple[Settings, list[int]]:
     if find_spec("flwr") is None:
         raise LoadError("hiso worker needs Flower: pip install 'hiso[flower]'")
+    from hiso.run.formatting import client_numbers
     from hiso.run.settings import parse_settings
 
     given, _ = merge_file(file, settings)
     parsed = parse_settings(given)
-    return parsed, _numbers(client, parsed.clients)
+    clients = client_numbers(client)
+    if clients[-1] >= parsed.clients:
+        raise typer.BadParameter(
+            f"{clients[-1]} must be below clients = {parsed.clients}", param_hint="--client"
+        )
+    return parsed, clients
 
 
 def _access(superlink: str, ca: Path | None, key: Path | None, insecure: bool) -> Access:
@@ -153,24 +159,6 @@ def _access(superlink: str, ca: Path | None, key: Path | None, insecure: bool) -
     if not re.fullmatch(r"[^/\s]+:\d+", superlink):
         raise typer.BadParameter("must be HOST:PORT, without http://", param_hint="--superlink")
     return Access(superlink, ca, key)
-
-
-def _numbers(text: str, below: int) -> list[int]:
-    """The client numbers in a text such as "3" or "0-29,31"."""
-    found: set[int] = set()
-    for part in text.split(","):
-        if not (match := re.fullmatch(r"\s*(\d{1,9})(?:-(\d{1,9}))?\s*", part)):
-            raise typer.BadParameter(
-                "must be a number, or like 0-29 or 2,5,7", param_hint="--client"
-            )
-        first, last = int(match[1]), int(match[2] or match[1])
-        if not first <= last < below:
-            raise typer.BadParameter(
-                f"{part.strip()} does not lie within 0-{below - 1}, as clients = {below}",
-                param_hint="--client",
-            )
-        found.update(range(first, last + 1))
-    return sorted(found)
 
 
 @app.command()

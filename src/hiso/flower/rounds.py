@@ -191,7 +191,8 @@ class Conductor:
                 if not good:
                     log.warning("%s at the end: %s", named(clients), plain(facts.get("reason")))
             for site in self._sites.all():
-                if new := [client for client in site.clients if client not in self._asked]:
+                known = self._asked.keys() | self._server.settings.withdrawn
+                if new := [client for client in site.clients if client not in known]:
                     plan = self._server.rest(new[0], self._stands(site))
                     self._asked |= {client: _Asked(plan) for client in new}
             self._send(began, kind="fold")

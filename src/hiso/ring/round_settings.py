@@ -33,6 +33,7 @@ class RoundSettings:
         mu: Perturbation size μ.
         scheme: Forward or central differences.
         per_client: Whether every client measures along its own directions.
+        withdrawn: Clients that have left for good and are never sampled.
         weighting: Whether clients have equal weights or are weighted by their number of examples,
             up to ten times the median of the round.
         min_replies: Smallest number of good replies; with fewer, the attempt is aborted.
@@ -58,6 +59,7 @@ class RoundSettings:
     oversample: float = 0.0
     scheme: Scheme = "forward"
     per_client: bool = False
+    withdrawn: frozenset[int] = frozenset()
     weighting: Weighting = "plain"
     min_replies: int = 1
     divergence_factor: float | None = None
@@ -82,6 +84,13 @@ class RoundSettings:
             yield f"sample = {self.sample} must lie in [1, clients = {self.clients}]"
         if not 1 <= self.min_replies <= self.sample:
             yield f"min_replies = {self.min_replies} must lie in [1, sample = {self.sample}]"
+        if strange := sorted(self.withdrawn - set(range(self.clients))):
+            yield f"withdrawn = {strange}: there are only the clients 0..{self.clients - 1}"
+        elif self.clients - len(self.withdrawn) < self.min_replies:
+            yield (
+                f"withdrawn leaves {self.clients - len(self.withdrawn)} of {self.clients} clients, "
+                f"fewer than min_replies = {self.min_replies}"
+            )
         if not 0 <= self.oversample <= MOST_OVERSAMPLE:
             yield f"oversample = {self.oversample} must lie in [0, {MOST_OVERSAMPLE}]"
         yield from probe_problems(self.steps, self.directions, self.mu, self.scheme)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
+
+from hiso.errors import SettingsError
 
 
 def size(count: float) -> str:
@@ -38,6 +41,22 @@ def figure(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}" if math.isfinite(value) else str(value)
     return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def client_numbers(text: str) -> list[int]:
+    """The numbers in a text such as "3" or "0-29,31", ascending.
+
+    Raises:
+        SettingsError: The text is something else.
+    """
+    found: set[int] = set()
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d{1,7})(?:-(\d{1,7}))?\s*", part)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if first > last:
+            raise SettingsError(f"clients {text!r}: give a number, or like 0-29 or 2,5,7")
+        found.update(range(first, last + 1))
+    return sorted(found)
 
 
 def named(clients: Sequence[int]) -> str:

@@ -26,6 +26,7 @@ from hiso.errors import LoadError, SettingsError
 from hiso.ring.ledger.runfile import RENAMED
 from hiso.ring.round_settings import MOST_OVERSAMPLE, RoundSettings
 from hiso.run.definition import OWN, Definition
+from hiso.run.formatting import client_numbers
 from hiso.workloads.text.choice import ALPHA, RANK, Choice
 from hiso.workloads.text.tasks import TASKS
 
@@ -117,6 +118,9 @@ class Values(BaseModel):
         0.0,
         description="Share of further clients that are asked in each round; the first sample "
         "clients that answer are enough.",
+    )
+    withdrawn: str = Field(
+        "", description="Clients that have left and are never asked again: 3, or 2,5-7."
     )
     rounds: Positive = Field(100, description="Total number of rounds.")
     directions: Count = Field(11, description="Directions per local step, P.")
@@ -319,6 +323,7 @@ class Settings(Values):
             clients=self.clients,
             sample=self.sample,
             oversample=self.oversample,
+            withdrawn=frozenset(client_numbers(self.withdrawn) if self.withdrawn else ()),
             steps=self.local_steps,
             directions=self.directions,
             mu=float(self.mu),
@@ -360,6 +365,7 @@ CHANGEABLE = frozenset(
         "local_steps",
         "sample",
         "oversample",
+        "withdrawn",
     }
     | {"rounds", "weighting", "min_replies", "eval_every", "dev_examples", "divergence_factor"}
     | {"clip"}

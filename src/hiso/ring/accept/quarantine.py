@@ -96,11 +96,13 @@ def sample_clients(
 ) -> list[int]:
     """The clients to ask, ascending: a function of the seed, the round, and the ledger before it.
 
-    They are the first `asked` of a permutation of all clients, without those in a pause. If fewer
+    They are the first `asked` of a permutation of all clients, without those that have withdrawn
+    and those in a pause. If fewer
     than `asked` are left, fewer are asked. If fewer than `min_replies` are left, those whose
     pauses end first are asked too.
     """
-    order = permutation(seed, "sample", round, attempt, size=settings.clients).tolist()
+    drawn = permutation(seed, "sample", round, attempt, size=settings.clients).tolist()
+    order = [client for client in drawn if client not in settings.withdrawn]
     out = {c: pause.until for c, pause in paused.items() if round < pause.until}
     here = [client for client in order if client not in out]
     others = sorted((client for client in order if client in out), key=lambda c: out[c])
