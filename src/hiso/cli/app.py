@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 
 from hiso.cli import display, worker
+from hiso.cli.backup import backup
 from hiso.cli.compare import compare
 from hiso.cli.export import apply, diff, export
 from hiso.cli.options import (
@@ -55,6 +56,7 @@ app = typer.Typer(
 app.command()(compare)
 app.command()(serve)
 app.command()(watch)
+app.command()(backup)
 app.command()(report)
 app.command()(export)
 app.command()(apply)
