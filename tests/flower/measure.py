@@ -1,6 +1,6 @@
 """Seconds a round over Flower without any forward passes, and bytes really sent.
 
-    python -m tests.flower.measure [--sites 2 10 50] [--each 1] [--sample K] [--rounds 10]
+    python -m tests.flower.measure [--sites 2 10 50] [--each 1] [--sample K] [--rounds 10] [--idle]
 
 One SuperLink, the server, and a process that answers for all N sites without measuring anything
 (`stub.py`), with `--each` clients at each site, of which `--sample` in all are asked in a round (by
@@ -29,7 +29,7 @@ from hiso.ring.ledger.ledger import Ledger
 from hiso.run.identity import settings_identity
 from hiso.run.settings import parse_settings, read_toml
 
-from .federation import ROOT, Deployment, write_toml
+from .federation import ROOT, Deployment, Proxy, write_toml
 from .stub import Stub
 
 _RARE, _IDLE = 70.0, 30.0
@@ -50,7 +50,21 @@ def busy_seconds(process: psutil.Process) -> float:
     return sum(process.cpu_times()[:2])
 
 
-def measure(sites: int, each: int, sample: int | None, rounds: int) -> dict[str, float]:
+def rest(one: psutil.Process, proxy: Proxy) -> dict[str, float]:
+    """What a site without work takes."""
+    time.sleep(_RARE)
+    began, sent, busy = time.monotonic(), proxy.up + proxy.down, busy_seconds(one)
+    time.sleep(_IDLE)
+    passed = time.monotonic() - began
+    return {
+        "idle_bytes_per_s": (proxy.up + proxy.down - sent) / passed,
+        "idle_processor": (busy_seconds(one) - busy) / passed,
+    }
+
+
+def measure(
+    sites: int, each: int, sample: int | None, rounds: int, *, idle: bool
+) -> dict[str, float]:
     folder = Path(tempfile.mkdtemp(prefix="hb"))
     site = Deployment(folder)
     module, proxy = "tests.flower.measure", site.proxy
@@ -60,22 +74,18 @@ def measure(sites: int, each: int, sample: int | None, rounds: int) -> dict[str,
         settings |= {"rounds": rounds}
         write_toml(folder / "settings.toml", settings)
         site.superlink()
-        counted, rest = site.address(counted=True), site.address()
+        counted, direct = site.address(counted=True), site.address()
         site.start(
             "worker0", "python", "-m", module, "--answer", 0, 1, each, counted, folder, folder=ROOT
         )
         site.start(
-            "worker", "python", "-m", module, "--answer", 1, sites, each, rest, folder, folder=ROOT
+            "worker", "python", "-m", module, "--answer", 1, sites, each, direct, folder, folder=ROOT
         )
         site.wait(
             "sites", lambda: (folder / "superlink.out").read_text().count("Activated") >= sites, 600
         )
-        time.sleep(_RARE)
         one = psutil.Process(site.processes["worker0"].pid)
-        began, sent, busy = time.monotonic(), proxy.up + proxy.down, busy_seconds(one)
-        time.sleep(_IDLE)
-        idle = time.monotonic() - began
-        idle_bytes, idle_busy = proxy.up + proxy.down - sent, busy_seconds(one) - busy
+        resting = rest(one, proxy) if idle else {}
         before = (proxy.up, proxy.down)
         link = psutil.Process(site.processes["superlink"].pid)
         rest_of_them = psutil.Process(site.processes["worker"].pid)
@@ -93,8 +103,7 @@ def measure(sites: int, each: int, sample: int | None, rounds: int) -> dict[str,
             "longest_round_s": max(seconds),
             "superlink_processor_s": used[0] / rounds,
             "site_processor_s": used[1] / rounds / max(sites - 1, 1),
-            "idle_bytes_per_s": idle_bytes / idle,
-            "idle_processor": idle_busy / idle,
+            **resting,
             "site_mib": one.memory_info().rss / 2**20,
             **summary["per_round_and_worker"],
             "tcp_bytes_up": (proxy.up - before[0]) / rounds,
@@ -115,6 +124,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--sites", type=int, nargs="+", default=[2, 10, 50])
     parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--idle", action="store_true", help="also measure sites without work")
     parser.add_argument("--each", type=int, default=1)
     parser.add_argument("--sample", type=int)
     parser.add_argument("--answer", nargs=5, help=argparse.SUPPRESS)
@@ -123,5 +133,7 @@ if __name__ == "__main__":
         first, stop, each, address, folder = arguments.answer
         answer_for(int(first), int(stop), int(each), address, Path(folder))
     for count in arguments.sites:
-        figures = measure(count, arguments.each, arguments.sample, arguments.rounds)
+        figures = measure(
+            count, arguments.each, arguments.sample, arguments.rounds, idle=arguments.idle
+        )
         print(json.dumps(figures), flush=True)
