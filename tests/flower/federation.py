@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import sqlite3
@@ -34,6 +35,12 @@ def free_port() -> int:
         with socket.socket() as s, suppress(OSError):
             s.bind(("127.0.0.1", random.SystemRandom().randrange(15_000, 32_000)))
             return s.getsockname()[1]
+
+
+def listens(port: int) -> bool:
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+        return True
+    return False
 
 
 class Proxy:
@@ -136,10 +143,18 @@ class Deployment:
         before = self.output("superlink").count(ready)
         self.start(
             "superlink", "flower-superlink", "--insecure", "--host", "127.0.0.1",
-            "--port", self.port, "--database", self.folder / "state.db",
-            *arguments,
+            "--port", self.port, *arguments,
         )  # fmt: skip
         self.wait("SuperLink", lambda: self.output("superlink").count(ready) > before)
+
+    def http_proxy(self) -> int:
+        """Starts a proxy as large networks have one; its port."""
+        port = free_port()
+        conf = self.folder / "tinyproxy.conf"
+        conf.write_text(f"Port {port}\nListen 127.0.0.1\nAllow 127.0.0.1\nLogLevel Connect\n")
+        self.start("tinyproxy", shutil.which("tinyproxy") or "", "-d", "-c", conf)
+        self.wait("proxy", lambda: listens(port))
+        return port
 
     def worker(self, index: int | str, *arguments: object, counted: bool = False) -> None:
         """With `counted`, its way to the SuperLink leads through the proxy."""

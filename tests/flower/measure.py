@@ -79,7 +79,17 @@ def measure(
             "worker0", "python", "-m", module, "--answer", 0, 1, each, counted, folder, folder=ROOT
         )
         site.start(
-            "worker", "python", "-m", module, "--answer", 1, sites, each, direct, folder, folder=ROOT
+            "worker",
+            "python",
+            "-m",
+            module,
+            "--answer",
+            1,
+            sites,
+            each,
+            direct,
+            folder,
+            folder=ROOT,
         )
         site.wait(
             "sites", lambda: (folder / "superlink.out").read_text().count("Activated") >= sites, 600

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import shutil
 import threading
 import time
 from concurrent.futures import Future
@@ -106,13 +107,14 @@ def test_a_restarted_process_is_the_same_node_at_once(site, connect, tmp_path):
 def test_a_site_waits_for_a_superlink_and_says_so_once(site, tmp_path, caplog):
     """It comes late, is killed, comes again, and comes with an empty memory."""
     (tmp_path / "w").mkdir()
+    state = ("--database", site.folder / "state.db")
     fleet = Fleet(Access(site.address(), None, None), tmp_path / "w")
     network = Network(fleet, lambda request: Future[Envelope]())
     thread = threading.Thread(target=network.run, daemon=True)
     with caplog.at_level(logging.INFO):
         thread.start()
         site.wait("first failure", lambda: "Connection refused" in network.trouble)
-        site.superlink()
+        site.superlink(*state)
         site.wait("connection", lambda: not network.trouble)
         node = fleet.node
         site.kill("superlink")
@@ -120,15 +122,29 @@ def test_a_site_waits_for_a_superlink_and_says_so_once(site, tmp_path, caplog):
         said = len(caplog.messages)
         time.sleep(2)
         assert len(caplog.messages) <= said + 1  # of the next heartbeat
-        site.superlink()
+        site.superlink(*state)
         site.wait("connection", lambda: not network.trouble)
         assert fleet.node == node
         site.kill("superlink")
         for path in site.folder.glob("state.db*"):
             path.unlink()
-        site.superlink()
+        site.superlink(*state)
         site.wait("connection", lambda: not network.trouble and fleet.node != node)
         network.stop()
         thread.join(30)
     assert not thread.is_alive()
     assert sum("connected to the SuperLink" in said for said in caplog.messages) == 3
+
+
+@pytest.mark.skipif(shutil.which("tinyproxy") is None, reason="apt-get install tinyproxy")
+def test_a_site_behind_an_http_proxy(site, tmp_path, monkeypatch):
+    """As `HTTP_PROXY` and, with TLS, `HTTPS_PROXY` say; the proxy's log names the SuperLink."""
+    site.superlink()
+    monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{site.http_proxy()}")
+    (tmp_path / "w").mkdir()
+    fleet = Fleet(Access(site.address(), None, None), tmp_path / "w")
+    fleet.join()
+    assert fleet.node
+    fleet.leave()
+    log = site.output("tinyproxy")
+    assert f"http://{site.address()}" in log

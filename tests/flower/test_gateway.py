@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,6 +17,7 @@ from hiso.ring.ledger.ledger import Ledger
 from hiso.ring.server import Server
 from hiso.ring.wire import plan_to_bytes, reply_from_bytes
 from hiso.run.api import simulate
+from hiso.run.backup import back_up
 from hiso.run.observer import Silent
 from hiso.run.settings import parse_settings
 from hiso.run.watch import watch_run
@@ -32,7 +36,8 @@ SETTINGS = parse_settings(
 
 @pytest.mark.flower
 @pytest.mark.timeout(300)
-def test_the_same_model_as_the_simulation_also_after_a_crash(tmp_path, settings):
+def test_the_same_model_as_the_simulation_also_after_a_crash(tmp_path, settings, monkeypatch):
+    """And after the server's run was lost and restored from a copy made while it went on."""
     settings = settings | {"clients": 5, "sample": 4, "rounds": 8}
     site = Deployment(tmp_path / "f")
     try:
@@ -47,6 +52,8 @@ def test_the_same_model_as_the_simulation_also_after_a_crash(tmp_path, settings)
         assert seen.doing == "rounds"
         assert [client.here for client in seen.clients] == [True] * 5
         assert any(client.reply and client.reply.in_time for client in seen.clients)
+        monkeypatch.chdir(site.folder)
+        back_up([Path("run")], Path("copy"), Silent())
         site.kill("worker0-2,4")
         site.worker("0-2,4", "--share")
         summary = site.summary("run")
@@ -54,6 +61,11 @@ def test_the_same_model_as_the_simulation_also_after_a_crash(tmp_path, settings)
         assert (seen.finished, seen.doing, seen.rounds) == (True, None, 8)
         assert site.status("0-2,4")["clients"] == [0, 1, 2, 4]
         messages = [site.messages("run", client) for client in range(5)]
+        shutil.rmtree("run")
+        shutil.copytree("copy", ".", dirs_exist_ok=True)
+        assert 2 <= site.position("run") < 8
+        site.serve()
+        assert site.summary("run")["digest"] == summary["digest"]
     finally:
         site.close()
     asked = settings | {"dev_examples": 4, "test_examples": 4, "clip": 3.0}

@@ -64,7 +64,7 @@ def port(request, secured) -> int:
     return outside
 
 
-def test_the_documented_path_works_and_a_stranger_is_refused(secured, port):
+def test_the_documented_path_works_and_a_stranger_is_refused(secured, port, monkeypatch):
     """The site comes before the server knows it, and waits."""
     folder = secured.folder
     secured.start(
@@ -102,6 +102,8 @@ def test_the_documented_path_works_and_a_stranger_is_refused(secured, port):
         (folder / "asks").mkdir(exist_ok=True)
         fleet = Fleet(Access(f"127.0.0.1:{port}", ca, key), folder / "asks")
         assert fleet.knows_key() is known
+    if shutil.which("tinyproxy"):
+        a_site_behind_an_http_proxy_connects(secured, port, ca, monkeypatch)
     if port != secured.port:
         only_what_sites_need_is_reached(secured, port, ca)
     secured.wait("end of the run", lambda: secured.processes["serve"].poll() == 0, 120)
@@ -119,6 +121,22 @@ def test_the_documented_path_works_and_a_stranger_is_refused(secured, port):
     a_worker_that_was_killed_comes_back(secured)
     if port != secured.port:
         a_number_cannot_be_stolen_but_released(secured, port, Owner(shown, "site"))
+
+
+def a_site_behind_an_http_proxy_connects(
+    secured: Deployment, port: int, ca: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The proxy passes on bytes that it cannot read."""
+    folder = secured.folder / "behind"
+    folder.mkdir()
+    with monkeypatch.context() as environment:
+        environment.setenv("HTTPS_PROXY", f"http://127.0.0.1:{secured.http_proxy()}")
+        key = secured.folder / "site" / "keys" / "later"
+        fleet = Fleet(Access(f"127.0.0.1:{port}", ca, key), folder)
+        fleet.join()
+        assert fleet.node
+        fleet.leave()
+    assert f"CONNECT 127.0.0.1:{port}" in secured.output("tinyproxy")
 
 
 def a_number_cannot_be_stolen_but_released(secured: Deployment, port: int, owner: Owner) -> None:
