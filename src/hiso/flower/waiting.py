@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import insort
 from collections import deque
-from collections.abc import Iterable
 from itertools import chain
-from statistics import median
 
 FACTOR = 3.0
 """How many times the median reply time the server waits."""
@@ -15,9 +14,9 @@ ROUNDS = 10
 """Number of past rounds whose reply times are used."""
 
 
-def patience(times: Iterable[float], most: float) -> float:
-    """Seconds to wait: three times the median reply time, but at least `LEAST`, at most `most`."""
-    return min(most, max(LEAST, FACTOR * median(times)))
+def patience(usual: float, most: float) -> float:
+    """Seconds to wait: three times the usual reply time, but at least `LEAST`, at most `most`."""
+    return min(most, max(LEAST, FACTOR * usual))
 
 
 class Waiting:
@@ -28,24 +27,28 @@ class Waiting:
         self._most = most
         self._past: deque[list[float]] = deque(maxlen=ROUNDS)
         self._now: list[float] = []
+        self._all: list[float] = []  # of these rounds, in ascending order
 
     def begin(self) -> None:
         """A round begins."""
         if self._now:
             self._past.append(self._now)
-        self._now = []
+        self._now, self._all = [], sorted(chain(*self._past))
 
     def accepted(self, seconds: float) -> None:
         """A reply was accepted, so many seconds after its plan was sent."""
         self._now.append(seconds)
+        insort(self._all, seconds)
 
     @property
     def seconds(self) -> float:
         """Seconds after which the open round may close without the missing replies.
 
-        In the first round clients may still be loading or compiling, and nothing is known about
-        them: only the longest wait applies.
+        The usual reply time is the median. In the first round clients may still be loading or
+        compiling, and nothing is known about them: only the longest wait applies.
         """
         if not self._past:
             return self._most
-        return patience(chain(*self._past, self._now), self._most)
+        count = len(self._all)
+        usual = (self._all[(count - 1) // 2] + self._all[count // 2]) / 2
+        return patience(usual, self._most)
