@@ -102,6 +102,7 @@ def test_the_documented_path_works_and_a_stranger_is_refused(secured, port, monk
         (folder / "asks").mkdir(exist_ok=True)
         fleet = Fleet(Access(f"127.0.0.1:{port}", ca, key), folder / "asks")
         assert fleet.knows_key() is known
+        fleet.leave()
     if shutil.which("tinyproxy"):
         a_site_behind_an_http_proxy_connects(secured, port, ca, monkeypatch)
     if port != secured.port:

@@ -134,7 +134,7 @@ def test_the_code_of_the_card_gives_these_scores(run, tmp_path, capsys):
 
 def test_a_worker_offers_the_same_chat(tmp_path, base):
     worker = Worker(parse_settings(base), tmp_path, own=None, alive=lambda: None)
-    identity = json.loads(worker.hello(0, None).facts["identity"])
+    identity = json.loads(worker.hello([0], None).facts["identity"])
     assert identity["task"]["chat"] == FRAME
 
 

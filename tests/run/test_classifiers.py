@@ -235,6 +235,6 @@ def test_a_worker_has_the_model_of_the_simulation(tmp_path, base):
     with Ledger.read(tmp_path / "run" / "ledger.sqlite") as ledger:
         identity = ledger.identity
     worker = Worker(parse_settings(base), tmp_path, own=None, alive=lambda: None, probe="forward")
-    told = Identity.parse(worker.hello(0, None).facts["identity"])
+    told = Identity.parse(worker.hello([0], None).facts["identity"])
     assert (told.model, told.task) == (identity.model, identity.task)
     worker.close()

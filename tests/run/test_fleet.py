@@ -71,7 +71,7 @@ def test_who_cannot_is_refused(odd):
 def test_a_worker_answers_as_the_simulation_does(tmp_path, base, how):
     """By its own choice, whatever the settings say that it shares with the others."""
     pytest.importorskip("flwr")
-    from hiso.flower.envelope import Envelope
+    from hiso.flower.envelope import Envelope, split
     from hiso.flower.worker import Worker
     from hiso.ring.server import Server
     from hiso.ring.wire import plan_to_bytes, reply_from_bytes
@@ -83,18 +83,18 @@ def test_a_worker_answers_as_the_simulation_does(tmp_path, base, how):
     folder.mkdir()
     (folder / "site.toml").write_text('batches = "seed"\n')
     worker = Worker(settings, folder, own=None, alive=lambda: None, probe=probe)
-    identity = worker.hello(0, None).facts["identity"]
+    identity = worker.hello([0], None).facts["identity"]
     method = settings.make_method()
     with Ledger.create(tmp_path / "ledger", Identity.parse(identity), {}) as ledger:
         server = Server(ledger, settings.make_rounds(method))
         while ledger.position < base["rounds"]:
             for plan in server.ask():
                 request = Envelope("round", {"identity": identity}, plan_to_bytes(plan))
-                answer = worker.handle(request, plan.client)
-                assert server.tell(reply_from_bytes(answer.body)).accepted
+                answer = worker.handle(request, [plan.client])
+                assert server.tell(reply_from_bytes(*split(answer.body))).accepted
             server.close()
         rest = server.rest(0, worker.position)
-    folded = worker.handle(Envelope("fold", {"identity": identity}, plan_to_bytes(rest)), 0)
+    folded = worker.handle(Envelope("fold", {"identity": identity}, plan_to_bytes(rest)), [0])
     worker.close()
     assert folded.facts["digest"] == expected["digest"]
 
@@ -105,4 +105,4 @@ def test_a_worker_that_cannot_says_so_before_it_loads(tmp_path, base):
 
     settings = parse_settings(base | {"method": "hizoo", "model": str(tmp_path / "missing")})
     with pytest.raises(SettingsError, match="backward"):
-        Worker(settings, tmp_path, own=0, alive=lambda: None, probe="backward")
+        Worker(settings, tmp_path, own=(0,), alive=lambda: None, probe="backward")

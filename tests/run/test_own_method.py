@@ -15,7 +15,7 @@ from hiso.core.importing import import_method, import_object
 from hiso.core.method.registry import METHODS
 from hiso.engines.replay import replay
 from hiso.errors import LoadError, ProtocolError, RunConflict, SettingsError
-from hiso.flower.envelope import Envelope
+from hiso.flower.envelope import Envelope, split
 from hiso.flower.worker import Worker
 from hiso.ring.ledger.ledger import Ledger
 from hiso.ring.server import Server
@@ -183,7 +183,7 @@ def test_workers_find_it_too(tmp_path, base, ours):
         return Worker(parse_settings(given), tmp_path / "worker", own=None, alive=lambda: None)
 
     worker = start()
-    identity = worker.handle(Envelope("hello", {}), 0).facts["identity"]
+    identity = worker.handle(Envelope("hello", {}), [0]).facts["identity"]
     rounds = parse_settings(given).make_rounds(import_method("ours.methods:Lion"))
     with Ledger.create(tmp_path / "own.sqlite", Identity.parse(identity), given) as ledger:
         server = Server(ledger, replace(rounds, hyper=rounds.hyper | {"lr": given["lr"]}))
@@ -194,8 +194,8 @@ def test_workers_find_it_too(tmp_path, base, ours):
                 assert worker.position == 2
             for plan in server.ask():
                 request = Envelope("round", {"identity": identity}, plan_to_bytes(plan))
-                answer = worker.handle(request, plan.client)
-                assert server.tell(reply_from_bytes(answer.body)).accepted
+                answer = worker.handle(request, [plan.client])
+                assert server.tell(reply_from_bytes(*split(answer.body))).accepted
             server.close()
         with Ledger.read(tmp_path / "run" / "ledger.sqlite") as simulated:
             assert [r.to_bytes() for r in ledger.records()] == [

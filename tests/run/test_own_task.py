@@ -123,8 +123,8 @@ def test_a_worker_has_it_from_the_settings(tmp_path, own):
 
     def identity(table) -> dict:
         settings = parse_settings(own | {"task_definition": table})
-        worker = Worker(settings, tmp_path, own=0, alive=lambda: None)
-        answer = worker.handle(Envelope("hello", {}), 0)
+        worker = Worker(settings, tmp_path, own=(0,), alive=lambda: None)
+        answer = worker.handle(Envelope("hello", {}), [0])
         return json.loads(answer.facts["identity"])["task"]
 
     assert identity(WHOLE) == identity({**WHOLE}) != identity(WHOLE | {"labels": swapped})

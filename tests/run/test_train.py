@@ -234,7 +234,7 @@ def test_estimates_know_what_is_trained(tmp_path, base):
 
 def test_a_worker_trains_what_the_simulation_does(tmp_path, base):
     pytest.importorskip("flwr")
-    from hiso.flower.envelope import Envelope
+    from hiso.flower.envelope import Envelope, split
     from hiso.flower.rounds import differences
     from hiso.flower.worker import Worker
     from hiso.ring.server import Server
@@ -246,7 +246,7 @@ def test_a_worker_trains_what_the_simulation_does(tmp_path, base):
     folder.mkdir()
     (folder / "site.toml").write_text('batches = "seed"\n')
     worker = Worker(settings, folder, own=None, alive=lambda: None)
-    hello = worker.hello(0, None).facts
+    hello = worker.hello([0], None).facts
     assert hello["weights"] == expected["trainable_weights"]
     method, identity = settings.make_method(), Identity.parse(hello["identity"])
     for other, same in ({}, True), ({"train": "full"}, False), ({"lora_rank": 4}, False):
@@ -258,11 +258,11 @@ def test_a_worker_trains_what_the_simulation_does(tmp_path, base):
         while ledger.position < base["rounds"]:
             for plan in server.ask():
                 request = Envelope("round", {"identity": identity.text}, plan_to_bytes(plan))
-                answer = worker.handle(request, plan.client)
-                assert server.tell(reply_from_bytes(answer.body)).accepted
+                answer = worker.handle(request, [plan.client])
+                assert server.tell(reply_from_bytes(*split(answer.body))).accepted
             server.close()
         rest = server.rest(0, worker.position)
-    folded = worker.handle(Envelope("fold", {"identity": identity.text}, plan_to_bytes(rest)), 0)
+    folded = worker.handle(Envelope("fold", {"identity": identity.text}, plan_to_bytes(rest)), [0])
     worker.close()
     assert folded.facts["digest"] == expected["digest"]
 

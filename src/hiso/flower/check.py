@@ -315,7 +315,11 @@ def _ask(access: Access) -> dict[str, Any]:
         Away: The SuperLink cannot be reached, or refuses the request.
     """
     with TemporaryDirectory() as nowhere:
-        known = Fleet(access, Path(nowhere)).knows_key()
+        fleet = Fleet(access, Path(nowhere))
+        try:
+            known = fleet.knows_key()
+        finally:
+            fleet.leave()
     if access.key is not None and not known:
         raise ProtocolError(
             f"the SuperLink at {access.address} does not know the key {access.key}: give "
