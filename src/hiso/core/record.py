@@ -32,7 +32,7 @@ _HEADER = struct.Struct("<4sHHIIH")
 CHANGES_AT = _HEADER.size - 2
 """Offset of the number of changes in a record's bytes."""
 _CURVATURE, _FACTS = 1, 2
-_COLUMNS = {
+_COLUMNS: dict[str, np.dtype[Any]] = {
     "step": np.dtype(np.uint16),
     "stream": np.dtype(np.uint32),
     "direction": np.dtype(np.uint16),
@@ -150,7 +150,7 @@ class Record:
             _check_format(magic, version)
             changes, at = unpack_named(data, _HEADER.size, changed)
             columns: list[NDArray[Any]] = []
-            for dtype in list(_COLUMNS.values())[: 4 + (flags & _CURVATURE)]:
+            for dtype in _columns(flags):
                 column = np.frombuffer(data, dtype.newbyteorder("<"), terms, at)
                 columns.append(column.astype(dtype, copy=False))
                 at += column.nbytes
@@ -196,15 +196,19 @@ def scalars_of(data: bytes) -> int:
     """
     try:
         _, _, flags, _, terms, changed = _HEADER.unpack_from(data)
-        count, width = terms + changed, 12
-        if flags & _CURVATURE:
-            count, width = count + terms, 16
+        count = terms * (1 + (flags & _CURVATURE)) + changed
         if flags & _FACTS:
             _, at = unpack_named(data, _HEADER.size, changed)
+            width = sum(dtype.itemsize for dtype in _columns(flags))
             count += struct.unpack_from("<H", data, at + terms * width)[0]
     except (struct.error, ValueError) as error:
         raise ProtocolError(f"record of {len(data)} bytes is malformed: {error}") from error
     return count
+
+
+def _columns(flags: int) -> list[np.dtype[Any]]:
+    """The types of the columns in a record with these flags."""
+    return list(_COLUMNS.values())[: 4 + (flags & _CURVATURE)]
 
 
 def _check_format(magic: bytes, version: int) -> None:

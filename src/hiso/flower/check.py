@@ -258,18 +258,8 @@ def _measure(
 def _plan(settings: Settings, workload: Workload, client: int) -> Plan:
     """The first plan that a server with these settings would send."""
     rounds = settings.make_rounds(workload.identity.method)
-    return Plan(
-        run=deployed(workload.identity).run,
-        round=0,
-        client=client,
-        records=(),
-        chain=bytes(32),
-        steps=rounds.steps,
-        directions=rounds.directions,
-        mu=rounds.mu,
-        scheme=rounds.scheme,
-        stream=client + 1 if rounds.per_client else 0,
-    )
+    common = rounds.plan(deployed(workload.identity).run, 0, bytes(32))
+    return replace(common, client=client, stream=client + 1 if rounds.per_client else 0)
 
 
 def _whole(reply: Reply, steps: int) -> Reply:

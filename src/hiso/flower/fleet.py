@@ -10,7 +10,8 @@ from __future__ import annotations
 import base64
 import json
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,20 +116,19 @@ class Fleet:
             Away: There is no SuperLink, or it refuses requests of this version or clock.
         """
         request = fleet_pb2.ActivateNodeRequest(public_key=self._public, heartbeat_interval=0)
-        try:
-            self._client.ActivateNode(request)
-        except httpx.HTTPStatusError as error:
-            said = FlowerError.from_json(error.response.text)
-            match said.code if said else None:
-                case ApiErrorCode.FLEET_INVALID_HEARTBEAT_INTERVAL:
-                    return True
-                case ApiErrorCode.FLEET_NODE_ACTIVATION_FAILED:
-                    return False
-                case _:
-                    raise Away(_reason(error.response)) from error
-        except (httpx.HTTPError, ValueError) as error:
-            raise Away(f"{error!r}") from error
-        return True
+        with _or_away():
+            try:
+                self._client.ActivateNode(request)
+            except httpx.HTTPStatusError as error:
+                said = FlowerError.from_json(error.response.text)
+                match said.code if said else None:
+                    case ApiErrorCode.FLEET_INVALID_HEARTBEAT_INTERVAL:
+                        return True
+                    case ApiErrorCode.FLEET_NODE_ACTIVATION_FAILED:
+                        return False
+                    case _:
+                        raise
+            return True
 
     def pull(self) -> Request | None:
         """The next message for this site, if there is one."""
@@ -234,14 +234,13 @@ class Fleet:
     def _beat(self) -> bool:
         """Whether the SuperLink knows the node; a heartbeat also wakes a node up that was gone."""
         request = heartbeat_pb2.SendNodeHeartbeatRequest(node=self._me, heartbeat_interval=INTERVAL)
-        try:
-            return self._client.SendNodeHeartbeat(request).success
-        except httpx.HTTPStatusError as error:
-            if error.response.status_code == httpx.codes.UNAUTHORIZED:
-                return False
-            raise Away(_reason(error.response)) from error
-        except (httpx.HTTPError, ValueError) as error:
-            raise Away(f"{error!r}") from error
+        with _or_away():
+            try:
+                return self._client.SendNodeHeartbeat(request).success
+            except httpx.HTTPStatusError as error:
+                if error.response.status_code == httpx.codes.UNAUTHORIZED:
+                    return False
+                raise
 
     def _activate(self) -> None:
         self._joined = False
@@ -264,19 +263,18 @@ class Fleet:
 
     def _call(self, name: str, request: Any, expected: int | None = None) -> Any:
         """Flower's answer to a request; None if it is the `expected` error."""
-        try:
-            return getattr(self._client, name)(request)
-        except httpx.HTTPStatusError as error:
-            code, said = error.response.status_code, FlowerError.from_json(error.response.text)
-            if expected is not None and said is not None and said.code == expected:
-                return None
-            if said is not None and said.code == ApiErrorCode.FLEET_RUN_STATUS_NOT_ALLOWED:
-                raise Ended(said.message) from error
-            if code == httpx.codes.UNAUTHORIZED:  # a SuperLink that has lost its state, or a clock
-                self._due = 0.0
-            raise Away(_reason(error.response)) from error
-        except (httpx.HTTPError, ValueError) as error:
-            raise Away(f"{error!r}") from error
+        with _or_away():
+            try:
+                return getattr(self._client, name)(request)
+            except httpx.HTTPStatusError as error:
+                code, said = error.response.status_code, FlowerError.from_json(error.response.text)
+                if expected is not None and said is not None and said.code == expected:
+                    return None
+                if said is not None and said.code == ApiErrorCode.FLEET_RUN_STATUS_NOT_ALLOWED:
+                    raise Ended(said.message) from error
+                if code == httpx.codes.UNAUTHORIZED:  # it has lost its state, or a clock is wrong
+                    self._due = 0.0
+                raise
 
     def _note(self) -> None:
         """Writes `node.json`, which only makes the next start quicker."""
@@ -284,6 +282,17 @@ class Fleet:
         texts = [base64.b64encode(m.SerializeToString()).decode() for m in messages]
         with suppress(OSError):
             write_text(self._file, json.dumps({"node": self.node, "unanswered": texts}))
+
+
+@contextmanager
+def _or_away() -> Iterator[None]:
+    """Turns errors of a request into `Away`."""
+    try:
+        yield
+    except httpx.HTTPStatusError as error:
+        raise Away(_reason(error.response)) from error
+    except (httpx.HTTPError, ValueError) as error:
+        raise Away(f"{error!r}") from error
 
 
 class _Version:

@@ -315,7 +315,7 @@ class Conductor:
     def _take(self, answer: Answer) -> None:
         if not (clients := self._asked_by(answer)):
             if answer.envelope.kind == "replies":  # of an earlier round
-                self._take_replies(answer, [])
+                self._take_late(answer)
             return
         if answer.envelope.kind == "replies":
             self._take_replies(answer, clients)
@@ -337,33 +337,41 @@ class Conductor:
         for client in clients:
             self._asked[client].request = None
 
+    def _take_late(self, answer: Answer) -> None:
+        """Takes replies to a request of before, of clients for which the node still speaks."""
+        try:
+            for data in split(answer.envelope.body):
+                reply = reply_from_bytes(data)
+                site = self._sites.by_client.get(reply.client)
+                if site is None or site.node != answer.node:
+                    raise ProtocolError(f"a late reply of client {reply.client} from another node")
+                if reply.client in self._asked:
+                    self._asked[reply.client].up += len(data)
+                self._tell(reply)
+        except ProtocolError as error:
+            self._reject(None, str(error))
+
     def _take_replies(self, answer: Answer, clients: list[int]) -> None:
-        """Takes a site's replies for the `clients` that it was asked for; none if they are late.
+        """Takes a site's replies for the clients that it was asked for.
 
         A client about whom the answer says nothing is asked again: a site answers for as many as
         fit into a message.
         """
-        if clients and (site := self._sites.by_client.get(clients[0])) is not None:
+        if (site := self._sites.by_client.get(clients[0])) is not None:
             plan = self._asked[clients[0]].plan
             site.position, site.chain, site.run = plan.round, plan.chain.hex(), plan.run
-        missing, number = set(clients), self._ledger.position
+        missing = set(clients)
         try:
             for data in split(answer.envelope.body):
                 reply = reply_from_bytes(data)
-                if clients and reply.client not in missing:
+                if reply.client not in missing:
                     reason = f"{are(clients)} asked, and the answer is of client {reply.client}"
                     raise ProtocolError(reason)
-                if not clients and not self._is_of(answer.node, reply.client):
-                    raise ProtocolError(f"a late reply of client {reply.client} from another node")
-                if not clients and reply.client in self._asked:
-                    self._asked[reply.client].up += len(data)
                 missing.discard(reply.client)
-                self._tell(reply, late=not clients)
+                self._take_reply(reply)
         except ProtocolError as error:
-            for client in missing if clients else [None]:
-                self._server.refuse(client, number, str(error))
-                log.error("client %s is refused: %s", client, plain(error))
             for client in missing:
+                self._reject(client, str(error))
                 self._asked[client].done = True
             return
         for client, reason in _refusals(answer.envelope.facts):
@@ -373,24 +381,27 @@ class Conductor:
         for client in missing:
             self._asked[client].request = None
 
-    def _is_of(self, node: int, client: int) -> bool:
-        """Whether the node speaks for the client now; others are not believed."""
-        site = self._sites.by_client.get(client)
-        return site is not None and site.node == node
+    def _take_reply(self, reply: Reply) -> None:
+        asked = self._asked[reply.client]
+        asked.done = True
+        if self._tell(reply):
+            seconds = time.monotonic() - asked.sent
+            slow = seconds > self._waiting.seconds
+            self._present.replies[reply.client] = ReplyTime(seconds, True, slow)
+            self._waiting.accepted(seconds)
 
-    def _tell(self, reply: Reply, *, late: bool) -> None:
-        verdict, asked = self._server.tell(reply), self._asked.get(reply.client)
-        if asked is not None and not late:
-            asked.done = True
+    def _tell(self, reply: Reply) -> bool:
+        verdict = self._server.tell(reply)
         if verdict.accepted:
             self._accepted += 1
-            if asked is not None and not late:
-                seconds = time.monotonic() - asked.sent
-                slow = seconds > self._waiting.seconds
-                self._present.replies[reply.client] = ReplyTime(seconds, True, slow)
-                self._waiting.accepted(seconds)
         else:
             log.error("client %d is refused: %s", reply.client, verdict.reason)
+        return verdict.accepted
+
+    def _reject(self, client: int | None, reason: str) -> None:
+        """Refuses what came instead of a reply."""
+        self._server.refuse(client, self._ledger.position, reason)
+        log.error("client %s is refused: %s", client, plain(reason))
 
     def _refuse(self, client: int, reason: str) -> None:
         asked = self._asked[client]

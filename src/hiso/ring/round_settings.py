@@ -13,7 +13,7 @@ from hiso.core.measure.probe import Scheme
 from hiso.core.record import MAX_STREAM
 from hiso.errors import SettingsError
 from hiso.ring.aggregate import Weighting
-from hiso.ring.messages import probe_problems
+from hiso.ring.messages import Plan, probe_problems
 
 MOST_OVERSAMPLE = 10.0
 """Largest share of further clients."""
@@ -76,6 +76,27 @@ class RoundSettings:
     def asked(self) -> int:
         """Number of clients that are asked in a round: ⌈sample · (1 + oversample)⌉, at most all."""
         return min(self.clients, math.ceil(self.sample * (1 + self.oversample) - 1e-9))
+
+    def plan(self, run: str, round: int, chain: bytes) -> Plan:
+        """What the plans of all clients in a round have in common; records are to be added.
+
+        Args:
+            run: The run's id.
+            round: The number of the round.
+            chain: The chain hash of the log before the round, 32 bytes.
+        """
+        return Plan(
+            run=run,
+            round=round,
+            client=0,
+            records=(),
+            chain=chain,
+            steps=self.steps,
+            directions=self.directions,
+            mu=self.mu,
+            scheme=self.scheme,
+            stream=0,
+        )
 
     def _problems(self) -> Iterator[str]:
         if not 1 <= self.clients <= MAX_STREAM:

@@ -235,18 +235,10 @@ class Server:
     def _plan(self) -> Plan:
         """The common part of all plans for the end of the log."""
         s, end = self.settings, self.ledger.position
-        return Plan(
-            run=self.ledger.run,
-            round=end,
-            client=0,
-            records=(),
-            chain=self.ledger.chain_at(end),
-            steps=s.steps,
-            directions=s.directions,
-            mu=s.mu if self._mean is None else self._mean.mu(self._mean_now, s.mu),
-            scheme=s.scheme,
-            stream=0,
-        )
+        plan = s.plan(self.ledger.run, end, self.ledger.chain_at(end))
+        if self._mean is None:
+            return plan
+        return replace(plan, mu=self._mean.mu(self._mean_now, s.mu))
 
     def tell(self, reply: object) -> Verdict:
         """Accepts a reply if it is valid; otherwise only logs the reasons."""

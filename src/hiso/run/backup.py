@@ -105,7 +105,7 @@ def _copy(source: Path, target: Path) -> bool:
         if not database:
             shutil.copyfile(source, target)
             return False
-        with (
+        with (  # not as `copied` does: that is for hiso's own databases, this may be any
             closing(sqlite3.connect(f"{source.as_uri()}?mode=ro", uri=True, timeout=60)) as old,
             closing(sqlite3.connect(target)) as new,
         ):

@@ -162,6 +162,7 @@ def _watched(folder: RunFolder, ledger: Ledger, status: ServerStatus | None) -> 
     finished = summary is not None and summary.chain == ledger.chain_at(end).hex()
     up, down = ledger.traffic()
     message_up, message_down = ledger.message_bytes()
+    refusals = ledger.refusals()
     return Watched(
         folder=str(folder.path),
         run=ledger.run,
@@ -181,8 +182,8 @@ def _watched(folder: RunFolder, ledger: Ledger, status: ServerStatus | None) -> 
         bytes_down=down,
         message_bytes_up=message_up,
         message_bytes_down=message_down,
-        refusals=len(ledger.refusals()),
-        clients=_clients(ledger, settings.get("clients", 0), status),
+        refusals=len(refusals),
+        clients=_clients(ledger, refusals, settings.get("clients", 0), status),
     )
 
 
@@ -201,7 +202,12 @@ def _last(evaluations: Sequence[Evaluation]) -> Evaluation | None:
     return Evaluation(last.position, plain(last.split), metrics)
 
 
-def _clients(ledger: Ledger, count: int, status: ServerStatus | None) -> list[WatchedClient]:
+def _clients(
+    ledger: Ledger,
+    refusals: Sequence[tuple[int | None, int | None, str]],
+    count: int,
+    status: ServerStatus | None,
+) -> list[WatchedClient]:
     faults, owners, last = ledger.faults(), ledger.owners(), ledger.last_replies()
     pauses, end = Quarantine(faults).pauses, ledger.position
     kinds: dict[int, dict[Kind, int]] = {}
@@ -210,7 +216,7 @@ def _clients(ledger: Ledger, count: int, status: ServerStatus | None) -> list[Wa
         counts = kinds.setdefault(fault.client, {})
         counts[fault.kind] = counts.get(fault.kind, 0) + 1
         troubles[fault.client] = fault.round, _FAULTS[fault.kind]
-    for client, round, reason in ledger.refusals():
+    for client, round, reason in refusals:
         if client is not None:  # of the same round, it says more than the fault
             before, _ = troubles.get(client, (None, ""))
             if round is None or before is None or round >= before:
