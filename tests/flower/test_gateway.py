@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -18,9 +19,11 @@ from hiso.ring.server import Server
 from hiso.ring.wire import plan_to_bytes, reply_from_bytes
 from hiso.run.api import simulate
 from hiso.run.backup import back_up
+from hiso.run.inspect import inspect_run
+from hiso.run.launch import evaluate_run
 from hiso.run.observer import Silent
 from hiso.run.settings import parse_settings
-from hiso.run.watch import watch_run
+from hiso.run.watch import Watched, watch_run
 from hiso.run.workload.load import load_workload
 
 from .conftest import simulated_site
@@ -38,20 +41,22 @@ SETTINGS = parse_settings(
 @pytest.mark.timeout(300)
 def test_the_same_model_as_the_simulation_also_after_a_crash(tmp_path, settings, monkeypatch):
     """And after the server's run was lost and restored from a copy made while it went on."""
-    settings = settings | {"clients": 5, "sample": 4, "rounds": 8}
+    settings = settings | {"clients": 5, "sample": 4, "min_replies": 4, "rounds": 8}
     site = Deployment(tmp_path / "f")
     try:
         write_toml(site.folder / "settings.toml", settings)
         for clients in ("0-2,4", 3):
             simulated_site(site.folder / f"w{clients}")
+            if clients != 3:
+                with (site.folder / f"w{clients}" / "site.toml").open("a") as file:
+                    file.write('evaluate = "train"\n')
             site.worker(clients, "--share")
         site.superlink()
         site.serve()
         site.wait("round 2", lambda: site.position("run") >= 2)
-        seen = watch_run(site.folder / "run")
+        seen = site.wait("replies", lambda: with_replies(watch_run(site.folder / "run")))
         assert seen.doing == "rounds"
         assert [client.here for client in seen.clients] == [True] * 5
-        assert any(client.reply and client.reply.in_time for client in seen.clients)
         monkeypatch.chdir(site.folder)
         back_up([Path("run")], Path("copy"), Silent())
         site.kill("worker0-2,4")
@@ -60,6 +65,10 @@ def test_the_same_model_as_the_simulation_also_after_a_crash(tmp_path, settings,
         seen = watch_run(site.folder / "run")
         assert (seen.finished, seen.doing, seen.rounds) == (True, None, 8)
         assert site.status("0-2,4")["clients"] == [0, 1, 2, 4]
+        site.start("eval", "hiso", "eval", "run", "--split", "sites", "--json")
+        site.wait("counts", lambda: site.processes["eval"].poll() == 0)
+        counted = json.loads(site.output("eval"))
+        assert "client 3 has not counted" in (site.folder / "run" / "server.log").read_text()
         messages = [site.messages("run", client) for client in range(5)]
         shutil.rmtree("run")
         shutil.copytree("copy", ".", dirs_exist_ok=True)
@@ -71,10 +80,29 @@ def test_the_same_model_as_the_simulation_also_after_a_crash(tmp_path, settings,
     asked = settings | {"dev_examples": 4, "test_examples": 4, "clip": 3.0}
     expected = simulate(out=tmp_path / "simulated", **asked)
     assert summary["digest"] == expected["digest"]
+    with Ledger.read(tmp_path / "simulated" / "ledger.sqlite") as ledger:
+        simulation = parse_settings(ledger.settings)
+    sizes = {
+        shard.client: shard.examples
+        for shard in load_workload(simulation, simulation.make_method(), Silent()).shards
+    }
+    shares = {
+        client: evaluate_run(tmp_path / "simulated", split=f"client {client}")["accuracy"]
+        for client in (0, 1, 2, 4)
+    }
+    assert (counted["sites"], counted["position"]) == (1, 8)
+    assert counted["examples"] == sum(sizes[client] for client in shares)
+    right = round(sum(sizes[client] * share for client, share in shares.items()))
+    assert round(counted["accuracy"] * counted["examples"]) == right
     assert summary["bytes_up"] == expected["bytes_up"]
     assert summary["bytes_down"] <= expected["bytes_down"]
     together = [sum(way or 0 for way in sizes) for sizes in messages]
     assert together[0] > together[3] > 0  # the gateway's messages stand at its first client asked
+
+
+def with_replies(seen: Watched) -> Watched | None:
+    told = any(client.reply and client.reply.in_time for client in seen.clients)
+    return seen if told else None
 
 
 @given(st.lists(st.binary(max_size=50), max_size=5))
@@ -132,6 +160,59 @@ def test_replies_that_do_not_fit_into_a_message_wait_for_the_next(node, monkeypa
     one = len(split(node.ask(clients=[0]).body)[0])
     monkeypatch.setattr(worker_module, "MAX_REPLIES", 2 * one)
     assert clients_of(node.ask(clients=[0, 1, 2, 3])) == [0, 1]
+
+
+def counts(folder, evaluate, clients=(0, 1), **changed) -> Envelope:
+    """What a node says that is to count right answers at the start of its run."""
+    (folder / "w").mkdir(mode=0o700)
+    (folder / "w" / "site.toml").write_text(f'evaluate = "{evaluate}"\n')
+    node = Node(folder, list(clients))
+    plan = plan_to_bytes(node.server.rest(0, 0))
+    facts = {"identity": node.ledger.identity.text} | changed
+    return node.worker.handle(Envelope("count", facts, plan), node.clients)
+
+
+@pytest.mark.parametrize("evaluate", ["train", "test"])
+def test_right_answers_are_counted_where_the_site_allows_it(tmp_path, one_thread, evaluate):
+    answer = counts(tmp_path, evaluate)
+    assert answer.kind == "counts", answer.facts
+    workload = load_workload(SETTINGS, SETTINGS.make_method(), Silent())
+    examples = workload.test
+    if evaluate == "train":
+        examples = [e for shard in workload.shards[:2] for e in shard.encoded]
+    objective = workload.objective(lambda weight, _: weight, joint=False)
+    share = workload.evaluate(objective, examples, None, lambda _: None)["accuracy"]
+    assert answer.facts["examples"] == len(examples)
+    assert answer.facts["right"] == round(share * len(examples))
+    assert answer.facts.keys() == {"position", "digest", "examples", "right"}
+
+
+def test_no_right_answers_are_counted_elsewhere(tmp_path, one_thread, monkeypatch):
+    assert counts(tmp_path, "no").facts["error"] == "ProtocolError"
+    monkeypatch.setattr(worker_module, "FEWEST_COUNTED", 10**6)
+    (tmp_path / "few").mkdir()
+    assert counts(tmp_path / "few", "test").facts["error"] == "ProtocolError"
+
+
+def test_the_server_notes_when_data_change(tmp_path, one_thread):
+    """A site finds it out at its next start, and its mark tells nothing else."""
+    (tmp_path / "w").mkdir()
+    first = Node(tmp_path, [0, 1])
+    said = first.worker.hello([0, 1], None).facts["data"]
+    assert said == first.worker.hello([0, 1], None).facts["data"]
+    assert said not in str(load_workload(SETTINGS, SETTINGS.make_method(), Silent()).identity.data)
+    first.worker.close()
+    other = parse_settings(SETTINGS.model_dump() | {"seed": 1})
+    again = Worker(other, tmp_path / "w", own=None, alive=lambda: None)
+    assert again.hello([0, 1], None).facts["data"] == said  # the same images
+    ledger = first.ledger
+    assert ledger.mark_data([0, 1], said) == []
+    assert ledger.mark_data([0, 1], said) == []
+    assert ledger.mark_data([1, 2], "ff") == [1]
+    assert ledger.data_changes() == [(1, 0)]
+    ledger.close()
+    assert inspect_run(tmp_path, 5)["data_changes"] == [{"client": 1, "position": 0}]
+    assert [client.trouble for client in watch_run(tmp_path).clients if client.client == 1]
 
 
 def test_what_one_client_is_refused_does_not_concern_the_others(tmp_path, one_thread):

@@ -62,6 +62,7 @@ def greeted(text: Any, client: Any = 1) -> Sites:
         "run": None,
         "chain": "",
         "weights": 5,
+        "data": "0" * 32,
         "identity": text,
     }
     sites.greet(Answer(7, Envelope("hello"), Envelope("hello", facts), 100))

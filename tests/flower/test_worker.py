@@ -58,6 +58,25 @@ def test_the_watchdog_ends_a_worker_that_hangs(site, settings, tmp_path):
     assert "client 0 is unreachable" in (site.folder / "run" / "server.log").read_text()
 
 
+def test_a_worker_that_dies_during_an_upload_stops_nobody(site, settings, tmp_path):
+    """The server gives the answer up, and the next worker sends it again."""
+    only = settings | {"clients": 1, "sample": 1, "rounds": 4, "clip": 3.0}
+    expected = simulate(out=tmp_path / "simulated", dev_examples=4, test_examples=4, **only)
+    folder = site.folder / "w0"
+    simulated_site(folder)
+    site.superlink()
+    site.start(
+        "dying", "python", "-m", "tests.flower.dying", site.address(),
+        site.folder / "settings.toml", folder, folder=ROOT,
+    )  # fmt: skip
+    site.serve()
+    site.wait("end of the worker", lambda: site.processes["dying"].poll() == 0)
+    assert site.position("run") < 4
+    site.worker(0, "--share")
+    assert site.summary("run")["digest"] == expected["digest"]
+    assert "the same plan again, the same answer" in site.output("worker0")
+
+
 def test_a_request_that_comes_again_waits_for_the_same_answer(tmp_path):
     resident = Resident(tmp_path, [0], WATCHDOG)
     first = resident.answer(Envelope("round", {"a": 1}, b"plan"))

@@ -32,7 +32,7 @@ from hiso.cli.options import (
 )
 from hiso.cli.predict import predict
 from hiso.cli.report import report
-from hiso.cli.serve import serve
+from hiso.cli.serve import Superlink, count_right, serve
 from hiso.cli.theory import theory
 from hiso.cli.watch import watch
 from hiso.errors import (
@@ -41,6 +41,7 @@ from hiso.errors import (
     HisoError,
     ProtocolError,
     RunConflict,
+    SettingsError,
     StorageError,
 )
 from hiso.run.settings import CHANGEABLE
@@ -151,11 +152,23 @@ def evaluate(
         int | None,
         typer.Option(min=0, help="Position of the log; default: that of the final model."),
     ] = None,
-    split: Annotated[str, typer.Option(help="test, dev (for tuning), or 'client N'.")] = "test",
+    split: Annotated[
+        str,
+        typer.Option(help="test, dev (for tuning), 'client N', or sites: right answers there."),
+    ] = "test",
+    superlink: Superlink = None,
     as_json: Json = False,
 ) -> None:
-    """Rebuild a run's model by replay and evaluate it."""
+    """Rebuild a run's model by replay and evaluate it; or let the sites of a deployment do so."""
     from hiso.run.launch import evaluate_run
+
+    if split == "sites":
+        if position is not None:
+            raise SettingsError("--position: sites evaluate the end of the log only")
+        _show(count_right(folder, superlink), as_json, display.plain_table)
+        return
+    if superlink is not None:
+        raise SettingsError("--superlink: only --split sites needs one")
 
     with display.Watcher(Console(stderr=True), quiet=as_json) as watcher:
         result = evaluate_run(folder, position=position, split=split, observer=watcher)

@@ -215,6 +215,9 @@ def inspection(console: Console, result: dict[str, Any]) -> None:
         faults = ("invalid", "silent", "wrong digest", "cut")
         header = ("client", *faults, "not asked since round", "asked again in round")
         console.print(_table("clients with faults", rows, header))
+    if result["data_changes"]:
+        rows = [(str(d["client"]), str(d["position"])) for d in result["data_changes"]]
+        console.print(_table("clients whose data have changed", rows, ("client", "position")))
     if result["owners"]:
         rows = [(str(o["client"]), o["site"], o["key"]) for o in result["owners"]]
         console.print(_table("owners of client numbers", rows, ("client", "site", "key")))

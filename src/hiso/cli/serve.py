@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,6 +29,14 @@ if TYPE_CHECKING:
     from hiso.run.folder import RunFolder
 
 
+Superlink = Annotated[
+    str | None, typer.Option(help="Name of a connection in Flower's config.toml.")
+]
+
+_COUNT_SECONDS = 3600.0
+"""Longest wait for the counts of the sites."""
+
+
 @with_settings
 def serve(
     settings: dict[str, Any],
@@ -35,9 +44,7 @@ def serve(
     out: Annotated[
         Path | None, typer.Option(help="The run's folder, on the SuperLink's machine.")
     ] = None,
-    superlink: Annotated[
-        str | None, typer.Option(help="Name of a connection in Flower's config.toml.")
-    ] = None,
+    superlink: Superlink = None,
     start_with: Annotated[
         int | None, typer.Option(min=1, help="Clients to wait for before a new run; default: all.")
     ] = None,
@@ -66,8 +73,7 @@ def serve(
     from hiso.run.folder import RunFolder
     from hiso.run.prepare import resolve_settings
 
-    if find_spec("flwr") is None:
-        raise LoadError("hiso serve needs Flower: pip install 'hiso[flower]'")
+    _need_flower()
     from hiso.flower.rounds import Pace
     from hiso.flower.server_app import LOG, check
     from hiso.flower.submit import Submission
@@ -112,6 +118,44 @@ def serve(
         summary = replace(summary, **sent, per_round_and_worker=each)
         folder.write_summary(summary)
     display.summary_table(Console(), summary, folder.path)
+
+
+def count_right(path: Path, superlink: str | None) -> dict[str, Any]:
+    """The share of right answers over all sites at the end of a run's log; see `server_app.count`.
+
+    Raises:
+        LoadError: Flower is not installed.
+        ProtocolError: There is no run, the SuperLink cannot be reached, or no site has counted.
+    """
+    from hiso.ring.ledger.ledger import Ledger
+    from hiso.run.folder import RunFolder
+
+    _need_flower()
+    from hiso.flower.server_app import LOG, SITES
+    from hiso.flower.submit import Submission
+
+    folder = RunFolder(path)
+    with Ledger.read(folder.ledger) as ledger:
+        position, run = ledger.position, ledger.run
+    config = {"out": str(folder.path.absolute()), "count": True, "round-seconds": _COUNT_SECONDS}
+    submission = Submission(config, superlink)
+    while (outcome := submission.outcome()).status.partition(":")[0] != "finished":
+        time.sleep(1)
+    if outcome.status != "finished:completed":
+        raise ProtocolError(
+            f"the sites have not counted (status in Flower: {outcome.status}): see "
+            f"{folder.path / LOG}"
+        )
+    with Ledger.read(folder.ledger) as ledger:
+        (metrics,) = (
+            e.metrics for e in ledger.evaluations() if (e.position, e.split) == (position, SITES)
+        )
+    return {"run": run, "position": position, "split": SITES, **metrics}
+
+
+def _need_flower() -> None:
+    if find_spec("flwr") is None:
+        raise LoadError("this command needs Flower: pip install 'hiso[flower]'")
 
 
 def _answered(folder: RunFolder) -> int:

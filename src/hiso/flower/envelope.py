@@ -28,6 +28,8 @@ BUSY = "WorkerBusy"
 """Kind of error: the worker did not finish in time, or works on a newer request."""
 LOST = "MessageLost"
 """Kind of error: Flower reports that no answer will come, or the time for it is over."""
+CUT_SHORT = "CutShort"
+"""Kind of error: an answer was announced, and not uploaded in time."""
 UNKNOWN_RUN = "UnknownRun"
 """Kind of error: the worker needs the run's identity before it can take part."""
 BEHIND = "Behind"
@@ -41,8 +43,8 @@ class Envelope:
     """One message.
 
     Attributes:
-        kind: The kind of message. Requests: "hello", "round", "fold". Answers: "hello",
-            "replies", "folded", "error".
+        kind: The kind of message. Requests: "hello", "round", "fold", "count". Answers: "hello",
+            "replies", "folded", "counts", "error".
         facts: Any JSON values.
         body: The bytes of a plan; or replies, see `join`.
     """

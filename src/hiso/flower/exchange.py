@@ -10,17 +10,20 @@ from dataclasses import dataclass
 from functools import partial
 
 from flwr.app import Message
+from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 from flwr.supercore.inflatable.inflatable_utils import pull_objects
 from flwr.superlink.grid import http_grid
 
 from hiso.errors import ProtocolError
-from hiso.flower.envelope import LOST, Envelope, pack, unpack
+from hiso.flower.envelope import CUT_SHORT, LOST, Envelope, pack, unpack
 from hiso.flower.owners import owner_of
 from hiso.ring.ledger.runfile import Owner
 
 MAX_ANSWER = 2**20
 """Largest accepted answer of a client, in bytes."""
+UPLOAD = 10.0
+"""Longest wait for an answer that a site has announced and is uploading, in seconds."""
 TOO_LARGE = "TooLarge"
 """Kind of error: the answer was larger, and was not read."""
 log = logging.getLogger(__name__)
@@ -51,12 +54,14 @@ class _Sent:
 
 
 def look_again_soon() -> None:
-    """Lets Flower's grid look again after 0.05 s for an answer that is still being uploaded.
+    """Lets Flower's grid look again after 0.05 s for an answer that is still being uploaded, and
+    give it up after `UPLOAD` seconds.
 
-    It finds many in this state, because it looks often; and it then sleeps for a second, which no
-    setting changes.
+    It finds many in this state, because it looks often. No setting of Flower changes that it then
+    sleeps for a second, and that it goes on for minutes, during which the server does nothing
+    else: a site that dies while it uploads, or never does, would stop the run.
     """
-    quick = partial(pull_objects, initial_backoff=0.05, backoff_cap=1.0)
+    quick = partial(pull_objects, initial_backoff=0.05, backoff_cap=1.0, max_time=UPLOAD)
     http_grid.pull_objects = quick  # pyright: ignore[reportPrivateImportUsage]
 
 
@@ -136,8 +141,10 @@ class Post:
 
 def _answer(sent: _Sent, message: Message) -> Answer:
     if message.has_error():
-        reason = f"Flower: code {message.error.code}, {message.error.reason}"
-        return Answer(sent.node, sent.request, Envelope.of_error(LOST, reason), 0)
+        code = message.error.code
+        kind = CUT_SHORT if code == ErrorCode.MESSAGE_UNAVAILABLE else LOST
+        reason = f"Flower: code {code}, {message.error.reason}"
+        return Answer(sent.node, sent.request, Envelope.of_error(kind, reason), 0)
     if (size := _size(message)) > MAX_ANSWER:
         reason = f"an answer of {size} bytes, {MAX_ANSWER} are allowed"
         return Answer(sent.node, sent.request, Envelope.of_error(TOO_LARGE, reason), size)

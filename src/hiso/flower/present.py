@@ -26,12 +26,13 @@ class Present:
         self._folder, self._sites = folder, sites
         self.asked: Collection[int] = ()
         self.replies: dict[int, ReplyTime] = {}
+        self._doing: Doing | None = None
         self._due = 0.0
 
     def tell(self, doing: Doing) -> None:
-        """Writes the file if it is a second old; to be called often."""
-        if time.monotonic() >= self._due or doing == "nothing more":
-            self._due = time.monotonic() + _EVERY
+        """Writes the file if it is a second old, or says something else; to be called often."""
+        if time.monotonic() >= self._due or doing != self._doing:
+            self._doing, self._due = doing, time.monotonic() + _EVERY
             here, asked = sorted(self._sites.by_client), sorted(self.asked)
             status = ServerStatus(time.time(), doing, asked, here, self.replies)
             with suppress(OSError):  # a full disk ends the run at its next round, with a message

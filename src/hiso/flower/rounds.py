@@ -15,7 +15,16 @@ from hiso.core.identity import Identity
 from hiso.core.plain import plain
 from hiso.core.record import MAX_STREAM
 from hiso.errors import ProtocolError, RunConflict, SettingsError
-from hiso.flower.envelope import BEHIND, BUSY, LOST, RESTARTED, UNKNOWN_RUN, Envelope, split
+from hiso.flower.envelope import (
+    BEHIND,
+    BUSY,
+    CUT_SHORT,
+    LOST,
+    RESTARTED,
+    UNKNOWN_RUN,
+    Envelope,
+    split,
+)
 from hiso.flower.exchange import Answer, Post
 from hiso.flower.present import Present
 from hiso.flower.sites import Site, Sites
@@ -176,38 +185,67 @@ class Conductor:
         Returns:
             The digest of more than half of them there, or None; and the number of answers.
         """
-        began, digests, end = self._begin({}), dict[int, int](), self._ledger.position
+        digests = dict[int, int]()
+        for clients, facts in self._ask_all("fold"):
+            if (digest := self._digest_at_the_end(facts)) is None:
+                log.warning("%s at the end: %s", named(clients), plain(facts.get("reason")))
+            else:
+                digests |= dict.fromkeys(clients, digest)
+        for digest, votes in Counter(digests.values()).most_common(1):
+            if 2 * votes > len(digests):
+                return digest, len(digests)
+        return None, len(digests)
+
+    def count(self) -> tuple[int, int, int]:
+        """Right answers at the end of the log, summed over all reachable sites that allow it.
+
+        Returns:
+            Number of sites that have counted, of their examples, and of right answers.
+        """
+        counts: list[tuple[int, int]] = []
+        for clients, facts in self._ask_all("count"):
+            examples, right = facts.get("examples"), facts.get("right")
+            here = self._digest_at_the_end(facts) is not None
+            if here and is_whole(examples, 1, 2**32) and is_whole(right, 0, examples):
+                log.info("%s: %d of %d right", named(clients), right, examples)
+                counts.append((examples, right))
+            else:
+                log.warning("%s has not counted: %s", named(clients), plain(facts.get("reason")))
+        return len(counts), sum(n for n, _ in counts), sum(right for _, right in counts)
+
+    def _digest_at_the_end(self, facts: Mapping[str, Any]) -> int | None:
+        digest = str(facts.get("digest"))
+        there = facts.get("position") == self._ledger.position
+        return int(digest, 16) if there and re.fullmatch("[0-9a-f]{16}", digest) else None
+
+    def _ask_all(self, kind: str) -> Iterator[tuple[list[int], dict[str, Any]]]:
+        """Sends all reachable sites the rest of the log; the clients and the facts of each answer.
+
+        Ends when all have answered; for "fold", when more than half have and the usual reply time
+        is over.
+        """
+        began, end = self._begin({}), self._ledger.position
         while time.monotonic() - began < self._pace.round_seconds:
             for answer in self._hear():
-                if not (clients := self._asked_by(answer)):
-                    continue
-                facts = answer.envelope.facts
-                digest = str(facts.get("digest"))
-                good = facts.get("position") == end and re.fullmatch("[0-9a-f]{16}", digest)
-                for client in clients:
-                    self._asked[client].done = True
-                    if good:
-                        digests[client] = int(digest, 16)
-                if not good:
-                    log.warning("%s at the end: %s", named(clients), plain(facts.get("reason")))
+                if clients := self._asked_by(answer):
+                    for client in clients:
+                        self._asked[client].done = True
+                    yield clients, answer.envelope.facts
             for site in self._sites.all():
                 known = self._asked.keys() | self._server.settings.withdrawn
                 if new := [client for client in site.clients if client not in known]:
                     plan = self._server.rest(new[0], self._stands(site))
                     self._asked |= {client: _Asked(plan) for client in new}
-            self._send(began, kind="fold")
-            self._present.tell("last catch-up")
+            self._send(began, kind=kind)
+            self._present.tell("last catch-up" if kind == "fold" else "counting right answers")
             here = self._sites.by_client.keys() & self._asked.keys()
             done = [self._asked[client].done for client in here]
             whole = all(done) and not self._sites.expects_more
-            if self._asked and (whole or (2 * sum(done) > len(done) and self._waited)):
+            enough = kind == "fold" and 2 * sum(done) > len(done) and self._waited
+            if self._asked and (whole or enough):
                 break
             time.sleep(_POLL)
         self._note_sizes(end)
-        for digest, votes in Counter(digests.values()).most_common(1):
-            if 2 * votes > len(digests):
-                return digest, len(digests)
-        return None, len(digests)
 
     def _hear(self) -> list[Answer]:
         answers = _greet(self._post, self._sites)
@@ -215,9 +253,14 @@ class Conductor:
             try:
                 check_identity(self._ledger.identity, site.identity)
                 site.belongs = True
+                self._note_data(site)
             except RunConflict as error:
                 self._sites.refuse(site, str(error))
         return answers
+
+    def _note_data(self, site: Site) -> None:
+        if site.data is not None and (new := self._ledger.mark_data(site.clients, site.data)):
+            log.warning("the data of %s have changed", named(new))
 
     def _begin(self, asked: dict[int, _Asked]) -> float:
         self._asked, self._open, self._accepted, self._sent = asked, {}, 0, math.inf
@@ -325,6 +368,8 @@ class Conductor:
         plan, site = self._asked[clients[0]].plan, self._sites.by_client.get(clients[0])
         if kind in (RESTARTED, BUSY, LOST):
             self._sites.lose(answer.node, reason, again=True)
+        elif kind == CUT_SHORT:
+            self._sites.cut_short(answer.node, reason)
         elif kind == UNKNOWN_RUN and site is not None:
             site.run = None
         elif kind == BEHIND and site is not None and is_whole(facts.get("position"), 0, 2**32):

@@ -13,7 +13,7 @@ from typing import Any
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from hiso.errors import SettingsError
+from hiso.errors import ProtocolError, SettingsError
 from hiso.flower.exchange import MAX_ANSWER, Post, look_again_soon
 from hiso.flower.logs import keep_private, log_to
 from hiso.flower.present import Present
@@ -33,6 +33,8 @@ from hiso.run.settings import Settings
 from hiso.run.summary import summarise
 
 LOG = "server.log"
+SITES = "sites"
+"""Name of the split of an evaluation over all sites."""
 _ATTEMPTS = 20
 """Number of attempts at a round that may be aborted in a row."""
 _CLIP = 3.0
@@ -57,6 +59,9 @@ def main(grid: Grid, context: Context) -> None:
     pace = Pace(float(config["round-seconds"]), int(config["start-with"]))
     rollback = int(config["rollback"])
     try:
+        if config["count"]:
+            count(grid, out, pace)
+            return
         serve(
             grid,
             json.loads(str(config["settings"])),
@@ -167,6 +172,48 @@ def serve(
             return loop.run()
         finally:
             present.tell("nothing more")
+
+
+def count(grid: Grid, out: Path, pace: Pace) -> None:
+    """Counts right answers over all sites at the end of a run's log.
+
+    The ledger gets an evaluation on the split `SITES`: "accuracy", the share of right answers, and
+    the numbers of "examples" and "sites".
+
+    Args:
+        grid: Flower's connection to the nodes.
+        out: The run's folder.
+        pace: How long to wait.
+
+    Raises:
+        RunConflict: Another process is using the folder.
+        ProtocolError: No site has counted, or the folder holds no run.
+    """
+    folder = RunFolder(out)
+    if (seen := look(folder)) is None:
+        raise ProtocolError(f"{out} holds no run")
+    settings = resolve_settings(folder, {}, {}, None, None)
+    post = Post(grid)
+    sites = Sites(post, settings.clients)
+    present = Present(out, sites)
+    with Ledger.open(folder.ledger) as ledger:
+        identity = ledger.identity
+    with open_ledger(folder, identity, settings, seen=seen) as ledger:
+        sites.owners.keep_in(ledger)
+        sites.run = ledger.run
+        server = Server(ledger, settings.make_rounds(identity.method))
+        try:
+            found, examples, right = Conductor(post, sites, server, pace, present).count()
+        finally:
+            present.tell("nothing more")
+        if not found:
+            raise ProtocolError(
+                f"no site has counted right answers within {pace.round_seconds:g} s: a site "
+                'allows it with evaluate = "test" in its site.toml'
+            )
+        metrics = {"accuracy": right / examples, "examples": examples, "sites": found}
+        ledger.record_evaluation(ledger.position, SITES, metrics)
+        log.info("%d sites: %d of %d right", found, right, examples)
 
 
 def _summary(ledger: Ledger, conductor: Conductor, sites: Sites) -> Summary:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from dataclasses import dataclass, field
 
@@ -10,7 +11,7 @@ from hiso.core.identity import Identity
 from hiso.core.plain import plain
 from hiso.core.record import MAX_STREAM
 from hiso.errors import ProtocolError
-from hiso.flower.envelope import Envelope
+from hiso.flower.envelope import CUT_SHORT, Envelope
 from hiso.flower.exchange import Answer, Post
 from hiso.flower.owners import Owners
 from hiso.ring.accept.replies import is_whole
@@ -22,19 +23,26 @@ log = logging.getLogger(__name__)
 HELLO_TTL = 300.0
 _AGAIN = 1.0
 """Seconds until `hello` is sent again to a node whose worker did not answer."""
+_LONGEST_PAUSE = 600.0
 _REFUSED_AGAIN = 30.0
 """The same, if the worker has another identity."""
 _LONGEST_IDENTITY = 2**20
 """Largest number of characters of an identity."""
 _INTRODUCTION = 10.0
 """Longest wait for the first answer of a new node, in seconds; an idle worker looks every 3 s."""
+_SAID = ("clients", "position", "run", "chain", "weights", "data", "identity")
 _LOOK = 1.0
 """Seconds between readings of Flower's list of nodes."""
 
 
 @dataclass
 class Site:
-    """A node with its replica and one or several clients, by its last answer to `hello`."""
+    """A node with its replica and one or several clients, by its last answer to `hello`.
+
+    Attributes:
+        data: The mark of its data, see `hiso.ring.site.Site.mark_data`.
+        belongs: Whether the identity has been found to be that of the run.
+    """
 
     node: int
     clients: tuple[int, ...]
@@ -42,9 +50,9 @@ class Site:
     chain: str
     run: str | None
     weights: int
+    data: str | None
     identity: Identity = field(repr=False)
     belongs: bool = False
-    """Whether the identity has been found to be that of the run."""
 
 
 class Sites:
@@ -72,6 +80,7 @@ class Sites:
         self._known: dict[int, Owner | None] = {}
         self._new: dict[int, float] = {}
         self._again: dict[int, float] = {}
+        self._pauses: dict[int, float] = {}
         self._refused: dict[tuple[int, ...], str] = {}
         self._strangers: dict[int, str] = {}
         self._looked = 0.0
@@ -115,6 +124,15 @@ class Sites:
         if again:
             self._again[node] = time.monotonic() + _AGAIN
 
+    def cut_short(self, node: int, reason: str) -> None:
+        """Removes the worker behind a node, which has kept the server waiting for its answer, and
+        retries after a pause that doubles each time, from 1 s to 600 s.
+        """
+        pause = self._pauses.get(node, _AGAIN)
+        self._pauses[node] = min(2 * pause, _LONGEST_PAUSE)
+        self.lose(node, reason, again=False)
+        self._again[node] = time.monotonic() + pause
+
     def refuse(self, site: Site, reason: str) -> None:
         """Leaves a site's clients out until a later `hello` gets another answer."""
         if self._refused.get(site.clients) != reason:
@@ -138,14 +156,15 @@ class Sites:
         self._new.pop(answer.node, None)
         if answer.envelope.kind != "hello":
             reason = str(facts.get("reason", "no hello"))
+            if facts.get("error") == CUT_SHORT:
+                self.cut_short(answer.node, reason)
+                return
             if answer.node not in self._by_node and self._strangers.get(answer.node) != reason:
                 log.warning("node %d is not a client: %s", answer.node, plain(reason))
                 self._strangers[answer.node] = reason
             self.lose(answer.node, reason, again=True)
             return
-        clients, position, run, chain, weights, identity = (
-            facts.get(key) for key in ("clients", "position", "run", "chain", "weights", "identity")
-        )
+        clients, position, run, chain, weights, data, identity = map(facts.get, _SAID)
         if (
             not isinstance(clients, list)
             or not clients
@@ -155,6 +174,7 @@ class Sites:
             or not is_whole(weights, 1, 2**63)
             or not isinstance(chain, str)
             or not (run is None or isinstance(run, str))
+            or not (data is None or re.fullmatch("[0-9a-f]{32}", str(data)))
             or not isinstance(identity, str)
             or len(identity) > _LONGEST_IDENTITY
         ):
@@ -176,7 +196,7 @@ class Sites:
             return
         before = self._by_node.get(answer.node)
         self._remove(answer.node)
-        site = Site(answer.node, own, position, chain, run, weights, found)
+        site = Site(answer.node, own, position, chain, run, weights, data, found)
         self._by_node[answer.node] = site
         for client in own:
             self.by_client[client] = site

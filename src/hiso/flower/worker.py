@@ -42,6 +42,10 @@ from hiso.run.snapshots import replay, restore_snapshot, save_snapshot
 from hiso.run.workload.base import adjustments, make_replica
 from hiso.run.workload.load import load_workload
 
+FEWEST_COUNTED = 20
+"""Fewest examples on which a site counts right answers; the count of fewer says much of each."""
+_RIGHT = ("accuracy", "exact_match")
+"""Metrics that are a share of right answers."""
 log = logging.getLogger(__name__)
 
 
@@ -126,6 +130,8 @@ class Worker:
                     return self._round(request, asked)
                 case "fold":
                     return self._fold(request)
+                case "count":
+                    return self._count(request, asked)
                 case _:
                     raise ProtocolError(f"a worker does not know the request {request.kind!r}")
         except HisoError as error:
@@ -139,6 +145,7 @@ class Worker:
         facts = {
             "clients": list(clients),
             "weights": sum(w.numel() for w in weights if w.requires_grad),
+            "data": self._data,
             "identity": self._identity.text,
             "run": run if chain else None,
             "position": position,
@@ -174,6 +181,9 @@ class Worker:
     def _load(self) -> None:
         self._workload = load_workload(self._settings, self._method, Silent(), own=self._own)
         self._identity = deployed(self._workload.identity)
+        self._data, changed = self._site.mark_data(self._workload.identity.data["fingerprint"])
+        if changed:
+            log.warning("the data are not those of the last start; the server is told so")
         self.shards = {shard.client: shard for shard in self._workload.shards}
 
     def _round(self, request: Envelope, clients: Sequence[int]) -> Envelope:
@@ -238,6 +248,46 @@ class Worker:
         digest = f"{self._standing.digest():016x}"
         log.info("position %d, digest %s", self.position, digest)
         return Envelope("folded", {"position": self.position, "digest": digest})
+
+    def _count(self, request: Envelope, clients: Sequence[int]) -> Envelope:
+        """Folds the rest of the log, and counts the right answers of these clients together."""
+        examples = self._countable(clients)
+        folded = self._fold(request)
+        if folded.kind != "folded":
+            return folded
+        self._standing.write()
+        metrics = self._workload.evaluate(
+            self._objective, examples, self._standing.biases, lambda _: self._go_on()
+        )
+        share = next((metrics[name] for name in _RIGHT if name in metrics), None)
+        if share is None:
+            raise ProtocolError("the task has no right answers that could be counted")
+        counts = {"examples": len(examples), "right": round(share * len(examples))}
+        log.info("position %d: %d of %d right", self.position, counts["right"], len(examples))
+        return Envelope("counts", folded.facts | counts)
+
+    def _countable(self, clients: Sequence[int]) -> Sequence[Any]:
+        """The examples on which this site allows to count.
+
+        Raises:
+            ProtocolError: It allows none, or they are too few.
+        """
+        match self._site.settings.evaluate:
+            case "no":
+                raise ProtocolError(
+                    'this site counts no right answers: evaluate = "test" or "train" in its '
+                    "site.toml allows it"
+                )
+            case "test":
+                examples = self._workload.test
+            case "train":
+                examples = [e for client in clients for e in self.shards[client].encoded]
+        if len(examples) < FEWEST_COUNTED:
+            raise ProtocolError(
+                f"this site counts right answers on {FEWEST_COUNTED} examples or more, and it has "
+                f"{len(examples)}"
+            )
+        return examples
 
     def _prepare(self, plan: Plan, request: Envelope) -> Envelope | None:
         """Switches to the plan's run, and makes its own log a prefix of the plan's log.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ from hiso.ring.messages import Plan, Reply
 from hiso.ring.site_settings import SiteSettings, Value, differences
 from hiso.ring.wire import hash_question
 
-ANSWERS, KEY = "answers.sqlite", "batches.key"
+ANSWERS, KEY, MARK = "answers.sqlite", "batches.key", "data.mark"
 _KEY_BYTES = 32
 
 
@@ -38,8 +39,8 @@ class Site:
     def __init__(
         self, folder: Path, settings: SiteSettings, expected: Mapping[str, Value] | None = None
     ) -> None:
-        """Opens the answers in `folder`, and its key if batches are secret; creates what is
-        missing, so that only the owner can read it.
+        """Opens the answers and the key in `folder`; creates what is missing, so that only the
+        owner can read it.
 
         Args:
             folder: An existing folder.
@@ -51,7 +52,7 @@ class Site:
             StorageError: A file cannot be read or written.
         """
         self.settings, self._expected = settings, expected or {}
-        self._key = _read_key(folder / KEY) if settings.batches == "secret" else None
+        self._key, self._mark = _read_key(folder / KEY), folder / MARK
         self._answers = Answers(folder / ANSWERS)
 
     @property
@@ -61,7 +62,27 @@ class Site:
 
     def batch_seed(self, run: str) -> int | None:
         """The secret seed of a run's batches; None if they are drawn from the run's own seed."""
-        return None if self._key is None else secret_seed(self._key, run)
+        return secret_seed(self._key, run) if self.settings.batches == "secret" else None
+
+    def mark_data(self, fingerprint: str) -> tuple[str, bool]:
+        """A mark of the site's data, and whether the last call had data with another mark.
+
+        The mark is a hash with the site's key, so that it shows only whether data have changed:
+        without the key nobody can test a guess of the data.
+
+        Raises:
+            StorageError: The mark cannot be read or stored.
+        """
+        hashed = hashlib.blake2b(
+            fingerprint.encode(), key=self._key, digest_size=16, person=b"hiso-data"
+        )
+        mark = hashed.hexdigest()
+        try:
+            before = self._mark.read_text() if self._mark.exists() else mark
+            self._mark.write_text(mark)
+        except OSError as error:
+            raise StorageError.of(self._mark, error) from error
+        return mark, before != mark
 
     def recall(self, plan: Plan) -> bytes | None:
         """The bytes with which this plan was answered before, or None.

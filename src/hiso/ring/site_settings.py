@@ -57,6 +57,13 @@ class SiteSettings(BaseModel):
         description="The mean loss in a reply: with three significant digits, exact, or left out.",
     )
 
+    evaluate: Literal["no", "test", "train"] = Field(
+        default="no",
+        description="Whether right answers may be counted for `hiso eval --split sites`, and on "
+        "which examples: the site's test split or its training examples. Two numbers leave the "
+        "site, how many examples and how many right answers.",
+    )
+
     @model_validator(mode="after")
     def _agree(self) -> SiteSettings:
         if self.max_mu < self.min_mu:

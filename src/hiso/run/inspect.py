@@ -52,6 +52,9 @@ def inspect_run(path: Path, last: int) -> dict[str, Any]:
             "facts": facts,
             "clients": troubled(ledger),
             "owners": [{"client": c, **asdict(owner)} for c, owner in ledger.owners().items()],
+            "data_changes": [
+                {"client": client, "position": at} for client, at in ledger.data_changes()
+            ],
             "refusals": [
                 {"client": client, "round": round, "reason": reason}
                 for client, round, reason in refusals[len(refusals) - min(last, len(refusals)) :]

@@ -10,7 +10,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from hiso.run.folder import write_text
 
-Doing = Literal["waiting for clients", "rounds", "last catch-up", "nothing more"]
+Doing = Literal[
+    "waiting for clients", "rounds", "last catch-up", "counting right answers", "nothing more"
+]
 _NAME = "status.json"
 
 

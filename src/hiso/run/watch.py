@@ -221,6 +221,9 @@ def _clients(
             before, _ = troubles.get(client, (None, ""))
             if round is None or before is None or round >= before:
                 troubles[client] = round, plain(reason)
+    for client, position in ledger.data_changes():
+        if position >= (troubles.get(client, (0, ""))[0] or 0):
+            troubles[client] = position, "its data have changed"
     known = {*range(count), *last, *troubles, *(status.here if status else ())}
     return [
         WatchedClient(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -261,6 +261,28 @@ class RunFile:
         with self._write() as db:
             db.execute("DELETE FROM owners WHERE client = ?", (client,))
         return owner
+
+    def mark_data(self, clients: Iterable[int], mark: str) -> list[int]:
+        """Stores a mark of these clients' data; returns those that had another one before."""
+        query = "SELECT client, mark, max(rowid) FROM data_marks GROUP BY client"
+        rows = self._db.rows(lambda client, mark, _: (integer(client), text(mark)), query)
+        before, position = dict(rows), self.position
+        new = [client for client in clients if before.get(client) != mark]
+        if new:
+            with self._write() as db:
+                for client in new:
+                    db.insert("data_marks", (client, mark, position, time.time()))
+        return [client for client in new if client in before]
+
+    def data_changes(self) -> list[tuple[int, int]]:
+        """(client, position of the log) whenever a client came back with other data."""
+        query = "SELECT client, position FROM data_marks ORDER BY rowid"
+        seen, changes = set[int](), list[tuple[int, int]]()
+        for client, position in self._db.rows(columns(integer, integer), query):
+            if client in seen:
+                changes.append((client, position))
+            seen.add(client)
+        return changes
 
     def replies(self, start: int = 0, stop: int | None = None) -> Iterator[ReplyRow]:
         """Every valid reply to rounds `start` to `stop` (exclusive; by default the end of the

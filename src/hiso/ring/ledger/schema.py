@@ -122,6 +122,12 @@ CREATE TABLE IF NOT EXISTS faults (
     digest TEXT,                -- where none had a majority: a fault if the round's is another
     PRIMARY KEY (round, attempt, client)
 );
+CREATE TABLE IF NOT EXISTS data_marks (
+    client INTEGER NOT NULL,
+    mark TEXT NOT NULL,         -- see `Site.mark_data`
+    position INTEGER NOT NULL,  -- of the log when the client first had it
+    time REAL NOT NULL
+);
 CREATE TABLE IF NOT EXISTS owners (
     client INTEGER PRIMARY KEY,
     key TEXT NOT NULL,          -- fingerprint of the first key that claimed the number
