@@ -18,7 +18,8 @@ flower-superlink --host "$address" --port "$port" \
     --ssl-ca-certfile keys/ca.pem --ssl-certfile keys/server.pem --ssl-keyfile keys/server.key \
     --enable-supernode-auth --disable-runtime-dependency-installation &
 superlink=$!
-trap 'kill $superlink 2>/dev/null; wait $superlink' INT TERM
+# The second signal ends the connections of a `hiso serve` that shows a run.
+trap 'kill $superlink 2>/dev/null; sleep 2; kill -INT $superlink 2>/dev/null; wait $superlink' INT TERM
 for key in keys/*.pub; do
     [ -e "$key" ] || { echo "keys/ has no .pub file: no site can connect yet"; break; }
     site=$(basename "$key" .pub)  # hiso serve binds a client number to a key that has a name

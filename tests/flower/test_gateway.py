@@ -172,6 +172,20 @@ def counts(folder, evaluate, clients=(0, 1), **changed) -> Envelope:
     return node.worker.handle(Envelope("count", facts, plan), node.clients)
 
 
+def test_a_site_that_has_only_its_own_data_goes_to_the_end_of_the_log(tmp_path, one_thread):
+    """Though what is sent to all sites names no client, and this one is not client 0."""
+    folder = tmp_path / "w"
+    folder.mkdir()
+    whole = Worker(SETTINGS, folder, own=(3,), alive=lambda: None)
+    with Ledger.create(tmp_path / "ledger.sqlite", whole._identity, {}) as ledger:
+        server = Server(ledger, SETTINGS.make_rounds(SETTINGS.make_method()))
+        plan = plan_to_bytes(server.rest(3, 0).for_client(0))
+        request = Envelope("fold", {"identity": ledger.identity.text}, plan)
+        answer = whole.handle(request, [3])
+    assert answer.kind == "folded", answer.facts
+    assert answer.facts["position"] == 0
+
+
 @pytest.mark.parametrize("evaluate", ["train", "test"])
 def test_right_answers_are_counted_where_the_site_allows_it(tmp_path, one_thread, evaluate):
     answer = counts(tmp_path, evaluate)

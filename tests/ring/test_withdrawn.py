@@ -12,6 +12,7 @@ from hiso.errors import SettingsError
 from hiso.ring.accept.quarantine import sample_clients
 from hiso.ring.round_settings import RoundSettings
 from hiso.run.api import simulate
+from hiso.run.settings import parse_settings
 
 RULES = RoundSettings(clients=8, sample=4, steps=1, directions=1, mu=1e-3, min_replies=2)
 
@@ -43,3 +44,7 @@ def test_a_run_goes_on_without_them_and_says_so(tmp_path, base):
     rounds = [row for row in map(json.loads, lines) if row["kind"] == "round"]
     assert [row["clients"] for row in rounds[3:]] == [[1, 3]] * 3
     assert {0, 2} & {client for row in rounds[:3] for client in row["clients"]}
+
+
+def test_one_client_may_be_a_number():
+    assert parse_settings({"withdrawn": 3, "min_replies": 1}).withdrawn == "3"

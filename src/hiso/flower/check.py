@@ -243,7 +243,9 @@ def _measure(
     replies = join([reply_to_bytes(reply)] * len(shards))
     cuda = torch.cuda.is_available() and settings.device != "cpu"
     return {
-        "trainable weights": replica.weights.numel(),
+        "trainable weights": sum(
+            weight.numel() for weight in workload.module.parameters() if weight.requires_grad
+        ),
         "seconds, without messages": seconds,
         "peak memory, bytes": peak_memory(),
         **({"peak memory of the GPU, bytes": torch.cuda.max_memory_allocated()} if cuda else {}),

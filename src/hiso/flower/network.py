@@ -49,6 +49,7 @@ class Network:
         self._stopping, self._wake = threading.Event(), threading.Event()
         self._last, self._pause = time.monotonic(), _PAUSES[0]
         self._said: set[str] = set()
+        self._refused: set[str] = set()
         self.trouble = "not connected yet"
 
     def run(self) -> None:
@@ -98,7 +99,9 @@ class Network:
             envelope = read_record(record)
         except (ProtocolError, Ended) as error:
             reason = f"a hiso worker answers hiso's server only: {error}"
-            log.warning("a message is refused: %s", plain(error))
+            if (said := plain(error)) not in self._refused:
+                log.warning("a message is refused: %s", said)
+                self._refused.add(said)
             self._ready.append((request, Error(ErrorCode.MESSAGE_UNAVAILABLE, reason)))
             return True
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -66,7 +67,8 @@ class Submission:
         Raises:
             ProtocolError: The connection broke.
         """
-        done = subprocess.run([_FLWR, "log", self.run, *self._superlink, "--stream"])
+        command = [_FLWR, "log", self.run, *self._superlink, "--stream"]
+        done = subprocess.run(command, env={**os.environ, "PYTHONUNBUFFERED": "1"})
         if done.returncode:
             raise ProtocolError(
                 f"run {self.run} cannot be watched any longer: see what Flower says above. "

@@ -244,7 +244,8 @@ class Worker:
         plan = plan_from_bytes(request.body)
         if (refusal := self._prepare(plan, request)) is not None:
             return refusal
-        next(iter(self._clients.values())).catch_up(plan)
+        index, client = next(iter(self._clients.items()))
+        client.catch_up(plan.for_client(index))
         digest = f"{self._standing.digest():016x}"
         log.info("position %d, digest %s", self.position, digest)
         return Envelope("folded", {"position": self.position, "digest": digest})

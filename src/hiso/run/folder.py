@@ -147,6 +147,7 @@ def locked(folder: Path, busy: str, patience: float = 0.0) -> Iterator[None]:
             `busy`.
     """
     handle, end = os.open(folder, os.O_RDONLY), time.monotonic() + patience
+    said = False
     try:
         while True:
             try:
@@ -155,7 +156,9 @@ def locked(folder: Path, busy: str, patience: float = 0.0) -> Iterator[None]:
             except BlockingIOError as error:
                 if time.monotonic() >= end:
                     raise RunConflict(busy) from error
-                log.warning(busy)
+                if not said:
+                    log.warning("%s; waiting %.0f s", busy, patience)
+                said = True
                 time.sleep(1)
         yield
     finally:

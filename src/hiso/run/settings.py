@@ -15,6 +15,7 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
@@ -212,6 +213,11 @@ class Values(BaseModel):
     snapshot_every: Annotated[int, Field(ge=0)] = Field(
         0, description="Rounds between snapshots of the replica; 0 for none (replay works without)."
     )
+
+    @field_validator("withdrawn", mode="before")
+    @classmethod
+    def _one_client(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
     @model_validator(mode="before")
     @classmethod
