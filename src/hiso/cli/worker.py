@@ -173,7 +173,9 @@ def status(
     if as_json:
         print(json.dumps(facts))
     else:
-        display.plain_table(Console(), facts)
+        times = ("started", "doing_since")  # the durations are there too
+        shown = {name: fact for name, fact in facts.items() if name not in times}
+        display.plain_table(Console(), shown | {"process": str(facts["process"])})
 
 
 @app.command()
