@@ -13,6 +13,7 @@ from hiso.ring.accept.quarantine import sample_clients
 from hiso.ring.round_settings import RoundSettings
 from hiso.run.api import simulate
 from hiso.run.settings import parse_settings
+from hiso.run.watch import watch_run
 
 RULES = RoundSettings(clients=8, sample=4, steps=1, directions=1, mu=1e-3, min_replies=2)
 
@@ -38,6 +39,7 @@ def test_a_run_goes_on_without_them_and_says_so(tmp_path, base):
     simulate(out=tmp_path / "run", **given)
     summary = simulate(out=tmp_path / "run", change={"withdrawn": "0,2", "rounds": 6})
     assert summary["settings"]["withdrawn"] == "0,2"
+    assert [c.client for c in watch_run(tmp_path / "run").clients if c.withdrawn] == [0, 2]
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     import json
 

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture
 def base(small_run) -> dict:
-    return {**small_run, "lr": 0.05, "rounds": 4, "eval_every": 1, "divergence_factor": 0}
+    return {**small_run, "lr": 0.01, "rounds": 4, "eval_every": 1, "divergence_factor": 0}
 
 
 WORSE = {"lr": 0.6, "rounds": 8}

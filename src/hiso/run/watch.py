@@ -15,6 +15,7 @@ from hiso.ring.accept.quarantine import Kind, Quarantine
 from hiso.ring.ledger.ledger import Ledger, RoundRow
 from hiso.ring.ledger.runfile import Evaluation
 from hiso.run.folder import RunFolder
+from hiso.run.formatting import client_numbers
 from hiso.run.server_status import Doing, ReplyTime, ServerStatus, read_server_status
 
 RECENT = 60
@@ -44,6 +45,7 @@ class WatchedClient:
         faults: How often it was at fault, by kind of fault.
         trouble: Its last fault, or the reason of its last refusal.
         trouble_round: The round of that.
+        withdrawn: Whether it has left for good.
     """
 
     client: int
@@ -55,6 +57,7 @@ class WatchedClient:
     faults: dict[Kind, int]
     trouble: str | None
     trouble_round: int | None
+    withdrawn: bool = False
 
 
 @dataclass(frozen=True)
@@ -183,7 +186,9 @@ def _watched(folder: RunFolder, ledger: Ledger, status: ServerStatus | None) -> 
         message_bytes_up=message_up,
         message_bytes_down=message_down,
         refusals=len(refusals),
-        clients=_clients(ledger, refusals, settings.get("clients", 0), status),
+        clients=_clients(
+            ledger, refusals, settings.get("clients", 0), settings.get("withdrawn", ""), status
+        ),
     )
 
 
@@ -206,6 +211,7 @@ def _clients(
     ledger: Ledger,
     refusals: Sequence[tuple[int | None, int | None, str]],
     count: int,
+    left: str,
     status: ServerStatus | None,
 ) -> list[WatchedClient]:
     faults, owners, last = ledger.faults(), ledger.owners(), ledger.last_replies()
@@ -224,6 +230,7 @@ def _clients(
     for client, position in ledger.data_changes():
         if position >= (troubles.get(client, (0, ""))[0] or 0):
             troubles[client] = position, "its data have changed"
+    gone = client_numbers(left) if left else []
     known = {*range(count), *last, *troubles, *(status.here if status else ())}
     return [
         WatchedClient(
@@ -238,6 +245,7 @@ def _clients(
             faults=kinds.get(client, {}),
             trouble=troubles[client][1] if client in troubles else None,
             trouble_round=troubles[client][0] if client in troubles else None,
+            withdrawn=client in gone,
         )
         for client in sorted(known)
     ]

@@ -80,6 +80,8 @@ def fitting(rows: list[list[Cell]], room: int) -> tuple[list[list[Cell]], int]:
 def _row(c: WatchedClient) -> list[Cell]:
     nothing = Cell(_NOTHING)
     state = nothing if c.here is None else Cell("here") if c.here else Cell("away", wrong=True)
+    if c.withdrawn:
+        state = Cell("withdrawn")
     time = nothing
     if c.reply is not None:
         more, slow = "" if c.reply.in_time else "> ", ", slow" if c.reply.slow else ""
