@@ -100,6 +100,29 @@ def test_the_same_model_as_the_simulation_also_after_a_crash(tmp_path, settings,
     assert together[0] > together[3] > 0  # the gateway's messages stand at its first client asked
 
 
+@pytest.mark.flower
+@pytest.mark.timeout(300)
+def test_a_resumed_run_waits_for_the_clients_of_before(tmp_path, settings):
+    site = Deployment(tmp_path / "f")
+    settings = settings | {"clients": 2, "sample": 2, "min_replies": 1, "rounds": 3}
+    try:
+        write_toml(site.folder / "settings.toml", settings)
+        site.superlink()
+        for client in (0, 1):
+            site.worker(client, "--share")
+        site.serve()
+        site.summary("run")
+        site.kill("worker1")
+        site.start("serve", "hiso", "serve", "--out", "run", "--change", "rounds=6")
+        site.wait("server", lambda: watch_run(site.folder / "run").doing == "waiting for clients")
+        site.worker(1, "--share")
+        site.summary("run")
+        with Ledger.read(site.folder / "run" / "ledger.sqlite") as ledger:
+            assert [sorted(row.clients) for row in ledger.rounds(3)] == [[0, 1]] * 3
+    finally:
+        site.close()
+
+
 def with_replies(seen: Watched) -> Watched | None:
     told = any(client.reply and client.reply.in_time for client in seen.clients)
     return seen if told else None

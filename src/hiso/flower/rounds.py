@@ -41,6 +41,8 @@ from hiso.run.server_status import ReplyTime
 log = logging.getLogger(__name__)
 
 _POLL = 0.05
+_RETURN = 15.0
+"""Longest wait for clients when a run is resumed, in seconds; an idle worker looks every 3 s."""
 _TRIES = 10
 """How often the plan of one round is sent to a client, at most."""
 
@@ -138,6 +140,21 @@ class Conductor:
         self._accepted = 0
         self._waiting = Waiting(pace.round_seconds)
         self._sent = math.inf  # when the first plans of the open round were sent
+
+    def await_return(self) -> None:
+        """Waits, at most `_RETURN` seconds, for all clients of the last `WINDOW` rounds.
+
+        A server that resumes a run is ready before its clients have connected again. Without this
+        it would do rounds without them, and take them for silent.
+        """
+        last, end = self._ledger.last_replies(), self._ledger.position
+        known = {client for client, round in last.items() if round >= end - WINDOW}
+        known -= self._server.settings.withdrawn
+        until = time.monotonic() + _RETURN
+        while known - self._sites.by_client.keys() and time.monotonic() < until:
+            self._hear()
+            self._present.tell("waiting for clients")
+            time.sleep(_POLL)
 
     def round(self) -> Closed | Aborted:
         """Runs one round with the clients that answer in time.

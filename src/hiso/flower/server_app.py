@@ -169,6 +169,8 @@ def serve(
             attempts=_ATTEMPTS,
         )
         try:
+            if seen is not None:
+                conductor.await_return()
             return loop.run()
         finally:
             present.tell("nothing more")
