@@ -54,7 +54,7 @@ TEXTS = {
 }
 
 
-def greeted(text: Any, client: Any = 1) -> Sites:
+def greeted(text: Any, client: Any = 1, data: Any = "0" * 32) -> Sites:
     sites = Sites(None, 3)  # pyright: ignore[reportArgumentType]
     facts = {
         "clients": [client],
@@ -62,11 +62,16 @@ def greeted(text: Any, client: Any = 1) -> Sites:
         "run": None,
         "chain": "",
         "weights": 5,
-        "data": "0" * 32,
+        "data": data,
         "identity": text,
     }
     sites.greet(Answer(7, Envelope("hello"), Envelope("hello", facts), 100))
     return sites
+
+
+@pytest.mark.parametrize("data", [10**31, "0" * 31, "0" * 32 + "\n", ["0" * 32], {}, True])
+def test_a_mark_of_data_that_is_none_is_refused(data):
+    assert greeted(GOOD.text, data=data).by_client == {}
 
 
 def test_a_good_hello_is_taken():

@@ -31,6 +31,7 @@ _LONGEST_IDENTITY = 2**20
 _INTRODUCTION = 10.0
 """Longest wait for the first answer of a new node, in seconds; an idle worker looks every 3 s."""
 _SAID = ("clients", "position", "run", "chain", "weights", "data", "identity")
+_MARK = re.compile("[0-9a-f]{32}")
 _LOOK = 1.0
 """Seconds between readings of Flower's list of nodes."""
 
@@ -174,7 +175,7 @@ class Sites:
             or not is_whole(weights, 1, 2**63)
             or not isinstance(chain, str)
             or not (run is None or isinstance(run, str))
-            or not (data is None or re.fullmatch("[0-9a-f]{32}", str(data)))
+            or not (data is None or (isinstance(data, str) and _MARK.fullmatch(data)))
             or not isinstance(identity, str)
             or len(identity) > _LONGEST_IDENTITY
         ):
