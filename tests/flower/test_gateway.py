@@ -145,9 +145,9 @@ def test_a_body_that_is_cut_short_is_refused(parts, data):
 class Node:
     """A worker with some clients, and the server of its run."""
 
-    def __init__(self, folder, clients):
+    def __init__(self, folder, clients, own=None):
         self.clients = clients
-        self.worker = Worker(SETTINGS, folder / "w", own=None, alive=lambda: None)
+        self.worker = Worker(SETTINGS, folder / "w", own=own, alive=lambda: None)
         self.ledger = Ledger.create(folder / "ledger.sqlite", self.worker._identity, {})
         self.server = Server(self.ledger, SETTINGS.make_rounds(SETTINGS.make_method()))
 
@@ -156,6 +156,12 @@ class Node:
         same = plan_to_bytes(next(iter(plans.values())).for_client(0))
         facts = {"identity": self.ledger.identity.text, **facts}
         return self.worker.handle(Envelope("round", facts, same), self.clients)
+
+    def at_the_end(self, kind: str) -> Envelope:
+        """The answer to what all sites are sent at the end of the log."""
+        plan = plan_to_bytes(self.server.rest(self.clients[0], 0).for_client(0))
+        facts = {"identity": self.ledger.identity.text}
+        return self.worker.handle(Envelope(kind, facts, plan), self.clients)
 
 
 @pytest.fixture
@@ -185,26 +191,17 @@ def test_replies_that_do_not_fit_into_a_message_wait_for_the_next(node, monkeypa
     assert clients_of(node.ask(clients=[0, 1, 2, 3])) == [0, 1]
 
 
-def counts(folder, evaluate, clients=(0, 1), **changed) -> Envelope:
+def counts(folder, evaluate) -> Envelope:
     """What a node says that is to count right answers at the start of its run."""
     (folder / "w").mkdir(mode=0o700)
     (folder / "w" / "site.toml").write_text(f'evaluate = "{evaluate}"\n')
-    node = Node(folder, list(clients))
-    plan = plan_to_bytes(node.server.rest(0, 0))
-    facts = {"identity": node.ledger.identity.text} | changed
-    return node.worker.handle(Envelope("count", facts, plan), node.clients)
+    return Node(folder, [0, 1]).at_the_end("count")
 
 
 def test_a_site_that_has_only_its_own_data_goes_to_the_end_of_the_log(tmp_path, one_thread):
     """Though what is sent to all sites names no client, and this one is not client 0."""
-    folder = tmp_path / "w"
-    folder.mkdir()
-    whole = Worker(SETTINGS, folder, own=(3,), alive=lambda: None)
-    with Ledger.create(tmp_path / "ledger.sqlite", whole._identity, {}) as ledger:
-        server = Server(ledger, SETTINGS.make_rounds(SETTINGS.make_method()))
-        plan = plan_to_bytes(server.rest(3, 0).for_client(0))
-        request = Envelope("fold", {"identity": ledger.identity.text}, plan)
-        answer = whole.handle(request, [3])
+    (tmp_path / "w").mkdir()
+    answer = Node(tmp_path, [3], own=(3,)).at_the_end("fold")
     assert answer.kind == "folded", answer.facts
     assert answer.facts["position"] == 0
 

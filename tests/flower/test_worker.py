@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -29,21 +30,32 @@ def site(tmp_path, settings):
         site.close()
 
 
-def test_the_watchdog_ends_a_worker_that_hangs(site, settings, tmp_path):
-    """It says where it stood, its process fails, and the next one goes on in the same round."""
+@pytest.fixture
+def expected(settings, tmp_path):
+    """The summary of that run as a simulation."""
     only = settings | {"clients": 1, "sample": 1, "rounds": 4, "clip": 3.0}
-    expected = simulate(out=tmp_path / "simulated", dev_examples=4, test_examples=4, **only)
+    return simulate(out=tmp_path / "simulated", dev_examples=4, test_examples=4, **only)
+
+
+def start_unlucky(site: Deployment, how: str, watchdog: int) -> Path:
+    """Starts SuperLink and worker 0, as unlucky.py does; the worker's folder."""
     folder = site.folder / "w0"
     simulated_site(folder)
     site.superlink()
     site.start(
-        "hanging", "python", "-m", "tests.flower.hanging", site.address(),
-        site.folder / "settings.toml", folder, WATCHDOG, folder=ROOT,
+        "unlucky", "python", "-m", "tests.flower.unlucky", how, site.address(),
+        site.folder / "settings.toml", folder, watchdog, folder=ROOT,
     )  # fmt: skip
+    return folder
+
+
+def test_the_watchdog_ends_a_worker_that_hangs(site, expected):
+    """It says where it stood, its process fails, and the next one goes on in the same round."""
+    folder = start_unlucky(site, "hang", WATCHDOG)
     site.serve("run", "--round-seconds", 200)
     stuck = {"clients": [0], "connected": True, "doing": "round", "last_error": ""}
     site.wait("hang", lambda: stuck.items() <= site.status(0).items())
-    site.wait("end of the worker", lambda: site.processes["hanging"].poll() == 1, 120)
+    site.wait("end of the worker", lambda: site.processes["unlucky"].poll() == 1, 120)
     assert site.status(0) == {}
     log = (folder / "worker.log").read_text()
     assert f"Timeout (0:00:{WATCHDOG})!" in log
@@ -58,19 +70,11 @@ def test_the_watchdog_ends_a_worker_that_hangs(site, settings, tmp_path):
     assert "client 0 is unreachable" in (site.folder / "run" / "server.log").read_text()
 
 
-def test_a_worker_that_dies_during_an_upload_stops_nobody(site, settings, tmp_path):
+def test_a_worker_that_dies_during_an_upload_stops_nobody(site, expected):
     """The server gives the answer up, and the next worker sends it again."""
-    only = settings | {"clients": 1, "sample": 1, "rounds": 4, "clip": 3.0}
-    expected = simulate(out=tmp_path / "simulated", dev_examples=4, test_examples=4, **only)
-    folder = site.folder / "w0"
-    simulated_site(folder)
-    site.superlink()
-    site.start(
-        "dying", "python", "-m", "tests.flower.dying", site.address(),
-        site.folder / "settings.toml", folder, folder=ROOT,
-    )  # fmt: skip
+    start_unlucky(site, "die", 600)
     site.serve()
-    site.wait("end of the worker", lambda: site.processes["dying"].poll() == 0)
+    site.wait("end of the worker", lambda: site.processes["unlucky"].poll() == 0)
     assert site.position("run") < 4
     site.worker(0, "--share")
     assert site.summary("run")["digest"] == expected["digest"]

@@ -179,6 +179,18 @@ def test_a_loss_that_is_left_out_is_shown_as_unknown(tmp_path):
     assert "nan" not in console.export_text()
 
 
+def test_other_data_have_another_mark_and_nobody_else_can_compute_it(tmp_path):
+    site = site_with(tmp_path / "site")
+    first, changed = site.mark_data("a")
+    assert not changed
+    assert site.mark_data("a") == (first, False)
+    second, changed = site.mark_data("b")
+    assert changed
+    assert second != first
+    assert site.mark_data("b") == (second, False)
+    assert site_with(tmp_path / "other").mark_data("a")[0] != first
+
+
 def test_files_are_their_owners_alone_and_the_key_stays(tmp_path):
     before = os.umask(0)
     try:
@@ -197,6 +209,7 @@ def test_files_are_their_owners_alone_and_the_key_stays(tmp_path):
     assert again.batch_seed("run") == seed != again.batch_seed("another run")
     assert site_with(tmp_path / "other").batch_seed("run") != seed
     assert site_with(tmp_path / "open", batches="seed").batch_seed("run") is None
+    assert (tmp_path / "open" / KEY).exists()  # data are marked with it
     (tmp_path / "site" / KEY).write_bytes(key[:31])
     with pytest.raises(ProtocolError, match="has 31 bytes"):
         site_with(tmp_path / "site")

@@ -43,28 +43,28 @@ def test_a_file_gives_the_scores_of_the_model_that_it_was_made_of(kind, tmp_path
         assert score == pytest.approx(row[-1, objective.verbalizer.first].numpy(), abs=2e-5)
 
 
-def test_the_chat_template_in_a_file_is_used(tmp_path):
+@pytest.fixture
+def chat_file(tmp_path):
+    """A file with the tokenizer of `make_chat_tokenizer`."""
     gguf_files = pytest.importorskip("tests.gguf_files")
-    tokenizer = make_chat_tokenizer()
-    path = gguf_files.write_gguf(
-        tmp_path / "model.gguf", "llama-tied", make_model("llama-tied"), tokenizer
+    model = make_model("llama-tied")
+    return gguf_files.write_gguf(
+        tmp_path / "model.gguf", "llama-tied", model, make_chat_tokenizer()
     )
-    found = load_tokenizer(str(path))
+
+
+def test_the_chat_template_in_a_file_is_used(chat_file):
+    tokenizer, found = make_chat_tokenizer(), load_tokenizer(str(chat_file))
     assert read_chat(found) == read_chat(tokenizer)
     task = SST2.in_chat(read_chat(found))
     assert check_labels(task, found) == check_labels(task, tokenizer)
     assert encode([], task, found, 64) == []
 
 
-def test_special_tokens_are_those_of_the_file_whatever_transformers_read(tmp_path):
-    gguf_files = pytest.importorskip("tests.gguf_files")
-    tokenizer = make_chat_tokenizer()
-    path = gguf_files.write_gguf(
-        tmp_path / "model.gguf", "llama-tied", make_model("llama-tied"), tokenizer
-    )
-    found = load_tokenizer(str(path))
+def test_special_tokens_are_those_of_the_file_whatever_transformers_read(chat_file):
+    tokenizer, found = make_chat_tokenizer(), load_tokenizer(str(chat_file))
     assert found.eos_token == tokenizer.eos_token
     found.eos_token = found.bos_token = found.convert_ids_to_tokens(7)
     with parsed_once():
-        set_special_tokens(found, path)
+        set_special_tokens(found, chat_file)
     assert (found.bos_token, found.eos_token) == (tokenizer.bos_token, tokenizer.eos_token)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -139,8 +138,8 @@ def count_right(path: Path, superlink: str | None) -> dict[str, Any]:
         position, run = ledger.position, ledger.run
     config = {"out": str(folder.path.absolute()), "count": True, "round-seconds": _COUNT_SECONDS}
     submission = Submission(config, superlink)
-    while (outcome := submission.outcome()).status.partition(":")[0] != "finished":
-        time.sleep(1)
+    submission.watch(show=False)
+    outcome = submission.outcome()
     if outcome.status != "finished:completed":
         raise ProtocolError(
             f"the sites have not counted (status in Flower: {outcome.status}): see "

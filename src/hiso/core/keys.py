@@ -33,6 +33,14 @@ def secret_seed(key: bytes, run: str) -> int:
     return int.from_bytes(digest.digest())
 
 
+def secret_mark(key: bytes, fingerprint: str) -> str:
+    """A hash of data with the key of a site, 32 hex digits: without the key nobody can test a guess
+    of the data.
+    """
+    digest = hashlib.blake2b(fingerprint.encode(), key=key, digest_size=16, person=b"hiso-data")
+    return digest.hexdigest()
+
+
 def permutation(seed: int, domain: str, *coordinates: int, size: int) -> NDArray[np.int64]:
     """A uniform permutation of `range(size)`, int64."""
     return np.argsort(raw_bits(seed, domain, coordinates, size), kind="stable")

@@ -153,10 +153,7 @@ def serve(
         prepare(ledger, own, rollback, Silent())
         for client in release:
             log.warning("client %d is released; it belonged to %s", client, ledger.release(client))
-        sites.owners.keep_in(ledger)
-        server = Server(ledger, settings.make_rounds(method))
-        sites.run = ledger.run
-        conductor = Conductor(post, sites, server, pace, present)
+        conductor = _conductor(ledger, own, post, sites, pace, present)
         loop = Loop(
             folder,
             settings,
@@ -201,11 +198,9 @@ def count(grid: Grid, out: Path, pace: Pace) -> None:
     with Ledger.open(folder.ledger) as ledger:
         identity = ledger.identity
     with open_ledger(folder, identity, settings, seen=seen) as ledger:
-        sites.owners.keep_in(ledger)
-        sites.run = ledger.run
-        server = Server(ledger, settings.make_rounds(identity.method))
+        conductor = _conductor(ledger, settings, post, sites, pace, present)
         try:
-            found, examples, right = Conductor(post, sites, server, pace, present).count()
+            found, examples, right = conductor.count()
         finally:
             present.tell("nothing more")
         if not found:
@@ -216,6 +211,16 @@ def count(grid: Grid, out: Path, pace: Pace) -> None:
         metrics = {"accuracy": right / examples, "examples": examples, "sites": found}
         ledger.record_evaluation(ledger.position, SITES, metrics)
         log.info("%d sites: %d of %d right", found, right, examples)
+
+
+def _conductor(
+    ledger: Ledger, settings: Settings, post: Post, sites: Sites, pace: Pace, present: Present
+) -> Conductor:
+    """Runs this ledger's run with these sites."""
+    sites.owners.keep_in(ledger)
+    sites.run = ledger.run
+    server = Server(ledger, settings.make_rounds(settings.make_method()))
+    return Conductor(post, sites, server, pace, present)
 
 
 def _summary(ledger: Ledger, conductor: Conductor, sites: Sites) -> Summary:

@@ -61,17 +61,19 @@ class Submission:
             told = self._ask("run", app, *self._superlink, "--run-config", str(path))
         self.run = str(told["run-id"])
 
-    def watch(self) -> None:
-        """Shows the run's log until it has ended.
+    def watch(self, *, show: bool = True) -> None:
+        """Waits until the run has ended, and shows its log meanwhile if `show`.
 
         Raises:
             ProtocolError: The connection broke.
         """
         command = [_FLWR, "log", self.run, *self._superlink, "--stream"]
-        done = subprocess.run(command, env={**os.environ, "PYTHONUNBUFFERED": "1"})
+        env = {**os.environ, "PYTHONUNBUFFERED": "1"}
+        done = subprocess.run(command, env=env, capture_output=not show, text=True)
         if done.returncode:
+            said = "see what Flower says above" if show else f"{done.stdout}{done.stderr}".strip()
             raise ProtocolError(
-                f"run {self.run} cannot be watched any longer: see what Flower says above. "
+                f"run {self.run} cannot be watched any longer: {said}. "
                 "If the SuperLink has died, start it and then the same command again"
             )
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
 
-from hiso.core.keys import secret_seed
+from hiso.core.keys import secret_mark, secret_seed
 from hiso.core.method.base import Method
 from hiso.errors import ProtocolError, StorageError
 from hiso.ring.answers import Answers
@@ -67,22 +66,19 @@ class Site:
     def mark_data(self, fingerprint: str) -> tuple[str, bool]:
         """A mark of the site's data, and whether the last call had data with another mark.
 
-        The mark is a hash with the site's key, so that it shows only whether data have changed:
-        without the key nobody can test a guess of the data.
+        See `secret_mark`: it shows only whether data have changed.
 
         Raises:
             StorageError: The mark cannot be read or stored.
         """
-        hashed = hashlib.blake2b(
-            fingerprint.encode(), key=self._key, digest_size=16, person=b"hiso-data"
-        )
-        mark = hashed.hexdigest()
+        mark = secret_mark(self._key, fingerprint)
         try:
-            before = self._mark.read_text() if self._mark.exists() else mark
-            self._mark.write_text(mark)
+            before = self._mark.read_text() if self._mark.exists() else None
+            if before != mark:
+                self._mark.write_text(mark)
         except OSError as error:
             raise StorageError.of(self._mark, error) from error
-        return mark, before != mark
+        return mark, before not in (None, mark)
 
     def recall(self, plan: Plan) -> bytes | None:
         """The bytes with which this plan was answered before, or None.

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from hiso.core.plain import plain
 from hiso.errors import ProtocolError
@@ -186,9 +187,7 @@ def _watched(folder: RunFolder, ledger: Ledger, status: ServerStatus | None) -> 
         message_bytes_up=message_up,
         message_bytes_down=message_down,
         refusals=len(refusals),
-        clients=_clients(
-            ledger, refusals, settings.get("clients", 0), settings.get("withdrawn", ""), status
-        ),
+        clients=_clients(ledger, refusals, settings, status),
     )
 
 
@@ -210,8 +209,7 @@ def _last(evaluations: Sequence[Evaluation]) -> Evaluation | None:
 def _clients(
     ledger: Ledger,
     refusals: Sequence[tuple[int | None, int | None, str]],
-    count: int,
-    left: str,
+    settings: Mapping[str, Any],
     status: ServerStatus | None,
 ) -> list[WatchedClient]:
     faults, owners, last = ledger.faults(), ledger.owners(), ledger.last_replies()
@@ -230,8 +228,8 @@ def _clients(
     for client, position in ledger.data_changes():
         if position >= (troubles.get(client, (0, ""))[0] or 0):
             troubles[client] = position, "its data have changed"
-    gone = client_numbers(left) if left else []
-    known = {*range(count), *last, *troubles, *(status.here if status else ())}
+    gone = client_numbers(left) if (left := settings.get("withdrawn")) else []
+    known = {*range(settings.get("clients", 0)), *last, *troubles, *(status.here if status else ())}
     return [
         WatchedClient(
             client=client,
